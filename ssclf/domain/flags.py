@@ -1,0 +1,26 @@
+"""Codes of the `flags` column, with what they tell a reader. One place, so that documentation, reports
+and rows cannot disagree."""
+
+from __future__ import annotations
+
+from typing import Final
+
+FLAGS: Final[dict[str, str]] = {
+    "stripped_by_ssclf": "the skull was removed by ssclf; the volume came with it",
+    "assumed_stripped": "taken as stripped because the user said so, although it does not look it",
+    "other_extraction": "the skull was removed by another engine than in the training volumes",
+    "implausible_brain_volume": "the brain found is smaller than 0.8 l or larger than 2.2 l",
+    "form_conflict": "qform and sform of the NIfTI header disagree; the sform was used",
+    "qform_only": "the NIfTI header has no sform; the qform was used",
+    "sform_aligned_only": "the only orientation in the header maps to an atlas, not to the scanner",
+    "repaired_affine": "the header's voxel-to-world matrix was unusable; the other form was used",
+    "shear": "the axes are not perpendicular (by more than 1 degree)",
+    "gantry_tilt": "the slices were acquired with a tilted gantry",
+    "oblique": "the axes are more than 20 degrees from the body's",
+    "thick_slices": "a voxel is longer than 4 mm along one axis",
+    "partial_coverage": "the field of view is shorter than a brain along one axis",
+    "wrong_contrast": "does not look like the contrast that the model was trained on",
+    "low_confidence": "the highest probability is below the review threshold",
+    "unlike_training": "the features lie further from the training volumes than those do from each other",
+    "trained_on": "the model was trained on this very volume: its probabilities say nothing",
+}

@@ -1,0 +1,104 @@
+"""What must travel with the weights to use them: `spec.json`, also inside model.onnx and TorchScript."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.errors import ConfigError, ModelError
+
+#: Raised when a bundle written before cannot be read any more, or one written now not by older versions.
+SPEC_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Attributes:
+    name: of the bundle.
+    architecture: "mc3", "r2plus1d" or "r3d".
+    class_names: K >= 2 names; logits and probabilities come in this order.
+    preprocess: settings that served in training and must serve in prediction.
+    temperature: logits are divided by it before the softmax (1: not calibrated).
+    training: provenance, for people and for the trust flags: plain JSON.
+    versions: packages that wrote the bundle.
+    """
+
+    name: str
+    architecture: str
+    class_names: tuple[str, ...]
+    preprocess: PreprocessConfig
+    temperature: float = 1.0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
+            raise ConfigError(f"class_names: expected two or more different names, found {self.class_names}.")
+        if not 0 < self.temperature < 1000:
+            raise ConfigError(f"temperature: expected a positive number, found {self.temperature}.")
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the training volumes were made by ssclf's generator."""
+        return bool(self.training.get("synthetic", False))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "format": SPEC_FORMAT,
+                "name": self.name,
+                "architecture": self.architecture,
+                "class_names": list(self.class_names),
+                "contrasts": list(self.preprocess.contrasts),
+                "slice_axis": self.preprocess.plane,
+                "preprocess": config_to_dict(self.preprocess),
+                "preprocess_hash": self.preprocess.hash,
+                "calibration": {"temperature": self.temperature},
+                "training": dict(self.training),
+                "versions": dict(self.versions),
+            },
+            indent=2,
+            sort_keys=True,
+        )
+
+    @staticmethod
+    def from_json(text: str, source: str) -> ModelSpec:
+        """Read a spec.
+
+        Args:
+            text: JSON as `to_json` writes it.
+            source: file name for messages.
+
+        Raises:
+            ModelError: not a spec, of another format, or its settings would now give other voxel values.
+        """
+        try:
+            values = json.loads(text)
+            if values["format"] != SPEC_FORMAT:
+                raise ModelError(
+                    f"{source}: expected a bundle of format {SPEC_FORMAT}, found {values['format']}; "
+                    "export the model again with this version, or use the version that wrote it."
+                )
+            preprocess = config_from_dict(PreprocessConfig, values["preprocess"])
+            spec = ModelSpec(
+                name=values["name"],
+                architecture=values["architecture"],
+                class_names=tuple(values["class_names"]),
+                preprocess=preprocess,
+                temperature=float(values["calibration"]["temperature"]),
+                training=values["training"],
+                versions=values["versions"],
+            )
+            written = values["preprocess_hash"]
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as exc:
+            raise ModelError(f"{source}: expected the description of an ssclf model, found {exc!r}.") from exc
+        if written != preprocess.hash:
+            raise ModelError(
+                f"{source}: the preprocessing that trained this model (hash {written}) is not the one of "
+                f"this ssclf ({preprocess.hash}); use the version that exported it: "
+                f"{spec.versions.get('ssclf', 'unknown')}."
+            )
+        return spec

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ssclf.config import Architecture
+from ssclf.errors import ConfigError
+from ssclf.learning.networks import TORCHVISION_NAMES, build_network
+from ssclf.learning.vision import video_models
+
+ARCHITECTURES: tuple[Architecture, ...] = ("r2plus1d", "mc3", "r3d")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"), [("r2plus1d", 31_297_254), ("mc3", 11_472_963), ("r3d", 33_148_995)]
+)
+def test_trainable_parameters_are_those_of_the_paper(architecture: Architecture, expected: int) -> None:
+    network = build_network(architecture, channels=1, classes=3)
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("channels", "classes", "shape"), [(1, 3, (5, 9, 12)), (4, 2, (17, 8, 11))])
+def test_logits_are_the_mean_of_the_activation_map_plus_bias(
+    architecture: Architecture, channels: int, classes: int, shape: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(architecture, channels=channels, classes=classes).eval()
+    torch.nn.init.normal_(network.fc.bias)
+    volumes = torch.rand(2, channels, *shape)
+    with torch.no_grad():
+        logits, cam = network.forward_with_cam(volumes)
+        torch.testing.assert_close(network(volumes), logits)
+    assert logits.shape == (2, classes)
+    assert cam.shape[:2] == (2, classes)
+    assert logits.std() > 1e-3
+    torch.testing.assert_close(cam.mean(dim=(2, 3, 4)) + network.fc.bias, logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_three_channels_it_is_the_torchvision_network(architecture: Architecture) -> None:
+    torch.manual_seed(0)
+    reference = getattr(video_models, TORCHVISION_NAMES[architecture])(weights=None, num_classes=5).eval()
+    network = build_network(architecture, channels=3, classes=5).eval()
+    network.load_state_dict(reference.state_dict())
+    volumes = torch.rand(2, 3, 6, 10, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(network(volumes), reference(volumes), atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_acts_on_training_only() -> None:
+    torch.manual_seed(0)
+    network = build_network("mc3", channels=1, classes=3, dropout=0.5)
+    network.dropout.train()
+    for module in (network.stem, network.layer1, network.layer2, network.layer3, network.layer4):
+        module.eval()
+    volumes = torch.rand(1, 1, 4, 9, 8)
+    with torch.no_grad():
+        assert not torch.equal(network(volumes), network(volumes))
+        network.eval()
+        assert torch.equal(network(volumes), network(volumes))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"architecture": "resnet", "channels": 1, "classes": 3},
+        {"architecture": "mc3", "channels": 0, "classes": 3},
+        {"architecture": "mc3", "channels": 1, "classes": 1},
+        {"architecture": "mc3", "channels": 1, "classes": 3, "dropout": 1.0},
+    ],
+)
+def test_impossible_networks_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        build_network(**arguments)  # type: ignore[arg-type]
+
+
+def test_torchvision_is_usable_after_our_import() -> None:
+    # A CUDA-built torchvision beside a CPU torch fails on import. A fresh process, since modules stay loaded.
+    code = (
+        "import ssclf.learning.vision, torch, torchvision;"
+        "assert torchvision.models.video is ssclf.learning.vision.video_models;"
+        "assert hasattr(torch.ops.torchvision, 'nms')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
