@@ -1,0 +1,38 @@
+"""A scan: what one row of results stands for, and where its voxels lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssclf.io.dicom import DicomSeries
+
+VoxelSource = Path | DicomSeries
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Attributes:
+    path: key back to the archive: as given, or relative to the scanned folder (POSIX).
+    contrasts: one source of voxels per channel, in the model's channel order. A `Path` is a file with one
+        volume (or the folder of a series that could not be understood, with `problem` set).
+    series: for DICOM, series number and a short hash of its UID; else empty.
+    problem: why this scan cannot be read, found out during discovery; empty when none.
+    """
+
+    path: str
+    contrasts: tuple[VoxelSource, ...]
+    series: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A labelled scan of a cohort, for training and evaluation."""
+
+    scan: Scan
+    subject: str
+    label: str
+    source: str
+    extra: Mapping[str, str] = field(default_factory=dict)
