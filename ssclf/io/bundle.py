@@ -1,0 +1,115 @@
+"""A bundle: the folder `exported/<name>/` that a model travels in, or a lone model file out of one."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssclf.domain.model_spec import ModelSpec
+from ssclf.errors import ModelError
+from ssclf.io.checksums import file_sha256, verify_checksums
+
+ONNX = "model.onnx"
+TORCHSCRIPT = "model.torchscript.pt"
+SPEC = "spec.json"
+EXTRACTION_PATTERN = "brain-extraction*.onnx"
+ENVIRONMENT = "SSCLF_MODEL"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model on disk, its files checked.
+
+    Attributes:
+        path: the folder, or the lone model file.
+        onnx, torchscript: model files, where present.
+        sha256: of model.onnx where there is one, else of the TorchScript file.
+        extraction: brain extraction networks for prediction without torch.
+    """
+
+    path: Path
+    spec: ModelSpec
+    onnx: Path | None
+    torchscript: Path | None
+    sha256: str
+    extraction: tuple[Path, ...] = ()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle folder or a lone `model.onnx` / TorchScript file.
+
+    Raises:
+        ModelError: missing, incomplete, changed since its export, or of an incompatible version.
+    """
+    if path.is_file():
+        return _open_file(path)
+    if not (path / SPEC).is_file():
+        found = "nothing" if not path.exists() else "a folder without spec.json"
+        raise ModelError(
+            f"{path}: expected an exported model (a folder with {SPEC} and {ONNX}), found {found}; "
+            "make one with `ssclf export`, or pass --model."
+        )
+    sums = verify_checksums(path)
+    if SPEC not in sums:
+        raise ModelError(f"{path.name}: {SPEC} is not among the checksums; export the model again.")
+    onnx, torchscript = ((path / name) if name in sums else None for name in (ONNX, TORCHSCRIPT))
+    main = onnx or torchscript
+    if main is None:
+        raise ModelError(f"{path.name}: expected {ONNX} or {TORCHSCRIPT}, found neither.")
+    return Bundle(
+        path=path,
+        spec=ModelSpec.from_json((path / SPEC).read_text("utf-8"), f"{path.name}/{SPEC}"),
+        onnx=onnx,
+        torchscript=torchscript,
+        sha256=sums[main.name],
+        extraction=tuple(sorted(p for p in path.glob(EXTRACTION_PATTERN) if p.name in sums)),
+    )
+
+
+def _open_file(path: Path) -> Bundle:
+    """A lone model file carries the same spec inside."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entry = next((n for n in archive.namelist() if n.endswith(f"/extra/{SPEC}")), None)
+            text = archive.read(entry).decode("utf-8") if entry else ""
+        onnx, torchscript = None, path
+    else:
+        from ssclf.io.runtime import read_onnx_metadata
+
+        text = read_onnx_metadata(path).get(SPEC, "")
+        onnx, torchscript = path, None
+    if not text:
+        raise ModelError(
+            f"{path.name}: expected a model exported by ssclf, with its {SPEC} inside, found none; "
+            "pass a bundle made by `ssclf export`."
+        )
+    return Bundle(path, ModelSpec.from_json(text, path.name), onnx, torchscript, file_sha256(path))
+
+
+def choose_bundles(
+    models: Sequence[Path], environment: Mapping[str, str], exported: Path = Path("exported")
+) -> list[Path]:
+    """The models to use: those asked for, else $SSCLF_MODEL, else the only bundle under `exported/`.
+
+    Raises:
+        ModelError: none or several under `exported/` and nothing asked for.
+    """
+    if models:
+        return list(models)
+    if environment.get(ENVIRONMENT):
+        return [Path(environment[ENVIRONMENT])]
+    found = sorted(p.parent for p in exported.glob(f"*/{SPEC}"))
+    if len(found) == 1:
+        return found
+    listing = "".join(f"\n  {p}" for p in found)
+    raise ModelError(
+        f"which model? {exported}/ holds {len(found)} bundles{':' if found else ''}{listing}\n"
+        + (
+            "Pass one with --model (several are averaged), or set SSCLF_MODEL."
+            if found
+            else "No model trained on patients ships with ssclf: make one with `ssclf train` and `ssclf export`, "
+            "then pass it with --model or set SSCLF_MODEL. `ssclf demo` makes one from synthetic volumes."
+        )
+    )

@@ -1,0 +1,224 @@
+"""An exported model as something that classifies arrays: ONNX Runtime, TorchScript on request.
+
+onnxruntime's wheel sends telemetry unless told not to before its import, lists CUDA on machines without
+a GPU, and falls back to the CPU without an error. All three are handled here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.domain.model_spec import ModelSpec
+from ssclf.errors import MissingDependencyError, ModelError
+from ssclf.io.bundle import Bundle
+
+Engine = Literal["auto", "onnx", "torchscript"]
+Device = Literal["auto", "cpu", "cuda"]
+log = logging.getLogger(__name__)
+
+
+def import_onnxruntime() -> ModuleType:
+    """onnxruntime with its telemetry off and its warnings quiet.
+
+    Raises:
+        MissingDependencyError: neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise MissingDependencyError(
+            'ONNX Runtime is not installed; install one of `pip install "ssclf[cpu]"` '
+            'or `pip install "ssclf[gpu]"`.'
+        ) from exc
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """Attributes:
+    logits: (N, K) float32, not calibrated.
+    cam: (N, K, d, h, w) float32; its mean over (d, h, w) plus the bias of the linear layer is the logits.
+    features: (N, F) float32, the last feature map averaged over space; None where the model has none.
+    """
+
+    logits: NDArray[np.float32]
+    cam: NDArray[np.float32]
+    features: NDArray[np.float32] | None = None
+
+
+class Classifier(Protocol):
+    """A model in memory. `device` is where it really runs."""
+
+    spec: ModelSpec
+    engine: str
+    device: str
+
+    def classify(self, batch: NDArray[np.float32]) -> ClassifierOutput:
+        """(N, C, D, H, W) float32 in, scores out."""
+        ...
+
+
+def open_classifier(
+    bundle: Bundle, *, engine: Engine = "auto", device: Device = "auto", threads: int = 0
+) -> Classifier:
+    """Load a bundle's network.
+
+    Args:
+        engine: "auto" is ONNX Runtime where the bundle has model.onnx, else TorchScript.
+        device: "auto" takes CUDA where it really works and says what was taken; "cuda" insists.
+        threads: CPU threads; 0 for as many as there are cores.
+
+    Raises:
+        ModelError: the bundle has no file for the engine, the file is damaged, or CUDA was asked for
+            and is not there.
+        MissingDependencyError: the engine is not installed.
+    """
+    if engine == "auto":
+        engine = "onnx" if bundle.onnx else "torchscript"
+    path = bundle.onnx if engine == "onnx" else bundle.torchscript
+    if path is None:
+        raise ModelError(
+            f"{bundle.path.name}: expected a model for --engine {engine}, found none in the bundle; "
+            f"export it with `ssclf export --format {engine}`."
+        )
+    kind = OnnxClassifier if engine == "onnx" else TorchScriptClassifier
+    return kind(path, bundle.spec, device, threads)
+
+
+def read_onnx_metadata(path: Path) -> dict[str, str]:
+    """Key-value pairs stored in an ONNX file.
+
+    Raises:
+        ModelError: not an ONNX file.
+    """
+    session = _open_session(path, ["CPUExecutionProvider"], 1)
+    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return metadata
+
+
+def _open_session(path: Path, providers: list[Any], threads: int) -> Any:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # A thread that spins for work steals the core that prepares the next volume.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as exc:  # onnxruntime's exceptions share no public base
+        raise ModelError(
+            f"{path.name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
+            "the file is damaged or newer than this onnxruntime."
+        ) from exc
+
+
+class OnnxClassifier:
+    """`model.onnx` on ONNX Runtime."""
+
+    engine = "onnx"
+
+    def __init__(self, path: Path, spec: ModelSpec, device: Device, threads: int) -> None:
+        self.spec = spec
+        ort = import_onnxruntime()
+        self._session = None
+        if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
+            self._session = self._open_cuda(ort, path, threads, required=device == "cuda")
+        if self._session is None:
+            if device == "cuda":
+                raise ModelError(
+                    "--device cuda: CUDA is not available to ONNX Runtime on this machine "
+                    f"(providers that work: {', '.join(ort.get_available_providers())}); "
+                    'install `pip install "ssclf[gpu]"` instead of [cpu], check the driver with nvidia-smi '
+                    "(containers need --gpus all), or use --device cpu."
+                )
+            self._session = _open_session(path, ["CPUExecutionProvider"], threads)
+        self.device = "cuda" if "CUDA" in self._session.get_providers()[0] else "cpu"
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._dtype = np.float16 if "float16" in self._session.get_inputs()[0].type else np.float32
+        if not {"logits", "cam"} <= set(self._outputs):
+            raise ModelError(f"{path.name}: expected outputs logits and cam, found {self._outputs}.")
+
+    @staticmethod
+    def _open_cuda(ort: Any, path: Path, threads: int, *, required: bool) -> Any:
+        if hasattr(ort, "preload_dlls"):
+            # Finds CUDA and cuDNN in their wheels; prints what it misses, which doctor explains better.
+            with _silenced_stdout():
+                ort.preload_dlls()
+        # HEURISTIC: an exhaustive search would run again for every new shape of volume.
+        providers = [
+            ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}),
+            "CPUExecutionProvider",
+        ]
+        try:
+            session = _open_session(path, providers, threads)
+        except ModelError:
+            if required:
+                raise
+            return None
+        if "CUDAExecutionProvider" not in session.get_providers():
+            return None
+        return session
+
+    def classify(self, batch: NDArray[np.float32]) -> ClassifierOutput:
+        names = [name for name in ("logits", "cam", "features") if name in self._outputs]
+        assert self._session is not None
+        results = self._session.run(names, {"volume": batch.astype(self._dtype, copy=False)})
+        return ClassifierOutput(*(np.asarray(r, np.float32) for r in results))
+
+
+class TorchScriptClassifier:
+    """`model.torchscript.pt` on libtorch; the only place outside ssclf.learning that imports torch."""
+
+    engine = "torchscript"
+
+    def __init__(self, path: Path, spec: ModelSpec, device: Device, threads: int) -> None:
+        self.spec = spec
+        try:
+            import torch
+        except ImportError as exc:
+            raise MissingDependencyError(
+                '--engine torchscript needs torch; install `pip install "ssclf[train]"`, or use --engine onnx.'
+            ) from exc
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise ModelError(
+                "--device cuda: torch finds no GPU on this machine; check the driver with nvidia-smi and that "
+                "torch is a CUDA build, or use --device cpu."
+            )
+        self.device = "cuda" if cuda and device != "cpu" else "cpu"
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            self._module = torch.jit.load(str(path), map_location=self.device).eval()
+        except (RuntimeError, ValueError) as exc:
+            raise ModelError(f"{path.name}: TorchScript cannot load it; the file is damaged.") from exc
+        self._torch = torch
+
+    def classify(self, batch: NDArray[np.float32]) -> ClassifierOutput:
+        with self._torch.inference_mode():
+            outputs = self._module(self._torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
+        return ClassifierOutput(*(o.float().cpu().numpy() for o in outputs))
+
+
+class _silenced_stdout:  # noqa: N801 - reads as a statement
+    """Keeps a C or Python print of a library off our stdout, which may be a results stream."""
+
+    def __enter__(self) -> None:
+        import contextlib
+        import io
+
+        self._redirect = contextlib.redirect_stdout(io.StringIO())
+        self._redirect.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._redirect.__exit__(*exc)
