@@ -10,6 +10,7 @@ from pathlib import Path
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.checksums import file_sha256, verify_checksums
+from ssclf.io.onnx_session import read_metadata
 
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
@@ -76,9 +77,7 @@ def _open_file(path: Path) -> Bundle:
             text = archive.read(entry).decode("utf-8") if entry else ""
         onnx, torchscript = None, path
     else:
-        from ssclf.io.runtime import read_onnx_metadata
-
-        text = read_onnx_metadata(path).get(SPEC, "")
+        text = read_metadata(path).get(SPEC, "")
         onnx, torchscript = path, None
     if not text:
         raise ModelError(

@@ -1,16 +1,16 @@
 """An exported model as something that classifies arrays: ONNX Runtime, TorchScript on request.
 
-onnxruntime's wheel sends telemetry unless told not to before its import, lists CUDA on machines without
-a GPU, and falls back to the CPU without an error. All three are handled here and nowhere else.
+onnxruntime lists CUDA on machines without a GPU and falls back to the CPU without an error: what a
+classifier reports as its device is what its session really uses.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,28 +19,11 @@ from numpy.typing import NDArray
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import MissingDependencyError, ModelError
 from ssclf.io.bundle import Bundle
+from ssclf.io.onnx_session import import_onnxruntime, open_session
 
 Engine = Literal["auto", "onnx", "torchscript"]
 Device = Literal["auto", "cpu", "cuda"]
 log = logging.getLogger(__name__)
-
-
-def import_onnxruntime() -> ModuleType:
-    """onnxruntime with its telemetry off and its warnings quiet.
-
-    Raises:
-        MissingDependencyError: neither onnxruntime nor onnxruntime-gpu is installed.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise MissingDependencyError(
-            'ONNX Runtime is not installed; install one of `pip install "ssclf[cpu]"` '
-            'or `pip install "ssclf[gpu]"`.'
-        ) from exc
-    onnxruntime.set_default_logger_severity(4)
-    return onnxruntime
 
 
 @dataclass(frozen=True)
@@ -95,33 +78,6 @@ def open_classifier(
     return kind(path, bundle.spec, device, threads)
 
 
-def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """Key-value pairs stored in an ONNX file.
-
-    Raises:
-        ModelError: not an ONNX file.
-    """
-    session = _open_session(path, ["CPUExecutionProvider"], 1)
-    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-    return metadata
-
-
-def _open_session(path: Path, providers: list[Any], threads: int) -> Any:
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # A thread that spins for work steals the core that prepares the next volume.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as exc:  # onnxruntime's exceptions share no public base
-        raise ModelError(
-            f"{path.name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
-            "the file is damaged or newer than this onnxruntime."
-        ) from exc
-
-
 class OnnxClassifier:
     """`model.onnx` on ONNX Runtime."""
 
@@ -141,7 +97,7 @@ class OnnxClassifier:
                     'install `pip install "ssclf[gpu]"` instead of [cpu], check the driver with nvidia-smi '
                     "(containers need --gpus all), or use --device cpu."
                 )
-            self._session = _open_session(path, ["CPUExecutionProvider"], threads)
+            self._session = open_session(path, ["CPUExecutionProvider"], threads)
         self.device = "cuda" if "CUDA" in self._session.get_providers()[0] else "cpu"
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._dtype = np.float16 if "float16" in self._session.get_inputs()[0].type else np.float32
@@ -152,7 +108,7 @@ class OnnxClassifier:
     def _open_cuda(ort: Any, path: Path, threads: int, *, required: bool) -> Any:
         if hasattr(ort, "preload_dlls"):
             # Finds CUDA and cuDNN in their wheels; prints what it misses, which doctor explains better.
-            with _silenced_stdout():
+            with contextlib.redirect_stdout(io.StringIO()):
                 ort.preload_dlls()
         # HEURISTIC: an exhaustive search would run again for every new shape of volume.
         providers = [
@@ -160,7 +116,7 @@ class OnnxClassifier:
             "CPUExecutionProvider",
         ]
         try:
-            session = _open_session(path, providers, threads)
+            session = open_session(path, providers, threads)
         except ModelError:
             if required:
                 raise
@@ -208,17 +164,3 @@ class TorchScriptClassifier:
         with self._torch.inference_mode():
             outputs = self._module(self._torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
         return ClassifierOutput(*(o.float().cpu().numpy() for o in outputs))
-
-
-class _silenced_stdout:  # noqa: N801 - reads as a statement
-    """Keeps a C or Python print of a library off our stdout, which may be a results stream."""
-
-    def __enter__(self) -> None:
-        import contextlib
-        import io
-
-        self._redirect = contextlib.redirect_stdout(io.StringIO())
-        self._redirect.__enter__()
-
-    def __exit__(self, *exc: Any) -> None:
-        self._redirect.__exit__(*exc)

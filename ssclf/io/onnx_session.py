@@ -1,0 +1,58 @@
+"""Sessions of ONNX Runtime, with its telemetry off.
+
+onnxruntime's wheels send telemetry unless told not to before the import: every import of it goes through here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ssclf.errors import MissingDependencyError, ModelError
+
+
+def import_onnxruntime() -> ModuleType:
+    """onnxruntime with its telemetry off and its warnings quiet.
+
+    Raises:
+        MissingDependencyError: neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise MissingDependencyError(
+            'ONNX Runtime is not installed; install one of `pip install "ssclf[cpu]"` '
+            'or `pip install "ssclf[gpu]"`.'
+        ) from exc
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
+
+
+def open_session(path: Path, providers: list[Any], threads: int) -> Any:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # A thread that spins for work steals the core that prepares the next volume.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as exc:  # onnxruntime's exceptions share no public base
+        raise ModelError(
+            f"{path.name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
+            "the file is damaged or newer than this onnxruntime."
+        ) from exc
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Key-value pairs stored in an ONNX file.
+
+    Raises:
+        ModelError: not an ONNX file.
+    """
+    session = open_session(path, ["CPUExecutionProvider"], 1)
+    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return metadata

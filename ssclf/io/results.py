@@ -1,0 +1,235 @@
+"""`results.csv`, and the journal that keeps finished rows while a run is under way.
+
+Rows live in three places, each complete in itself: the journal while a run goes on (a line per finished
+volume, flushed to disk), `results.csv` for people, and `results.json` beside it with the same rows, what
+each was made from, and everything about the run. A later run takes finished rows from the last two.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from ssclf.errors import OutputError
+
+#: Columns around the probabilities; see docs/results.md.
+HEAD = ("path", "series", "status", "prediction", "confidence")
+TAIL = ("flags", "error", "brain_ml", "seconds", "model", "model_sha256", "ssclf_version")
+#: A spreadsheet runs cells that begin so (OWASP, "CSV Injection").
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """The outcome of one volume; `probabilities` is empty when it failed.
+
+    `fingerprint` says what the row was made from (files, models, settings): equal means still valid.
+    """
+
+    path: str
+    series: str
+    status: str
+    prediction: str = ""
+    probabilities: tuple[float, ...] = ()
+    flags: tuple[str, ...] = ()
+    error: str = ""
+    brain_ml: float | None = None
+    seconds: float | None = None
+    model: str = ""
+    model_sha256: str = ""
+    ssclf_version: str = ""
+    fingerprint: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.path, self.series
+
+    @property
+    def confidence(self) -> float | None:
+        return max(self.probabilities) if self.probabilities else None
+
+
+def row_to_json(row: ResultRow) -> str:
+    return json.dumps(asdict(row), ensure_ascii=True)
+
+
+def row_from_dict(values: dict[str, Any]) -> ResultRow:
+    lists = {name: tuple(values[name]) for name in ("probabilities", "flags")}
+    return ResultRow(**{**values, **lists})
+
+
+def csv_columns(class_names: Sequence[str]) -> list[str]:
+    return [*HEAD, *(f"p_{name}" for name in class_names), *TAIL]
+
+
+def defuse(text: str) -> str:
+    """Text that a spreadsheet shows and does not run: a quote before what would start a formula."""
+    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+
+
+def _cells(row: ResultRow, class_names: Sequence[str]) -> list[str]:
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    probabilities = [number(p, 6) for p in row.probabilities] or [""] * len(class_names)
+    return [
+        defuse(row.path),
+        defuse(row.series),
+        row.status,
+        defuse(row.prediction),
+        number(row.confidence, 6),
+        *probabilities,
+        ";".join(row.flags),
+        defuse(" ".join(row.error.split())),
+        number(row.brain_ml, 1),
+        number(row.seconds, 2),
+        defuse(row.model),
+        row.model_sha256,
+        row.ssclf_version,
+    ]
+
+
+def write_csv(path: Path, rows: Iterable[ResultRow], class_names: Sequence[str]) -> None:
+    """Write the table whole: beside its place, then renamed. UTF-8, RFC 4180.
+
+    Raises:
+        OutputError: the folder is not writable or the disk is full.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([defuse(name) for name in csv_columns(class_names)])
+    writer.writerows(_cells(row, class_names) for row in rows)
+    write_whole(path, text.getvalue())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as exc:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
+
+
+def read_rows(path: Path) -> list[ResultRow]:
+    """Rows of a `results.json`; none where there is no such file.
+
+    Raises:
+        OutputError: the file is something else.
+    """
+    try:
+        return [row_from_dict(values) for values in json.loads(path.read_text("utf-8"))["rows"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise OutputError(
+            f"{path}: expected the results of an earlier `ssclf predict`, found something else; "
+            "move it away or choose another --out."
+        ) from exc
+
+
+class Journal:
+    """Finished rows of a run under way, each on disk before the next is taken.
+
+    The folder beside `--out` is private to the user; it also holds the run's lock and scratch files.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out.with_name(f".{out.name}.ssclf-work")
+        self._file: TextIO | None = None
+        self._lock: TextIO | None = None
+
+    def open(self) -> list[ResultRow]:
+        """Take the lock, clear leftovers and return the rows of a run that was interrupted.
+
+        Raises:
+            OutputError: another run writes here, or the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            self._lock = (self.folder / "lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise OutputError(
+                    f"{self.folder.parent}: another ssclf run is writing the same --out; "
+                    "wait for it, or choose another --out."
+                ) from exc
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir(mode=0o700)
+            rows = list(self._read())
+            self._file = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
+            if self._file.tell() and not self._ends_with_newline():
+                self._file.write("\n")
+        except OSError as exc:
+            raise OutputError(
+                f"{self.folder.parent}: cannot be written ({exc.strerror or exc}); "
+                "give --out a place where this user may write."
+            ) from exc
+        return rows
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
+    def _ends_with_newline(self) -> bool:
+        with (self.folder / "journal.jsonl").open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def _read(self) -> Iterator[ResultRow]:
+        try:
+            lines = (self.folder / "journal.jsonl").read_text("utf-8").split("\n")
+        except FileNotFoundError:
+            return
+        for line in lines:
+            # A kill may have cut the line that was being written: that volume is simply done again.
+            try:
+                yield row_from_dict(json.loads(line))
+            except (ValueError, TypeError, KeyError):
+                continue
+
+    def append(self, row: ResultRow) -> None:
+        """Raises:
+        OutputError: the disk is full or gone; rows written before are kept.
+        """
+        assert self._file is not None
+        try:
+            self._file.write(row_to_json(row) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            raise OutputError(
+                f"{self.folder}: cannot be written ({exc.strerror or exc}); rows finished before are kept, "
+                "run the same command again to continue."
+            ) from exc
+
+    def close(self, *, finished: bool) -> None:
+        """Give the lock back; a finished run leaves nothing behind, an interrupted one its rows."""
+        if self._file:
+            self._file.close()
+        if finished:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._lock:
+            self._lock.close()
