@@ -6,6 +6,7 @@ then resampled to 2 mm isotropic.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,3 +67,10 @@ def preprocess(volume: Volume, config: PreprocessConfig, brain: Mask | None = No
         channels.append(np.clip(scaled, 0, 1, out=scaled))
         affine = resampled.affine
     return PreparedVolume(np.concatenate(channels), affine, brain_ml, volume.flags)
+
+
+def voxel_hash(data: NDArray[np.float32]) -> str:
+    """SHA-256 of network input (C, D, H, W): equal for equal shape and values, however they are stored."""
+    digest = hashlib.sha256(repr(data.shape).encode())
+    digest.update(np.ascontiguousarray(data, dtype="<f4").data)
+    return digest.hexdigest()
