@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssclf import __version__
-from ssclf.config import PreprocessConfig
+from ssclf.config import PredictConfig, PreprocessConfig
 from ssclf.errors import ConfigError, SsclfError
 
 
@@ -98,14 +98,16 @@ AssumeStripped = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="For everything drawn at random.")]
 
 _PREPROCESS = PreprocessConfig()
+_PREDICT = PredictConfig()
 
 
 def _start(quiet: bool, log_level: str) -> None:
     level = logging.getLevelName("ERROR" if quiet else log_level.upper())
     if not isinstance(level, int):
         raise typer.BadParameter(f"expected debug, info, warning or error, found {log_level!r}", param_hint="--log-level")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("ssclf").setLevel(level)
+    from ssclf.reporting.console import log_to_stderr
+
+    log_to_stderr(level)
 
 
 def _count(workers: int) -> int:
@@ -123,3 +125,70 @@ def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
     if len(values) != count:
         raise ConfigError(f"{option}: expected {count} numbers separated by commas, found {text!r}.")
     return values
+
+
+@app.command()
+def predict(
+    scans: Annotated[
+        list[Path], typer.Argument(help="Files, folders, DICOM, zips or a manifest CSV.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The table; results.json goes beside it.")] = Path(
+        "results.csv"
+    ),
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="A bundle; several are averaged. Default: $SSCLF_MODEL, else the only one under exported/."),
+    ] = None,
+    skull_strip: SkullStrip = _PREDICT.skull_strip,
+    assume_stripped: AssumeStripped = False,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="Take only files whose name matches, e.g. '*_t1ce.nii.gz'.")
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option("--series", help="Take only DICOM series whose description matches this regex.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="auto, onnx or torchscript.")] = _PREDICT.engine,
+    device: DeviceOption = _PREDICT.device,
+    workers: Workers = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the CPU engine; 0: one a core.")] = 0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Seconds that reading one volume may take; 0: no limit.")
+    ] = _PREDICT.timeout_s or 0,
+    review_below: Annotated[
+        float, typer.Option("--review-below", help="Flag rows whose highest probability is lower.")
+    ] = _PREDICT.review_below,
+    flip: Annotated[bool, typer.Option("--flip", help="Average each volume with its mirror image.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed volumes of an earlier run again.")] = False,
+    quiet: Quiet = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Classify every volume found; one row each in a CSV. Research use only."""
+    _start(quiet, log_level)
+    from ssclf.io.bundle import choose_bundles
+    from ssclf.reporting.console import PredictDisplay
+    from ssclf.workflows.predict import predict as run
+
+    config = PredictConfig(
+        skull_strip="none" if assume_stripped else skull_strip,
+        pattern=pattern,
+        series=series,
+        engine=engine,  # type: ignore[arg-type]  # checked by the config
+        device=device,  # type: ignore[arg-type]
+        workers=_count(workers),
+        threads=threads,
+        timeout_s=timeout or None,
+        review_below=review_below,
+        flip=flip,
+        retry_failed=retry_failed,
+    )
+    with PredictDisplay(quiet=quiet) as display:
+        summary = run(
+            scans,
+            out,
+            choose_bundles(model or [], os.environ),
+            config,
+            on_start=display.start,
+            on_row=display.row,
+        )
+    display.summary(summary, out)
+    raise typer.Exit(summary.exit_code)

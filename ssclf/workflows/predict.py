@@ -10,13 +10,15 @@ import hashlib
 import json
 import logging
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,12 +28,13 @@ from numpy.typing import NDArray
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
-from ssclf.domain.preprocessing import PreparedVolume
+from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.scores import softmax
 from ssclf.errors import ModelError, OutputError
 from ssclf.io.bundle import Bundle, open_bundle
 from ssclf.io.dicom import DicomSeries
-from ssclf.io.preparation import Preparation, prepare_scan
+from ssclf.io.extraction import BrainExtractor
+from ssclf.io.preparation import prepare_scan
 from ssclf.io.results import Journal, ResultRow, csv_columns, read_rows, row_to_json, write_csv, write_whole
 from ssclf.io.runtime import Classifier, open_classifier
 from ssclf.io.scans import Scan
@@ -65,6 +68,47 @@ class PredictSummary:
         if self.interrupted:
             return 128 + self.interrupted
         return 3 if self.failed else 0
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a worker hands over: network input for every preprocessing that the models ask for."""
+
+    volumes: Mapping[PreprocessConfig, PreparedVolume]
+    seconds: float
+
+    @property
+    def first(self) -> PreparedVolume:
+        return next(iter(self.volumes.values()))
+
+
+def prepare_for_models(
+    scan: Scan,
+    settings: Sequence[PreprocessConfig],
+    skull_strip: str,
+    extraction: tuple[Path, ...],
+    scratch: Path,
+) -> Preparation:
+    """Runs in a worker: read a scan and find its brain once, preprocess it for each model."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=scratch) as work:
+        first = prepare_scan(
+            scan,
+            settings[0],
+            skull_strip=skull_strip,
+            extractor=_extractor(extraction) if extraction else None,
+            work=Path(work),
+        )
+    volumes = {settings[0]: first.volume}
+    for other in settings[1:]:
+        volumes[other] = preprocess(first.original, other, first.brain)
+    return Preparation(volumes, time.perf_counter() - begin)
+
+
+@lru_cache(maxsize=1)
+def _extractor(models: tuple[Path, ...]) -> BrainExtractor:
+    """Kept for the life of a worker, with the networks that it has loaded."""
+    return BrainExtractor(models)
 
 
 class Ensemble:
@@ -138,7 +182,7 @@ class _Run:
             if scan.problem:
                 yield self._failed(scan, scan.problem)
         work = partial(
-            prepare_scan,
+            prepare_for_models,
             settings=self.ensemble.settings,
             skull_strip=self.config.skull_strip,
             extraction=self.ensemble.bundles[0].extraction,
@@ -147,10 +191,9 @@ class _Run:
         outcomes = run_in_processes(
             work, readable, workers=self.config.workers, timeout_s=self.config.timeout_s, stop=stop
         )
-        loader = threading.Thread(target=self.ensemble.load)  # while the first volumes are being read
-        loader.start()
+        loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
         for outcome in outcomes:
-            loader.join()
+            loading.result()
             if outcome.result is None:
                 yield self._failed(outcome.item, outcome.error)
             else:
@@ -175,7 +218,7 @@ class _Run:
         begin = time.perf_counter()
         probabilities = self.ensemble.probabilities(preparation.volumes)
         seconds = preparation.seconds + time.perf_counter() - begin
-        flags = list(preparation.flags)
+        flags = list(preparation.first.flags)
         best = int(probabilities.argmax())
         if probabilities[best] < self.config.review_below:
             flags.append("low_confidence")
@@ -185,7 +228,7 @@ class _Run:
             prediction=self.ensemble.class_names[best],
             probabilities=tuple(float(p) for p in probabilities),
             flags=tuple(flags),
-            brain_ml=preparation.brain_ml,
+            brain_ml=preparation.first.brain_ml,
             seconds=seconds,
         )
 

@@ -1,0 +1,148 @@
+"""What long work shows in a terminal: a live bar, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ssclf.io.results import ResultRow
+from ssclf.io.sources import Discovery
+
+if TYPE_CHECKING:
+    from ssclf.workflows.predict import PredictSummary
+
+#: Without a terminal, a line at most this often (seconds).
+PLAIN_INTERVAL_S = 10.0
+NOTICE = "Research use only, not a medical device. The model knows only its own classes."
+log = logging.getLogger(__name__)
+
+
+class Counting:
+    """Counts finished items: a bar on a terminal, log lines elsewhere. Use as a context manager."""
+
+    def __init__(self, title: str, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True)
+        self._quiet = quiet
+        self._title = title
+        self._done = self._failed = self._total = 0
+        self._began = self._told = time.monotonic()
+        self._progress: Progress | None = None
+        if self.console.is_terminal and not quiet:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("[red]{task.fields[failed]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def begin(self, total: int) -> None:
+        self._total = total
+        self._began = self._told = time.monotonic()
+        if self._progress and total:
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=total, failed="")
+
+    def advance(self, *, failed: bool = False) -> None:
+        self._done += 1
+        self._failed += failed
+        if self._progress:
+            words = f"{self._failed} failed" if self._failed else ""
+            self._progress.update(self._task, advance=1, failed=words)
+            return
+        now = time.monotonic()
+        if not self._quiet and (now - self._told >= PLAIN_INTERVAL_S or self._done == self._total):
+            self._told = now
+            rate = self._done / max(now - self._began, 1e-9)
+            left = (self._total - self._done) / rate
+            log.info(
+                "%s: %d of %d, %d failed, %.2f a second, about %.0f s left",
+                self._title, self._done, self._total, self._failed, rate, left,
+            )  # fmt: skip
+
+
+class PredictDisplay(Counting):
+    """Progress and summary of `ssclf predict`."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__("classifying", quiet=quiet)
+
+    def __enter__(self) -> PredictDisplay:
+        return self
+
+    def start(self, discovery: Discovery, todo: int) -> None:
+        found = len(discovery.scans)
+        log.info("%d volumes found, %d to classify, %d done before", found, todo, found - todo)
+        for reason, count in sorted(discovery.other_files.items()):
+            log.info("left out: %d %s", count, reason)
+        self.begin(todo)
+
+    def row(self, row: ResultRow) -> None:
+        failed = row.status == "failed"
+        if failed:
+            log.warning("%s: %s", row.path, row.error)
+        self.advance(failed=failed)
+
+    def summary(self, summary: PredictSummary, out: Path) -> None:
+        if self._quiet:
+            return
+        if summary.interrupted:
+            self.console.print(
+                f"stopped by signal {summary.interrupted}; {len(summary.rows)} finished rows are kept, "
+                "run the same command again to continue"
+            )
+            return
+        table = Table(title=str(out), title_justify="left")
+        table.add_column("outcome")
+        table.add_column("volumes", justify="right")
+        predictions = Counter(row.prediction for row in summary.rows if row.status == "ok")
+        for name in summary.class_names:
+            table.add_row(name, str(predictions[name]))
+        table.add_row("failed", str(summary.failed), style="red" if summary.failed else None)
+        flags = Counter(flag for row in summary.rows for flag in row.flags)
+        for flag, count in sorted(flags.items()):
+            table.add_row(f"  flag {flag}", str(count), style="dim")
+        self.console.print(table)
+        notes = [f"{summary.seconds:.1f} s"]
+        if summary.reused:
+            notes.append(f"{summary.reused} rows kept from before")
+        if summary.dropped:
+            notes.append(f"{summary.dropped} rows dropped, their volumes are gone")
+        self.console.print("; ".join(notes))
+        self.console.print(NOTICE, style="bold")
+
+
+def log_to_stderr(level: int) -> None:
+    """Send ssclf's log to stderr: coloured on a terminal, plain lines with a time stamp elsewhere."""
+    console = Console(stderr=True)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("ssclf")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
