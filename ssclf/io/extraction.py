@@ -1,13 +1,12 @@
 """Brain extraction engines behind one function: volume in, mask out.
 
 `deepbet` runs here on ONNX Runtime, with numpy alone around it: the same code for training and prediction.
-`bet` (FSL), `hd-bet` and `synthstrip` are programs of the user's, started where they are on the PATH. Every
-engine gets the volume turned to RAS, and its mask is turned back: stored orientation changes nothing.
+`bet` (FSL), `hd-bet` and `synthstrip` are programs of the user's, started where they are on the PATH.
+Every engine gets the volume turned to RAS, and its mask is turned back: stored orientation changes nothing.
 
-deepbet: Fisch et al., "deepbet: fast brain extraction of T1-weighted MRI using convolutional neural networks",
-Computers in Biology and Medicine 2024. Pre- and post-processing follow deepbet 1.0.2, whose defaults
-(threshold 0.5, no dilation) are kept: on the ten IXI heads named in docs/preprocessing.md they give a mean
-Dice of 0.98 and none below 0.975.
+deepbet: Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural
+Networks", Computers in Biology and Medicine, 2024. Pre- and post-processing follow deepbet 1.0.2, whose
+defaults (threshold 0.5, no dilation) are kept: on ten IXI heads they give a mean Dice of 0.981, at least 0.975.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Array, Mask, Volume
 from ssclf.errors import MissingDependencyError, ModelError, VolumeError
 from ssclf.io.nifti import read_nifti, write_nifti
+from ssclf.io.onnx_session import open_session
 
 Engine = Literal["deepbet", "bet", "hd-bet", "synthstrip", "none"]
 
@@ -53,7 +53,7 @@ BOX_MARGIN = 0.1
 PERCENTILES = (0.005, 0.995)
 MEAN, DEVIATION = 0.449, 0.226
 
-#: A program that has not answered by then is ended: HD-BET takes minutes on a CPU, no engine takes half an hour.
+#: A program that has not answered by then is ended. HD-BET takes minutes on a CPU; none takes half an hour.
 TIME_LIMIT_S = 1800
 
 #: Names under which a program may be found.
@@ -66,7 +66,7 @@ REMEDIES: dict[str, str] = {
     "deepbet": "it comes with an exported model; for preprocessing: pip install 'ssclf[train]'",
     "bet": "install FSL and put its bin folder on the PATH",
     "hd-bet": "pip install hd-bet (version 2) and run it once, so that it has its weights",
-    "synthstrip": "install FreeSurfer 7.3 or later and source its set-up, so that mri_synthstrip is on the PATH",
+    "synthstrip": "install FreeSurfer (7.3 or later) and source its set-up",
 }
 
 
@@ -102,8 +102,8 @@ class BrainExtractor:
         for name in (BOX_MODEL, MASK_MODEL):
             if name not in self._paths or not self._paths[name].is_file():
                 raise ModelError(
-                    f"{name}: expected it beside the model, found none, so no skull can be removed with deepbet; "
-                    "export the model again, or choose --skull-strip none for stripped volumes."
+                    f"{name}: expected it beside the model, found none, so deepbet cannot run; "
+                    "export the model again, or choose another engine with --skull-strip."
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,11 +111,15 @@ class BrainExtractor:
 
     @cached_property
     def _box_network(self) -> Any:
-        return open_session(self._paths[BOX_MODEL], threads=self.threads)
+        return self._open(BOX_MODEL)
 
     @cached_property
     def _mask_network(self) -> Any:
-        return open_session(self._paths[MASK_MODEL], threads=self.threads)
+        return self._open(MASK_MODEL)
+
+    def _open(self, name: str) -> Any:
+        # A worker shall not sit on the best part of a gigabyte between two heads.
+        return open_session(self._paths[name], ["CPUExecutionProvider"], self.threads, keep_memory=False)
 
     @property
     def version(self) -> str:
@@ -172,8 +176,8 @@ def extract_brain(
         volume: (C, D, H, W), any orientation and real dtype.
         engine: "none" takes everything that differs from the background.
         extractor: for "deepbet".
-        work_dir: existing private folder; a program gets the volume through a file in there, which is removed.
-            Default: the system's folder for temporary files.
+        work_dir: existing private folder; a program gets the volume through a file in there, removed
+            afterwards. Default: the system's folder for temporary files.
         threads: cores that a program may use, where it can be told.
         device: for "hd-bet" and "synthstrip".
         channel: the contrast to look at, best a T1.
@@ -191,7 +195,7 @@ def extract_brain(
     contrast = Volume(volume.data[channel : channel + 1], volume.affine)
     if engine == "deepbet":
         if extractor is None:
-            raise MissingDependencyError(f"brain extraction with deepbet: no networks given; {REMEDIES[engine]}.")
+            raise MissingDependencyError(f"brain extraction with deepbet: no networks; {REMEDIES[engine]}.")
         head = reorient(contrast, "RAS")
         mask = extractor.extract(head.data[0])
     else:
@@ -199,8 +203,8 @@ def extract_brain(
         mask = _run_program(engine, head, work_dir, threads, device)
     if not mask.any():
         raise VolumeError(
-            f"expected a head, but {engine} found no brain; check the volume in a viewer, or choose another engine "
-            "with --skull-strip (none if the skull is gone already)."
+            f"expected a head, but {engine} found no brain; check the volume in a viewer, or choose "
+            "another engine with --skull-strip (none if the skull is gone already)."
         )
     return reorient(Volume(mask[None], head.affine), orientation(volume)).data[0]
 
@@ -241,30 +245,6 @@ def engine_version(engine: Engine, extractor: BrainExtractor | None = None) -> s
     return "unknown" if program is None else _program_version(engine, program)
 
 
-def open_session(path: Path, *, threads: int) -> Any:
-    """An ONNX Runtime session on the CPU, quiet; 0 threads means all cores.
-
-    Raises:
-        MissingDependencyError: onnxruntime is not installed.
-        ModelError: the file is not a network that this onnxruntime can run.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise MissingDependencyError("onnxruntime is not installed; pip install 'ssclf[cpu]' or 'ssclf[gpu]'.") from exc
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Give memory back after each volume: a tenth slower, but a worker does not keep 1 GB between two heads.
-    options.enable_cpu_mem_arena = False
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as exc:  # onnxruntime's exceptions share no base class
-        raise ModelError(f"{path.name}: expected a network in ONNX form, onnxruntime cannot read it.") from exc
-
-
 def _nearest(old: Sequence[int], new: Sequence[int]) -> list[NDArray[np.intp]]:
     """For each axis the old index nearest to the middle of each new voxel (torch: mode="nearest-exact")."""
     indices = []
@@ -294,7 +274,7 @@ def _run(network: Any, head: NDArray[np.float32], low: float, high: float) -> Ma
 
 
 def _brain_box(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, slice, slice] | None:
-    """Where to look closely: the box of the slices with enough brain, and a margin; None where there are none.
+    """Where to look closely: the box of the slices with enough brain, and a margin; None if there are none.
 
     Args:
         mask: brain on the coarse grid.
@@ -335,7 +315,7 @@ def _program_version(engine: str, program: Path) -> str:
 def _run_program(engine: str, head: Volume, work_dir: Path | None, threads: int, device: str) -> Mask:
     program = _find_program(engine)
     if program is None:
-        raise MissingDependencyError(f"brain extraction with {engine}: it is not on the PATH; {REMEDIES[engine]}.")
+        raise MissingDependencyError(f"brain extraction with {engine}: not on the PATH; {REMEDIES[engine]}.")
     with tempfile.TemporaryDirectory(prefix="extraction-", dir=work_dir) as folder:
         source = Path(folder, "head.nii.gz")
         write_nifti(Volume(head.data.astype(np.float32, copy=False), head.affine), source)
@@ -364,7 +344,8 @@ def _command(engine: str, program: Path, source: Path, device: str) -> tuple[lis
     if engine == "hd-bet":
         # Version 2. Without mirroring at test time, as its authors advise for a CPU.
         options = ["-device", device, "--disable_tta", "--save_bet_mask", "--no_bet_image"]
-        return [*start, "-i", str(source), "-o", f"{out}.nii.gz", *options], source.with_name("brain_bet.nii.gz")
+        command = [*start, "-i", str(source), "-o", f"{out}.nii.gz", *options]
+        return command, source.with_name("brain_bet.nii.gz")
     gpu = ["-g"] if device == "cuda" else []
     return [*start, "-i", str(source), "-m", f"{out}.nii.gz", *gpu], source.with_name("brain.nii.gz")
 

@@ -1,0 +1,219 @@
+"""deepbet's two networks as ONNX files, so that a skull is removed without torch.
+
+deepbet (Fisch et al., https://github.com/wwu-mmll/deepbet, MIT licence) ships TorchScript files inside its
+PyPI package. They are read from there, not by importing deepbet, which would load pandas and LGPL packages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.errors import MissingDependencyError, ModelError, ParityError
+from ssclf.io.extraction import BOX_MODEL, LICENSE_FILE, MASK_MODEL
+from ssclf.io.onnx_session import open_session
+
+#: Our file name and deepbet's.
+NETWORKS = ((BOX_MODEL, "bbox_model.pt"), (MASK_MODEL, "model.pt"))
+
+#: Raised when the conversion changes, so that a cache of the old one is not taken.
+CONVERSION = 1
+
+#: Side of the cube on which both runtimes are compared; the networks take any multiple of 32.
+PARITY_SIDE = 128
+#: Largest difference in P(brain), and share of voxels that may change sides of 0.5. Not tighter, because
+#: ONNX Runtime sums an instance norm over millions of voxels less exactly: 0.004 and 2e-6 were seen here.
+PARITY_TOLERANCE = 0.02
+PARITY_VOXELS = 1e-4
+
+LICENSE = """\
+brain-extraction-box.onnx and brain-extraction-mask.onnx are the networks of deepbet {version}
+(https://github.com/wwu-mmll/deepbet), converted to ONNX by ssclf. Their licence is deepbet's:
+
+MIT License
+
+Copyright (c) 2023 Medical Machine Learning Lab - University of Münster
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+
+
+def export_brain_extraction(out_dir: Path) -> list[Path]:
+    """Convert the installed deepbet.
+
+    Args:
+        out_dir: existing folder that receives `brain-extraction-box.onnx`, `brain-extraction-mask.onnx`
+            (9 MB each) and deepbet's licence.
+
+    Returns:
+        the three paths.
+
+    Raises:
+        MissingDependencyError: deepbet is not installed.
+        ModelError: its networks are not the ones we know how to convert.
+        ParityError: ONNX Runtime does not compute what torch computes.
+    """
+    version, weights = _installed_networks()
+    paths = []
+    for (name, _), source in zip(NETWORKS, weights, strict=True):
+        paths.append(out_dir / name)
+        _convert(source, paths[-1], version)
+    paths.append(out_dir / LICENSE_FILE)
+    paths[-1].write_text(LICENSE.format(version=version), encoding="utf-8")
+    return paths
+
+
+def cached_brain_extraction(cache_dir: Path | None = None) -> list[Path]:
+    """The same files, converted once per deepbet version; torch is imported only for that.
+
+    Args:
+        cache_dir: where to keep them; default `$XDG_CACHE_HOME/ssclf` or `~/.cache/ssclf`.
+
+    Raises:
+        as `export_brain_extraction`.
+    """
+    version, weights = _installed_networks()
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+    if cache_dir is None:
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssclf"
+    folder = cache_dir / f"deepbet-{version}-{content[:12]}-{CONVERSION}"
+    if not folder.is_dir():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".deepbet-", dir=cache_dir))
+        try:
+            export_brain_extraction(partial)
+            try:
+                partial.rename(folder)
+            except OSError:  # another process was faster; its files are as good
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return [folder / BOX_MODEL, folder / MASK_MODEL, folder / LICENSE_FILE]
+
+
+def _installed_networks() -> tuple[str, list[Path]]:
+    """Version of the installed deepbet and its TorchScript files."""
+    try:
+        package = distribution("deepbet")
+    except PackageNotFoundError as exc:
+        raise MissingDependencyError(
+            "brain extraction with deepbet: the package is not installed; pip install 'ssclf[train]', "
+            "or choose another engine with --skull-strip."
+        ) from exc
+    paths = [Path(str(package.locate_file(f"data/models/{source}"))) for _, source in NETWORKS]
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(
+                f"{path.name}: expected this network inside deepbet {package.version}, found none; "
+                "install deepbet 1.0."
+            )
+    return package.version, paths
+
+
+def _convert(source: Path, target: Path, version: str) -> None:
+    import onnx
+    import torch
+
+    with warnings.catch_warnings():
+        # Newer torch calls TorchScript old; there is no other way to read what deepbet ships.
+        warnings.simplefilter("ignore")
+        try:
+            # A script of tensor operations: unlike a pickle it cannot call into Python.
+            network = torch.jit.load(str(source), map_location="cpu").eval()
+        except RuntimeError as exc:
+            raise ModelError(f"{source.name}: deepbet's network cannot be read ({exc}).") from exc
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 1, 64, 64, 64),),
+            str(target),
+            dynamo=False,
+            opset_version=17,
+            input_names=["head"],
+            output_names=["brain"],
+            dynamic_axes={"head": {2: "x", 3: "y", 4: "z"}, "brain": {2: "x", 3: "y", 4: "z"}},
+        )
+    model = onnx.load(target)
+    _end_in_one_channel(model, source.name)
+    model.doc_string = LICENSE.format(version=version)
+    onnx.helper.set_model_props(model, {"engine": "deepbet", "version": version, "license": "MIT"})
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
+    head = _head_phantom(PARITY_SIDE)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(head))[:, 1].numpy()
+    _check_parity(target, head, expected)
+
+
+def _end_in_one_channel(model: Any, name: str) -> None:
+    """Let the network return P(brain) alone.
+
+    softmax over two logits is the sigmoid of their difference, and a difference of two linear channels is one
+    linear channel: exact, and ONNX Runtime's softmax across channels takes nearly half of the time otherwise.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    last = list(graph.node)[-2:]
+    if [node.op_type for node in last] != ["ConvTranspose", "Softmax"]:
+        raise ModelError(f"{name}: expected a network that ends in a softmax; install deepbet 1.0.")
+    convolution, softmax = last
+    for initializer in graph.initializer:
+        if initializer.name in convolution.input[1:]:
+            values = numpy_helper.to_array(initializer)
+            axis = 1 if values.ndim == 5 else 0  # weight (in, out, 3, 3, 3), bias (out,)
+            brain, rest = np.take(values, [1], axis), np.take(values, [0], axis)
+            initializer.CopyFrom(numpy_helper.from_array(brain - rest, initializer.name))
+    sigmoid = helper.make_node("Sigmoid", list(softmax.input), list(softmax.output), name="brain")
+    graph.node.remove(softmax)
+    graph.node.append(sigmoid)
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    del graph.value_info[:]  # shapes noted by the exporter, one of which is no longer true
+
+
+def _head_phantom(side: int) -> NDArray[np.float32]:
+    """(1, 1, side, side, side): nested shells, scaled as a head is before the network sees it. Synthetic."""
+    axis = np.linspace(-1, 1, side, dtype=np.float32)
+    x, y, z = axis[:, None, None], axis[:, None], axis
+    radius = np.sqrt((x / 0.75) ** 2 + (y / 0.95) ** 2 + (z / 0.85) ** 2)
+    tissue = np.select([radius < 0.7, radius < 0.8, radius < 0.9, radius < 1], [0.8, 0.5, 0.1, 1.0], 0.0)
+    head = tissue * (1 + 0.1 * np.sin(25 * x) * np.sin(20 * y) * np.sin(22 * z))
+    head = 0.226 * (head - head.mean()) / head.std() + 0.449
+    return head[None, None].astype(np.float32)
+
+
+def _check_parity(path: Path, head: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    found = open_session(path, ["CPUExecutionProvider"], 0).run(None, {"head": head})[0][:, 0]
+    difference = float(np.abs(found - expected).max())
+    disagreeing = float(np.mean((found > 0.5) != (expected > 0.5)))
+    if not (difference <= PARITY_TOLERANCE and disagreeing <= PARITY_VOXELS):
+        raise ParityError(
+            f"{path.name}: expected probabilities within {PARITY_TOLERANCE} of torch's, found one "
+            f"{difference:.3g} away and {disagreeing:.2%} of the voxels on the other side of 0.5; "
+            "please report the versions of torch, onnx and onnxruntime."
+        )
