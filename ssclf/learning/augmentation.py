@@ -1,0 +1,74 @@
+"""Random transforms of training volumes, through TorchIO; the same (seed, epoch, volume) gives the same one.
+
+Source: Chatterjee et al., Sec. 2.3 ("light", used; "heavy", tried there and found worse).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssclf.config import Augmentation
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TorchIO's own dependencies warn on import
+    import torchio as tio
+
+
+class Augmenter:
+    """A random transform of (C, D, H, W) arrays in [0, 1] with background 0; the result is the same kind."""
+
+    def __init__(self, kind: Augmentation, seed: int) -> None:
+        self._seed = seed
+        self._heavy = kind == "heavy"
+        # By name, not by index: which array axis runs from left to right depends on the plane of the slices.
+        steps: list[tio.Transform] = [
+            tio.RandomAffine(scales=(0.9, 1.2), degrees=10, default_pad_value=0, check_shape=False),
+            tio.RandomFlip(axes=("LR",), flip_probability=0.25),
+        ]
+        if self._heavy:
+            steps += [
+                tio.RandomElasticDeformation(p=0.5),
+                tio.RandomMotion(p=0.25),
+                tio.RandomSpike(p=0.25),
+                tio.RandomGhosting(p=0.25),
+            ]
+        self._transform = None if kind == "none" else tio.Compose(steps)
+
+    def __call__(
+        self, data: NDArray[np.float32], affine: NDArray[np.float64], *, epoch: int, index: int
+    ) -> NDArray[np.float32]:
+        """Transform one volume.
+
+        Args:
+            data: (C, D, H, W).
+            affine: from (d, h, w) to RAS+ mm.
+            epoch, index: of the volume, drawn with the seed; the global random state stays as it was.
+        """
+        if self._transform is None:
+            return data
+        # TorchIO's order is (C, W, H, D)
+        grid = affine[:, [2, 1, 0, 3]]
+        subject = tio.Subject(volume=tio.ScalarImage(tensor=_reverse_axes(data), affine=grid))
+        if self._heavy:  # artefacts fill the background; the mask follows the movement, and clears it again
+            subject.add_image(tio.LabelMap(tensor=_reverse_axes((data > 0).any(0, keepdims=True)), affine=grid), "brain")
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(_mix(self._seed, epoch, index))
+            subject = self._transform(subject)
+        result = np.clip(subject["volume"].numpy(), 0, 1)
+        if self._heavy:
+            result = result * (subject["brain"].numpy() > 0)
+        return np.ascontiguousarray(result.transpose(0, 3, 2, 1), np.float32)
+
+
+def _reverse_axes(data: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(data.transpose(0, 3, 2, 1)).astype(np.float32, copy=False))
+
+
+def _mix(*numbers: int) -> int:
+    """One seed out of several, such that neighbours have nothing in common."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
