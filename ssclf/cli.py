@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -23,7 +21,7 @@ from ssclf.errors import ConfigError, SsclfError
 class ErrorsAsMessages(TyperGroup):
     """Turns our exceptions into one line on stderr and an exit code; a bug of ours keeps its traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SsclfError as exc:
@@ -92,9 +90,7 @@ SkullStrip = Annotated[
         help="auto (strip only what is not stripped), deepbet, bet, hd-bet, synthstrip, or none (take as is).",
     ),
 ]
-AssumeStripped = Annotated[
-    bool, typer.Option("--assume-stripped", help="The same as --skull-strip none.")
-]
+AssumeStripped = Annotated[bool, typer.Option("--assume-stripped", help="The same as --skull-strip none.")]
 Seed = Annotated[int, typer.Option("--seed", help="For everything drawn at random.")]
 
 _PREPROCESS = PreprocessConfig()
@@ -104,7 +100,9 @@ _PREDICT = PredictConfig()
 def _start(quiet: bool, log_level: str) -> None:
     level = logging.getLevelName("ERROR" if quiet else log_level.upper())
     if not isinstance(level, int):
-        raise typer.BadParameter(f"expected debug, info, warning or error, found {log_level!r}", param_hint="--log-level")
+        raise typer.BadParameter(
+            f"expected debug, info, warning or error, found {log_level!r}", param_hint="--log-level"
+        )
     from ssclf.reporting.console import log_to_stderr
 
     log_to_stderr(level)
@@ -137,20 +135,27 @@ def predict(
     ),
     model: Annotated[
         list[Path] | None,
-        typer.Option("--model", help="A bundle; several are averaged. Default: $SSCLF_MODEL, else the only one under exported/."),
+        typer.Option(
+            "--model",
+            help="A bundle; several are averaged. Default: $SSCLF_MODEL, else the only one under exported/.",
+        ),
     ] = None,
     skull_strip: SkullStrip = _PREDICT.skull_strip,
     assume_stripped: AssumeStripped = False,
     pattern: Annotated[
-        str | None, typer.Option("--pattern", help="Take only files whose name matches, e.g. '*_t1ce.nii.gz'.")
+        str | None,
+        typer.Option("--pattern", help="Take only files whose name matches, e.g. '*_t1ce.nii.gz'."),
     ] = None,
     series: Annotated[
-        str | None, typer.Option("--series", help="Take only DICOM series whose description matches this regex.")
+        str | None,
+        typer.Option("--series", help="Take only DICOM series whose description matches this regex."),
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="auto, onnx or torchscript.")] = _PREDICT.engine,
     device: DeviceOption = _PREDICT.device,
     workers: Workers = 0,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the CPU engine; 0: one a core.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="Threads of the CPU engine; 0: one a core.")
+    ] = 0,
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds that reading one volume may take; 0: no limit.")
     ] = _PREDICT.timeout_s or 0,
@@ -158,7 +163,9 @@ def predict(
         float, typer.Option("--review-below", help="Flag rows whose highest probability is lower.")
     ] = _PREDICT.review_below,
     flip: Annotated[bool, typer.Option("--flip", help="Average each volume with its mirror image.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed volumes of an earlier run again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do failed volumes of an earlier run again.")
+    ] = False,
     quiet: Quiet = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -192,3 +199,33 @@ def predict(
         )
     display.summary(summary, out)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        list[Path] | None, typer.Option("--model", help="Bundles to verify; default as for predict.")
+    ] = None,
+    device: DeviceOption = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="auto, onnx or torchscript.")] = "auto",
+    bench: Annotated[bool, typer.Option("--bench", help="Time each engine with each model.")] = False,
+) -> None:
+    """Show what this machine can do; fails where something that was asked for is not there."""
+    from rich.console import Console
+
+    from ssclf.io.bundle import choose_bundles
+    from ssclf.workflows.doctor import examine
+
+    try:
+        models = choose_bundles(model or [], os.environ)
+    except SsclfError:
+        models = []  # doctor is what people run before they have a model
+    console = Console(soft_wrap=True)
+    failed = False
+    checks = examine(models, device=device, engine=engine, bench=bench)  # type: ignore[arg-type]
+    for check in checks:
+        sign = {True: "[green]ok[/]     ", False: "[red]failed[/] ", None: "[yellow]absent[/] "}[check.ok]
+        console.print(f"{sign}{check.name}: ", end="")
+        console.print(check.detail, markup=False, highlight=False)
+        failed = failed or (check.required and not check.ok)
+    raise typer.Exit(1 if failed else 0)

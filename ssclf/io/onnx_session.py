@@ -31,7 +31,7 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def open_session(path: Path, providers: list[Any], threads: int, *, keep_memory: bool = True) -> Any:
+def open_session(model: Path | bytes, providers: list[Any], threads: int, *, keep_memory: bool = True) -> Any:
     """Load a network.
 
     Args:
@@ -49,10 +49,13 @@ def open_session(path: Path, providers: list[Any], threads: int, *, keep_memory:
     # A thread that spins for work steals the core that prepares the next volume.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=providers
+        )
     except Exception as exc:  # onnxruntime's exceptions share no public base
+        name = model.name if isinstance(model, Path) else "model"
         raise ModelError(
-            f"{path.name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
+            f"{name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
             "the file is damaged or newer than this onnxruntime."
         ) from exc
 

@@ -78,6 +78,16 @@ def open_classifier(
     return kind(path, bundle.spec, device, threads)
 
 
+def cuda_providers(ort: Any) -> list[Any]:
+    """What to ask a session for: CUDA with the CPU behind it. Whether it came, `get_providers()` tells."""
+    if hasattr(ort, "preload_dlls"):
+        # Finds CUDA and cuDNN in their wheels; prints what it misses, which doctor explains better.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+    # HEURISTIC: an exhaustive search would run again for every new shape of volume.
+    return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
+
+
 class OnnxClassifier:
     """`model.onnx` on ONNX Runtime."""
 
@@ -88,7 +98,9 @@ class OnnxClassifier:
         ort = import_onnxruntime()
         self._session = None
         if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
-            self._session = self._open_cuda(ort, path, threads, required=device == "cuda")
+            session = open_session(path, cuda_providers(ort), threads)
+            if "CUDAExecutionProvider" in session.get_providers():
+                self._session = session
         if self._session is None:
             if device == "cuda":
                 raise ModelError(
@@ -103,27 +115,6 @@ class OnnxClassifier:
         self._dtype = np.float16 if "float16" in self._session.get_inputs()[0].type else np.float32
         if not {"logits", "cam"} <= set(self._outputs):
             raise ModelError(f"{path.name}: expected outputs logits and cam, found {self._outputs}.")
-
-    @staticmethod
-    def _open_cuda(ort: Any, path: Path, threads: int, *, required: bool) -> Any:
-        if hasattr(ort, "preload_dlls"):
-            # Finds CUDA and cuDNN in their wheels; prints what it misses, which doctor explains better.
-            with contextlib.redirect_stdout(io.StringIO()):
-                ort.preload_dlls()
-        # HEURISTIC: an exhaustive search would run again for every new shape of volume.
-        providers = [
-            ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}),
-            "CPUExecutionProvider",
-        ]
-        try:
-            session = open_session(path, providers, threads)
-        except ModelError:
-            if required:
-                raise
-            return None
-        if "CUDAExecutionProvider" not in session.get_providers():
-            return None
-        return session
 
     def classify(self, batch: NDArray[np.float32]) -> ClassifierOutput:
         names = [name for name in ("logits", "cam", "features") if name in self._outputs]

@@ -258,12 +258,12 @@ def predict(
     begin = time.perf_counter()
     details = out.with_suffix(".json")
     if details == out:
-        raise OutputError(f"{out}: --out names the CSV; results.json is written beside it, so choose another ending.")
+        raise OutputError(
+            f"{out}: --out names the CSV; results.json is written beside it, so choose another ending."
+        )
     ensemble = Ensemble([open_bundle(path) for path in models], config)
     _check_output(out, details)
-    discovery = discover(
-        paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series
-    )
+    discovery = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
     journal = Journal(out)
     run = _Run(ensemble, config, journal.scratch)
     run.fingerprints = {
@@ -312,7 +312,12 @@ def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig)
         "ssclf_version": __version__,
         "config": config_to_dict(config),
         "models": [
-            {"name": b.spec.name, "sha256": b.sha256, "synthetic": b.spec.synthetic, "training": dict(b.spec.training)}
+            {
+                "name": b.spec.name,
+                "sha256": b.sha256,
+                "synthetic": b.spec.synthetic,
+                "training": dict(b.spec.training),
+            }
             for b in ensemble.bundles
         ],
         "columns": csv_columns(ensemble.class_names),
@@ -348,7 +353,9 @@ def _fingerprint(scan: Scan, ensemble: Ensemble, config: PredictConfig) -> str:
         for path in source.files if isinstance(source, DicomSeries) else _parts(source):
             try:
                 stat = path.stat()
-                digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "backslashreplace"))
+                digest.update(
+                    f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "backslashreplace")
+                )
             except OSError:
                 digest.update(b"gone\n")
     specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
@@ -359,7 +366,10 @@ def _fingerprint(scan: Scan, ensemble: Ensemble, config: PredictConfig) -> str:
 
 def _parts(path: Path) -> list[Path]:
     """A file, and the other half of a .hdr/.img pair."""
-    return [path, *sorted(p for ending in (".img", ".hdr") if (p := path.with_suffix(ending)) != path and p.is_file())]
+    return [
+        path,
+        *sorted(p for ending in (".img", ".hdr") if (p := path.with_suffix(ending)) != path and p.is_file()),
+    ]
 
 
 @contextmanager
