@@ -97,7 +97,7 @@ def prepare_scan(
     else:
         if engine == "deepbet" and extractor is None:
             raise VolumeError(
-                "the volume does not look skull-stripped, and there is no brain extraction here; strip it first, "
+                "the volume does not look skull-stripped, and there is no brain extraction here; strip it, "
                 "choose an engine with --skull-strip, or take it as it is with --assume-stripped."
             )
         channel = next((config.contrasts.index(c) for c in _EXTRACTION_CONTRASTS if c in config.contrasts), 0)

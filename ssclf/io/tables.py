@@ -1,0 +1,99 @@
+"""Tables that people write and read: manifests and label tables in, `manifest.csv` and `failed.csv` out."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssclf.errors import DatasetError
+from ssclf.io.results import defuse, write_whole
+
+#: Tables end so; anything else is taken for a volume.
+TABLE_ENDINGS = (".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """Cells by lower-case column name, stripped; `line` is where the row starts in the file, from 1."""
+
+    line: int
+    cells: Mapping[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells.get(column, "")
+
+
+@dataclass(frozen=True)
+class Table:
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+
+    def require(self, *columns: str) -> None:
+        """Raises:
+        DatasetError: one of the columns is missing.
+        """
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            raise DatasetError(
+                f"{self.path.name}: expected the columns {', '.join(columns)}, found {', '.join(self.columns)}; "
+                f"{', '.join(missing)} is missing."
+            )
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV or TSV file: UTF-8 (or Latin-1), separated by comma, semicolon or tab, header first.
+
+    Raises:
+        DatasetError: unreadable, empty, a column twice, or a row with more cells than columns.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise DatasetError(f"{path}: cannot be read ({exc.strerror or exc}).") from exc
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lines: list[tuple[int, list[str]]] = []
+    start = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                lines.append((start, [cell.strip() for cell in cells]))
+            start = reader.line_num + 1
+    except csv.Error as exc:
+        raise DatasetError(f"{path.name} line {reader.line_num}: expected a table, found {exc}.") from exc
+    if not lines:
+        raise DatasetError(f"{path.name}: expected a table with a header line, found an empty file.")
+    columns = tuple(name.lower() for name in lines[0][1])
+    named = [name for name in columns if name]
+    if len(set(named)) != len(named):
+        raise DatasetError(f"{path.name}: expected each column once, found {', '.join(columns)}.")
+    for line, cells in lines[1:]:
+        if len(cells) > len(columns) and any(cells[len(columns) :]):
+            raise DatasetError(
+                f"{path.name} line {line}: expected {len(columns)} cells, found {len(cells)}; "
+                "put quotes around cells that contain the separator."
+            )
+    rows = tuple(TableRow(line, dict(zip(columns, cells, strict=False))) for line, cells in lines[1:])
+    return Table(path, columns, rows)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file whole: UTF-8, RFC 4180, no cell that a spreadsheet would run.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(columns)
+    writer.writerows([defuse(cell) for cell in row] for row in rows)
+    write_whole(path, text.getvalue())
