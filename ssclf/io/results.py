@@ -7,6 +7,7 @@ each was made from, and everything about the run. A later run takes finished row
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -125,7 +126,8 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as exc:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
 
 
@@ -166,14 +168,16 @@ class Journal:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
-            self._lock = (self.folder / "lock").open("w")
+            lock = (self.folder / "lock").open("w")
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
+                lock.close()
                 raise OutputError(
                     f"{self.folder.parent}: another ssclf run is writing the same --out; "
                     "wait for it, or choose another --out."
                 ) from exc
+            self._lock = lock
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.scratch.mkdir(mode=0o700)
             rows = list(self._read())
@@ -225,11 +229,10 @@ class Journal:
 
     def close(self, *, finished: bool) -> None:
         """Give the lock back; a finished run leaves nothing behind, an interrupted one its rows."""
+        if self._lock is None:
+            return
         if self._file:
             self._file.close()
-        if finished:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-        if self._lock:
-            self._lock.close()
+        shutil.rmtree(self.folder if finished else self.scratch, ignore_errors=True)
+        self._lock.close()
+        self._lock = None

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import signal
+
+from ssclf.errors import VolumeError
+from ssclf.io.workers import run_in_processes
+
+
+def work(item: str) -> str:
+    """What volumes do to the process that reads them."""
+    if item == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if item == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == "hang":
+        signal.pause()
+    if item == "bad":
+        raise VolumeError("bad: expected a volume.")
+    if item == "memory":
+        raise MemoryError
+    if item == "bug":
+        raise KeyError("field")
+    return item.upper()
+
+
+def test_each_item_costs_only_itself() -> None:
+    items = ["a", "crash", "b", "hang", "c", "bad", "memory", "killed", "bug", "d"]
+    outcomes = {o.item: o for o in run_in_processes(work, items, workers=2, timeout_s=2)}
+    assert sorted(outcomes) == sorted(items)
+    assert [outcomes[i].result for i in "abcd"] == ["A", "B", "C", "D"]
+    assert "signal 11" in outcomes["crash"].error
+    assert "memory" in outcomes["killed"].error
+    assert "--timeout 2 s" in outcomes["hang"].error
+    assert outcomes["bad"].error == "bad: expected a volume."
+    assert "memory" in outcomes["memory"].error
+    assert "KeyError" in outcomes["bug"].error
+
+
+def test_items_are_taken_no_faster_than_they_are_finished() -> None:
+    taken = []
+
+    def items() -> object:
+        for number in range(20):
+            taken.append(number)
+            yield str(number)
+
+    outcomes = run_in_processes(work, items(), workers=1)  # type: ignore[arg-type]
+    next(outcomes)
+    assert len(taken) <= 3
+    outcomes.close()  # type: ignore[attr-defined]
+
+
+def test_stop_finishes_what_was_begun() -> None:
+    asked = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    results = [o.result for o in run_in_processes(work, "abcdefgh", workers=2, stop=stop)]
+    assert sorted(str(r) for r in results) == ["A", "B", "C"]
