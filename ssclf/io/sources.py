@@ -23,6 +23,7 @@ from ssclf.io.tables import TABLE_ENDINGS, TableRow, read_table
 OTHER_CONTRAST = "another contrast of a case"
 MASK_BESIDE = "a mask beside a volume"
 _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", "~")
+_NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vtk", ".vti", ".mif")
 _LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
 #: The folder that was given, seen from itself.
 _ITSELF = "."
@@ -47,6 +48,7 @@ class FolderContent:
         volumes: files with the ending of a volume; the header of a .hdr/.img pair.
         dicom: files that are DICOM by content.
         archives: zip files.
+        tables: CSV and TSV files.
         problems: path → why a volume, link or folder cannot be looked at.
         other: reason → number of files.
     """
@@ -54,6 +56,7 @@ class FolderContent:
     volumes: list[str] = field(default_factory=list)
     dicom: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
 
@@ -104,7 +107,7 @@ def discover(
     for scan in scans:
         identity = scan.path if scan.problem else (scan.series, *map(_identity, scan.contrasts))
         if distinct.setdefault(identity, scan) is not scan:
-            other["given twice"] += 1
+            other["the same file or series again"] += 1
     ordered = sorted(distinct.values(), key=lambda scan: (scan.path, scan.series))
     return Discovery(tuple(ordered), dict(sorted(other.items())))
 
@@ -179,12 +182,16 @@ def _sort_file(entry: os.DirEntry[str], path: str, names: set[str], content: Fol
             (content.dicom if is_dicom(Path(entry.path)) else content.volumes).append(path)
     elif lower.endswith(".zip"):
         content.archives.append(path)
+    elif lower.endswith(_NOT_READ):
+        content.other[f"a volume in a format that is not read ({PurePosixPath(lower).suffix})"] += 1
     elif is_dicom(Path(entry.path)):
         content.dicom.append(path)
     elif not os.access(entry.path, os.R_OK):
         content.other["a file that may not be read"] += 1
     else:
         suffix = PurePosixPath(lower).suffix
+        if suffix in TABLE_ENDINGS:
+            content.tables.append(path)
         kind = suffix if 1 < len(suffix) <= 6 and suffix[1:].isalnum() else "no ending of a volume"
         content.other[f"not a volume ({kind})"] += 1
 
@@ -222,6 +229,39 @@ def _needs_manifest(contrasts: Sequence[str], found: str) -> str:
     )
 
 
+def cases_by_name(
+    paths: Iterable[str], wanted: tuple[str, ...], other: Counter[str]
+) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """Volumes by the case that their names state.
+
+    Args:
+        paths: POSIX paths of volumes.
+        wanted: names of contrasts beyond the usual ones.
+        other: counts masks that lie beside a volume; a mask alone is taken for a volume, since its name alone is
+            no reason to leave it out.
+
+    Returns:
+        (folder, case) → contrast, or "" where the name states none → paths, sorted.
+    """
+    cases: dict[tuple[str, str], dict[str, list[str]]] = {}
+    stems: set[tuple[str, str]] = set()
+    for path in sorted(paths):
+        folder, _, name = path.rpartition("/")
+        parsed = parse_name(name, wanted)
+        cases.setdefault((folder, parsed.case), {}).setdefault(parsed.contrast, []).append(path)
+        if parsed.contrast != MASK:
+            stems.add((folder, parsed.stem))
+    for key, case in list(cases.items()):
+        masks = case.pop(MASK, [])
+        if masks and not case and key not in stems:
+            case[""] = masks
+        elif masks:
+            other[MASK_BESIDE] += len(masks)
+            if not case:
+                del cases[key]
+    return cases
+
+
 def group_contrasts(
     paths: Iterable[str], contrasts: tuple[str, ...], other: Counter[str]
 ) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -238,21 +278,9 @@ def group_contrasts(
         folder, or folder/case where the folder holds more than one case.
     """
     wanted = tuple(canonical_contrast(contrast) for contrast in contrasts)
-    cases: dict[tuple[str, str], dict[str, list[str]]] = {}
-    stems: set[tuple[str, str]] = set()
-    for path in sorted(paths):
-        folder, _, name = path.rpartition("/")
-        parsed = parse_name(name, wanted)
-        cases.setdefault((folder, parsed.case), {}).setdefault(parsed.contrast, []).append(path)
-        if parsed.contrast != MASK:
-            stems.add((folder, parsed.stem))
-    named = Counter(folder for (folder, _), case in cases.items() if set(case) - {"", MASK})
+    cases = cases_by_name(paths, wanted, other)
+    named = Counter(folder for (folder, _), case in cases.items() if set(case) - {""})
     for (folder, name), case in cases.items():
-        masks = case.pop(MASK, [])
-        if not case and (folder, name) not in stems:
-            case[""] = masks  # nothing beside it: the name alone is no reason to leave a file out
-        else:
-            other[MASK_BESIDE] += len(masks)
         if len(wanted) == 1:
             chosen = case.get(wanted[0]) or [path for group in case.values() for path in group]
             other[OTHER_CONTRAST] += sum(map(len, case.values())) - len(chosen)
@@ -272,9 +300,8 @@ def group_contrasts(
             have = ", ".join(f"{len(group)} × {contrast}" for contrast, group in sorted(case.items()))
             first = next(path for group in case.values() for path in group)
             yield key, (first,), _needs_manifest(contrasts, have)
-    for reason in (MASK_BESIDE, OTHER_CONTRAST):
-        if not other[reason]:
-            del other[reason]
+    if not other[OTHER_CONTRAST]:
+        del other[OTHER_CONTRAST]
 
 
 def _keyed(prefix: str, scans: list[Scan], *, alone: bool) -> Iterator[Scan]:
