@@ -163,6 +163,14 @@ def predict(
         float, typer.Option("--review-below", help="Flag rows whose highest probability is lower.")
     ] = _PREDICT.review_below,
     flip: Annotated[bool, typer.Option("--flip", help="Average each volume with its mirror image.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="Take one part of the volumes: 3/16, auto (Slurm array) or auto/16 (Kubernetes Indexed Job). "
+            "The table is named after the shard; ssclf merge joins them.",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed volumes of an earlier run again.")
     ] = False,
@@ -171,6 +179,7 @@ def predict(
 ) -> None:
     """Classify every volume found; one row each in a CSV. Research use only."""
     _start(quiet, log_level)
+    from ssclf.domain.shards import parse_shard
     from ssclf.io.bundle import choose_bundles
     from ssclf.reporting.console import PredictDisplay
     from ssclf.workflows.predict import predict as run
@@ -188,12 +197,16 @@ def predict(
         flip=flip,
         retry_failed=retry_failed,
     )
+    part = parse_shard(shard, os.environ) if shard else None
+    if part:
+        out = out.with_name(f"{out.stem}.{part}{out.suffix}")
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
             scans,
             out,
             choose_bundles(model or [], os.environ),
             config,
+            shard=part,
             on_start=display.start,
             on_row=display.row,
         )
@@ -229,3 +242,18 @@ def doctor(
         console.print(check.detail, markup=False, highlight=False)
         failed = failed or (check.required and not check.ok)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="The tables of all shards.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The table of all.")] = Path("results.csv"),
+    partial: Annotated[bool, typer.Option("--partial", help="Do without missing shards.")] = False,
+) -> None:
+    """Join the tables that `predict --shard` wrote."""
+    from ssclf.workflows.merge import merge as run
+
+    rows = run(parts, out, partial=partial)
+    failed = sum(row.status == "failed" for row in rows)
+    typer.echo(f"{out}: {len(rows)} volumes, {failed} failed")
+    raise typer.Exit(3 if failed else 0)

@@ -30,12 +30,13 @@ from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.scores import softmax
+from ssclf.domain.shards import Shard
 from ssclf.errors import ModelError, OutputError
 from ssclf.io.bundle import Bundle, open_bundle
 from ssclf.io.dicom import DicomSeries
 from ssclf.io.extraction import BrainExtractor
 from ssclf.io.preparation import prepare_scan
-from ssclf.io.results import Journal, ResultRow, csv_columns, read_rows, row_to_json, write_csv, write_whole
+from ssclf.io.results import Journal, ResultRow, read_rows, row_to_json, write_csv, write_whole
 from ssclf.io.runtime import Classifier, open_classifier
 from ssclf.io.scans import Scan
 from ssclf.io.sources import Discovery, discover
@@ -239,6 +240,7 @@ def predict(
     models: Sequence[Path],
     config: PredictConfig,
     *,
+    shard: Shard | None = None,
     on_start: Callable[[Discovery, int], None] = lambda discovery, todo: None,
     on_row: Progress = lambda row: None,
 ) -> PredictSummary:
@@ -248,6 +250,7 @@ def predict(
         paths: files, folders, DICOM, zips or manifests.
         out: the CSV; `results.json` with the same stem is written beside it.
         models: bundles; the probabilities of several are averaged.
+        shard: which part of the volumes to take; the others are another job's.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
 
@@ -264,6 +267,9 @@ def predict(
     ensemble = Ensemble([open_bundle(path) for path in models], config)
     _check_output(out, details)
     discovery = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
+    if shard:
+        mine = tuple(scan for scan in discovery.scans if shard.holds(scan.path))
+        discovery = replace(discovery, scans=mine)
     journal = Journal(out)
     run = _Run(ensemble, config, journal.scratch)
     run.fingerprints = {
@@ -299,14 +305,14 @@ def predict(
         )
         if not summary.interrupted:
             write_csv(out, ordered, ensemble.class_names)
-            write_whole(details, _details(summary, ensemble, config))
+            write_whole(details, _details(summary, ensemble, config, shard))
             finished = True
         return summary
     finally:
         journal.close(finished=finished)
 
 
-def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig) -> str:
+def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig, shard: Shard | None) -> str:
     """Everything about a run, as JSON; one row a line, so that it can be read without a parser too."""
     run = {
         "ssclf_version": __version__,
@@ -320,7 +326,8 @@ def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig)
             }
             for b in ensemble.bundles
         ],
-        "columns": csv_columns(ensemble.class_names),
+        "class_names": list(ensemble.class_names),
+        "shard": [shard.number, shard.count] if shard else None,
         "volumes": len(summary.rows),
         "failed": summary.failed,
         "reused": summary.reused,

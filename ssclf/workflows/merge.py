@@ -1,0 +1,80 @@
+"""`ssclf merge`: the tables of an array job's shards as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssclf.errors import OutputError
+from ssclf.io.results import ResultRow, read_rows, row_to_json, write_csv, write_whole
+
+
+def merge(parts: Sequence[Path], out: Path, *, partial: bool = False) -> list[ResultRow]:
+    """Join the results of shards.
+
+    Args:
+        parts: the CSVs of the shards; the `.json` beside each is what is read.
+        out: the CSV of all; its `.json` goes beside it.
+        partial: whether missing shards are accepted.
+
+    Raises:
+        OutputError: a part cannot be read, comes from another model, holds a volume that another part
+            holds too, or shards are missing.
+    """
+    runs = [_read_run(part) for part in parts]
+    for part, run in zip(parts[1:], runs[1:], strict=True):
+        for what in ("class_names", "ssclf_version"):
+            if run[what] != runs[0][what]:
+                raise OutputError(
+                    f"{part}: expected the same {what} as in {parts[0]} ({runs[0][what]}), found {run[what]}."
+                )
+        if [m["sha256"] for m in run["models"]] != [m["sha256"] for m in runs[0]["models"]]:
+            raise OutputError(f"{part}: its rows come from another model than those of {parts[0]}.")
+    if not partial:
+        _check_complete(runs)
+    rows: dict[tuple[str, str], ResultRow] = {}
+    for part in parts:
+        for row in read_rows(part.with_suffix(".json")):
+            if row.key in rows:
+                raise OutputError(f"{part}: {row.path} stands in another part too; give each part once.")
+            rows[row.key] = row
+    ordered = [rows[key] for key in sorted(rows)]
+    merged = {
+        **runs[0],
+        "shard": None,
+        "merged": [part.name for part in parts],
+        "volumes": len(ordered),
+        "failed": sum(row.status == "failed" for row in ordered),
+        "seconds": sum(run["seconds"] for run in runs),
+    }
+    write_csv(out, ordered, runs[0]["class_names"])
+    lines = ",\n".join(row_to_json(row) for row in ordered)
+    write_whole(out.with_suffix(".json"), f'{{"run": {json.dumps(merged)},\n"rows": [\n{lines}\n]}}\n')
+    return ordered
+
+
+def _read_run(part: Path) -> dict[str, Any]:
+    details = part.with_suffix(".json")
+    try:
+        run: dict[str, Any] = json.loads(details.read_text("utf-8"))["run"]
+        return run
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise OutputError(
+            f"{part}: expected the finished table of a shard with {details.name} beside it, found none; "
+            "run that shard again until it ends."
+        ) from exc
+
+
+def _check_complete(runs: Sequence[dict[str, Any]]) -> None:
+    shards = [tuple(run["shard"]) for run in runs if run["shard"]]
+    counts = {count for _, count in shards}
+    if len(counts) > 1:
+        raise OutputError(f"the parts were cut in different ways: into {sorted(counts)} shards.")
+    missing = sorted(set(range(1, max(counts, default=0) + 1)) - {number for number, _ in shards})
+    if missing:
+        raise OutputError(
+            f"shards {', '.join(map(str, missing))} of {max(counts)} are missing; "
+            "finish them, or pass --partial to do without."
+        )
