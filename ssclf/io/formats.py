@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ssclf.domain.fitness import corners, judge_geometry
 from ssclf.domain.geometry import reorient
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.dicom import DicomSeries, is_dicom
+from ssclf.io.dicom import DicomSeries, find_series, is_dicom
+from ssclf.io.dicom_volume import read_series
+from ssclf.io.metaimage import read_metaimage
+from ssclf.io.mgh import read_mgh
 from ssclf.io.nifti import read_nifti
+from ssclf.io.nrrd import read_nrrd
+from ssclf.io.voxels import named
 
-_NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
+_READERS: dict[str, Callable[[Path], Volume]] = {
+    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), read_nifti),
+    **dict.fromkeys((".mgz", ".mgh", ".mgh.gz"), read_mgh),
+    **dict.fromkeys((".nrrd", ".nhdr"), read_nrrd),
+    **dict.fromkeys((".mha", ".mhd"), read_metaimage),
+}
 
 #: Endings by which a file is taken for a volume, in lower case.
-VOLUME_ENDINGS: tuple[str, ...] = (
-    *_NIFTI_ENDINGS,
-    ".mgh",
-    ".mgz",
-    ".mgh.gz",
-    ".nrrd",
-    ".nhdr",
-    ".mha",
-    ".mhd",
-)
+VOLUME_ENDINGS: tuple[str, ...] = tuple(_READERS)
 
 #: Grids count as one where no corner lies further apart than this, in mm.
 SAME_GRID_MM = 0.1
@@ -60,14 +64,36 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
     Raises:
         VolumeError: the reason in one line.
     """
-    if isinstance(source, DicomSeries):
-        raise VolumeError("DICOM is not read yet.")
-    ending = volume_ending(source)
-    if ending in _NIFTI_ENDINGS:
-        return read_nifti(source)
-    raise VolumeError(
-        f"{source.name}: expected DICOM or one of {', '.join(VOLUME_ENDINGS)}, found another kind."
-    )
+    if work is None:
+        with tempfile.TemporaryDirectory(prefix="ssclf-") as folder:
+            return read_volume(source, Path(folder))
+    if isinstance(source, Path):
+        reader = _READERS.get(volume_ending(source))
+        if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
+            volume = reader(source)
+            with named(source):
+                return judge_geometry(volume)
+        source = _only_series(source)
+    with named(source.location):
+        return judge_geometry(read_series(source, work))
+
+
+def _only_series(path: Path) -> DicomSeries:
+    """The series in a DICOM file, an archive or a folder that holds just one."""
+    with named(path):
+        if not path.exists():
+            raise VolumeError("expected a volume, found no such file.")
+        search = find_series(path)
+        if len(search.series) == 1:
+            return search.series[0]
+        if len(search.series) > 1:
+            raise VolumeError(f"expected one DICOM series, found {len(search.series)}; pass them one by one.")
+        if search.left_out:
+            raise VolumeError(f"expected an MR series, found none: {search.left_out[0].reason}")
+        raise VolumeError(
+            f"expected DICOM or one of {', '.join(VOLUME_ENDINGS)}, found another kind of file; "
+            "convert it to NIfTI."
+        )
 
 
 def stack_contrasts(volumes: Sequence[Volume], contrasts: Sequence[str]) -> Volume:
@@ -84,9 +110,9 @@ def stack_contrasts(volumes: Sequence[Volume], contrasts: Sequence[str]) -> Volu
     if len(volumes) == 1:
         return volumes[0]
     first, *others = (reorient(volume, "SAR") for volume in volumes)
-    corners = _corners(first)
+    here = corners(first.affine, first.shape)
     for name, other in zip(contrasts[1:], others, strict=True):
-        if other.shape != first.shape or np.abs(_corners(other) - corners).max() > SAME_GRID_MM:
+        if other.shape != first.shape or not _near(other, here):
             raise VolumeError(
                 f"expected contrasts registered to one grid, found {contrasts[0]} {first.shape} and {name} "
                 f"{other.shape} on different ones; register and resample them to one of them first."
@@ -95,10 +121,5 @@ def stack_contrasts(volumes: Sequence[Volume], contrasts: Sequence[str]) -> Volu
     return Volume(np.concatenate([first.data, *(other.data for other in others)]), first.affine, tuple(flags))
 
 
-def _corners(volume: Volume) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """World positions (8, 3) of the corner voxels, in mm."""
-    index = np.stack(np.meshgrid(*((0, n - 1) for n in volume.shape), indexing="ij"), -1).reshape(-1, 3)
-    positions: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = (
-        index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    )
-    return positions
+def _near(volume: Volume, places: NDArray[np.float64]) -> bool:
+    return bool(np.abs(corners(volume.affine, volume.shape) - places).max() <= SAME_GRID_MM)

@@ -1,0 +1,291 @@
+"""Read one DICOM series: our own check of its slices, dcm2niix for the pixels, and the two have to agree.
+
+dcm2niix knows vendors and transfer syntaxes, but it stacks what it is given: with slices missing it warns,
+ends with code 0 and writes a volume. Given one file, it converts the folder around it. So it sees a private
+folder with the files of one series only, and its result counts only where it is a single volume on the grid
+that the headers give.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.multival import MultiValue
+
+from ssclf.domain.slices import Slice, Stack, stack_slices
+from ssclf.domain.volume import Volume
+from ssclf.errors import MissingDependencyError, VolumeError
+from ssclf.io.dicom import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, get, quiet_pydicom, read_header
+from ssclf.io.nifti import read_nifti
+
+#: A series of 384 slices takes a second; a converter still busy after so long is stuck.
+TIME_LIMIT_S = 300
+#: Voxels by which dcm2niix's grid may differ from the headers' own.
+_GRID_TOLERANCE = 0.1
+#: What dcm2niix says when it mended, merged or dropped something. Its hints on BIDS fields are none of these.
+_DOUBTS = {
+    "duplicates removed": "dropped slices as duplicates",
+    "slices skipped": "skipped slices",
+    "slice positions repeated": "found positions with several slices",
+    "interslice distance varies": "found uneven slice distances",
+    "not equidistant": "found uneven slice distances",
+    "gantry tilt": "found a tilted gantry",
+    "check whether slices are flipped": "could not tell the direction of the slices",
+    "unable to determine slice": "could not tell the position of the slices",
+    "unable to determine spatial": "could not tell the orientation of the slices",
+    "intensity scaling varies": "found intensities scaled in different ways",
+    "slope/intercept varies": "found intensities scaled in different ways",
+    "unable to decode": "could not decode the pixels",
+    "unable to decompress": "could not decompress the pixels",
+    "unsupported transfer syntax": "does not know the compression of the pixels",
+    "rle header corrupted": "could not decompress the pixels",
+    "corrupt file": "found a damaged file",
+}
+#: Signs that the scanner announced more slices than there are.
+_LACKING = ("dicoms, number of slices", "dicom images may be missing", "missing images")
+#: Transfer syntaxes whose pixels have a length that can be checked: little endian (2), big endian.
+_NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+
+
+def read_series(series: DicomSeries, work: Path) -> Volume:
+    """Convert a series.
+
+    Args:
+        series: from `ssclf.io.dicom.find_series`.
+        work: existing private folder; what is written there is removed again.
+
+    Returns:
+        data (1, D, H, W), affine (4, 4). Its geometry is sound as a stack of slices; whether it can show
+        a brain is for `ssclf.domain.fitness` to judge.
+
+    Raises:
+        VolumeError: the files are no single complete volume, or dcm2niix cannot read them.
+        MissingDependencyError: dcm2niix is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dicom-", dir=work) as folder:
+        source, target = Path(folder, "in"), Path(folder, "out")
+        source.mkdir()
+        target.mkdir()
+        files = _gather(series, source)
+        with quiet_pydicom():
+            stack = stack_slices(list(_read_slices(files)))
+        converted, doubts = _convert(source, target, Path(folder))
+        volume = read_nifti(converted)
+    _check_agreement(volume, stack)
+    flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
+    return Volume(volume.data, volume.affine, tuple(flags))
+
+
+def _gather(series: DicomSeries, target: Path) -> list[Path]:
+    """Link the files of a series, or extract them from their archive, under names of our own."""
+    names = {name: target / f"{index:06d}.dcm" for index, name in enumerate(series.files)}
+    if not series.in_archive:
+        for name, file in names.items():
+            file.symlink_to((series.root / name).resolve())
+        return list(names.values())
+    left = MAX_ARCHIVE_BYTES
+    try:
+        with zipfile.ZipFile(series.root) as archive:
+            for name, file in names.items():
+                with archive.open(name) as member, file.open("wb") as out:
+                    left -= _copy(member, out, min(left, MAX_FILE_BYTES))
+    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as exc:
+        raise VolumeError(f"the archive is damaged or has changed ({type(exc).__name__}).") from exc
+    except OSError as exc:
+        raise VolumeError(f"the archive cannot be read ({exc.strerror or exc}).") from exc
+    return list(names.values())
+
+
+def _copy(member: Any, out: Any, limit: int) -> int:
+    copied = 0
+    while part := member.read(1 << 20):
+        copied += len(part)
+        if copied > limit:
+            raise VolumeError("the archive inflates to more than is opened.")
+        out.write(part)
+    return copied
+
+
+def _read_slices(files: list[Path]) -> Iterator[Slice]:
+    """The slices of a series; a file that repeats another byte for byte is removed (dcm2niix sees neither)."""
+    instances: dict[str, Path] = {}
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                header = read_header(stream)
+                rest = os.fstat(stream.fileno()).st_size - stream.tell()
+            first = instances.setdefault(str(get(header, "SOPInstanceUID", file.name)), file)
+            if first != file and filecmp.cmp(first, file, shallow=False):
+                file.unlink()
+                continue
+        except OSError as exc:
+            raise VolumeError(f"a file of the series cannot be read ({exc.strerror or exc}).") from exc
+        yield from _slices_of(header, rest)
+
+
+def _slices_of(header: pydicom.Dataset, rest: int) -> list[Slice]:
+    """The slices in one file, of which `rest` bytes follow the header."""
+    frames = _whole(header, "NumberOfFrames", 1)
+    rows, columns = _whole(header, "Rows"), _whole(header, "Columns")
+    if _whole(header, "SamplesPerPixel", 1) != 1 or get(header, "PhotometricInterpretation") != "MONOCHROME2":
+        raise VolumeError("expected grey values that grow with the signal, found colours or inverted ones.")
+    syntax = str(getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", "1.2.840.10008.1.2"))
+    size = rows * columns * frames * (_whole(header, "BitsAllocated", 16) // 8)
+    if not rows or not columns or size > MAX_FILE_BYTES or (syntax in _NATIVE and rest < size):
+        raise VolumeError("a file of the series has fewer pixels than its header says; it is cut short.")
+    groups = get(header, "PerFrameFunctionalGroupsSequence")
+    if groups is None:
+        if frames > 1:
+            raise VolumeError("expected one position per frame, found a multi-frame file without positions.")
+        return [_read_slice(header, [header], (rows, columns))]
+    if len(groups) != frames:
+        raise VolumeError(f"expected {frames} frames as the header says, found positions for {len(groups)}.")
+    shared = get(header, "SharedFunctionalGroupsSequence", ())
+    return [
+        _read_slice(
+            header, [*_flatten(group), *(d for s in shared for d in _flatten(s)), header], (rows, columns)
+        )
+        for group in groups
+    ]
+
+
+def _flatten(group: pydicom.Dataset) -> list[pydicom.Dataset]:
+    """The data sets inside the functional groups of one frame."""
+    return [item for element in group if element.VR == "SQ" and element.value for item in element.value[:1]]
+
+
+def _read_slice(header: pydicom.Dataset, places: list[pydicom.Dataset], shape: tuple[int, int]) -> Slice:
+    """One slice from the data sets that describe it, the nearest first."""
+
+    def find(*keywords: str) -> Any:
+        return next((v for p in places for k in keywords if (v := get(p, k)) is not None), None)
+
+    image_type = [str(value).upper() for value in _several(find("FrameType", "ImageType"))]
+    if "MOSAIC" in image_type:
+        raise VolumeError("expected anatomical slices, found a mosaic of functional images.")
+    position = _numbers(find("ImagePositionPatient"), 3)
+    directions = _numbers(find("ImageOrientationPatient"), 6)
+    spacing = _numbers(find("PixelSpacing"), 2)
+    if position is None or directions is None or spacing is None or min(spacing) <= 0:
+        raise VolumeError("a slice states no position, direction or pixel size.")
+    return Slice(
+        position=position,
+        directions=directions,
+        spacing=spacing,
+        shape=shape,
+        number=_whole(header, "InstanceNumber") if places == [header] else 0,
+        echo=str(find("EffectiveEchoTime", "EchoTime") or ""),
+        kind=_kind(image_type, find("ComplexImageComponent")),
+        time=str(find("TemporalPositionIndex", "TemporalPositionIdentifier", "AcquisitionNumber") or ""),
+        announced=_whole(header, "ImagesInAcquisition"),
+    )
+
+
+def _kind(image_type: list[str], component: Any) -> str:
+    """Magnitude or one of its companions; vendors write it into the image type in their own ways."""
+    words = {str(component or "").upper(), *image_type[2:]}
+    for kind, signs in {
+        "phase": {"P", "PHASE", "PHASE MAP", "P_FFE", "P_SE", "P_IR", "B0 MAP", "VELOCITY MAP"},
+        "real": {"R", "REAL", "R_FFE", "R_SE", "R_IR"},
+        "imaginary": {"I", "IMAGINARY", "I_FFE", "I_SE", "I_IR"},
+    }.items():
+        if words & signs:
+            return kind
+    return "magnitude"
+
+
+def _convert(source: Path, target: Path, work: Path) -> tuple[Path, tuple[str, ...]]:
+    """Run dcm2niix on a folder; the one volume that it wrote, and flags for what it said."""
+    # No sidecar, no comment, a fixed name: nothing of the patient is written. Neither crop nor rotate.
+    options = ["-b", "n", "-ba", "y", "-c", "", "-f", "volume", "-z", "n", "-x", "i", "-w", "2"]
+    command = [_program(), *options, "-o", str(target), str(source)]
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            cwd=work,
+            # With its home elsewhere it does not take a user's ~/.dcm2nii.ini for its defaults.
+            env={"HOME": str(work), "PATH": os.defpath, "LC_ALL": "C"},
+            timeout=TIME_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise VolumeError(f"dcm2niix had not converted the series after {TIME_LIMIT_S} s.") from exc
+    except OSError as exc:
+        raise MissingDependencyError(
+            f"dcm2niix cannot be started ({exc.strerror}); pip install dcm2niix."
+        ) from exc
+    said = (done.stdout + done.stderr).decode(errors="replace").lower()
+    for sign, doubt in _DOUBTS.items():
+        if sign in said:
+            raise VolumeError(f"dcm2niix {doubt}, so its volume would be a guess.")
+    written = sorted(target.iterdir())
+    volumes = [file for file in written if file.suffix == ".nii"]
+    if len(volumes) > 1:
+        raise VolumeError(f"expected one volume, dcm2niix made {len(volumes)} of the series; split it first.")
+    if not volumes or done.returncode != 0:
+        raise VolumeError(f"dcm2niix could not convert the series (exit code {done.returncode}).")
+    return volumes[0], ("incomplete_series",) if any(sign in said for sign in _LACKING) else ()
+
+
+def _program() -> str:
+    """dcm2niix from its Python package, or from the PATH."""
+    try:
+        import dcm2niix
+    except ImportError:
+        found = shutil.which("dcm2niix")
+    else:
+        found = dcm2niix.bin if Path(dcm2niix.bin).is_file() else shutil.which("dcm2niix")
+    if not found:
+        raise MissingDependencyError("DICOM needs dcm2niix, which is not installed; pip install dcm2niix.")
+    return str(found)
+
+
+def _check_agreement(volume: Volume, stack: Stack) -> None:
+    """The converted grid has to be the headers' own, give or take the order and direction of the axes."""
+    between: NDArray[np.float64] = np.linalg.inv(stack.affine) @ volume.affine
+    turn = np.round(between[:3, :3])
+    ones = np.abs(turn)
+    same = (
+        (ones.sum(axis=0) == 1).all()
+        and (ones.sum(axis=1) == 1).all()
+        and np.abs(between[:3, :3] - turn).max() * max(stack.shape) < 1
+        and tuple(ones @ volume.shape) == stack.shape
+    )
+    if same:
+        centre = between @ [*((n - 1) / 2 for n in volume.shape), 1]
+        same = np.abs(centre[:3] - (np.array(stack.shape) - 1) / 2).max() < _GRID_TOLERANCE
+    if not same:
+        raise VolumeError("dcm2niix and the headers of the slices disagree about where the voxels lie.")
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, MultiValue | list | tuple) else [] if value is None else [value]
+
+
+def _numbers(value: Any, count: int) -> Any:
+    """A tuple of finite floats, or None."""
+    try:
+        numbers = tuple(float(number) for number in _several(value))
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+
+
+def _whole(header: pydicom.Dataset, keyword: str, default: int = 0) -> int:
+    try:
+        return int(get(header, keyword, default))
+    except (TypeError, ValueError, OverflowError):
+        return default
