@@ -21,7 +21,7 @@ from ssclf.errors import ConfigError, SsclfError
 class ErrorsAsMessages(TyperGroup):
     """Turns our exceptions into one line on stderr and an exit code; a bug of ours keeps its traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # older typers hand over click.Context, newer ones their own
         try:
             return super().invoke(ctx)
         except SsclfError as exc:
@@ -163,6 +163,10 @@ def predict(
         float, typer.Option("--review-below", help="Flag rows whose highest probability is lower.")
     ] = _PREDICT.review_below,
     flip: Annotated[bool, typer.Option("--flip", help="Average each volume with its mirror image.")] = False,
+    keep_uids: Annotated[
+        bool,
+        typer.Option("--keep-uids", help="Name DICOM series by their UID instead of a short hash of it."),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +199,7 @@ def predict(
         timeout_s=timeout or None,
         review_below=review_below,
         flip=flip,
+        keep_uids=keep_uids,
         retry_failed=retry_failed,
     )
     part = parse_shard(shard, os.environ) if shard else None

@@ -219,6 +219,8 @@ class PredictConfig:
     review_below: float = 0.6
     #: Average each volume with its left-right mirror image.
     flip: bool = False
+    #: Name DICOM series by their UID instead of a short hash of it.
+    keep_uids: bool = False
     retry_failed: bool = False
 
     def __post_init__(self) -> None:

@@ -13,7 +13,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,14 +30,14 @@ from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.scores import softmax
 from ssclf.domain.shards import Shard
-from ssclf.errors import ModelError, OutputError
+from ssclf.errors import DatasetError, ModelError, OutputError
 from ssclf.io.bundle import Bundle, open_bundle
 from ssclf.io.dicom import DicomSeries
 from ssclf.io.extraction import BrainExtractor
 from ssclf.io.preparation import prepare_scan
 from ssclf.io.results import Journal, ResultRow, read_rows, row_to_json, write_csv, write_whole
 from ssclf.io.runtime import Classifier, open_classifier
-from ssclf.io.scans import Scan
+from ssclf.io.scans import Scan, VoxelSource
 from ssclf.io.sources import Discovery, discover
 from ssclf.io.workers import run_in_processes
 
@@ -134,14 +133,17 @@ class Ensemble:
         self._config = config
         self._classifiers: list[Classifier] = []
 
-    def load(self) -> str:
-        """Load the networks; returns the device that they run on."""
+    @property
+    def device(self) -> str:
+        """Where the networks really run; empty until they are loaded."""
+        return "+".join(dict.fromkeys(classifier.device for classifier in self._classifiers))
+
+    def load(self) -> None:
         config = self._config
         self._classifiers = [
             open_classifier(bundle, engine=config.engine, device=config.device, threads=config.threads)
             for bundle in self.bundles
         ]
-        return self._classifiers[0].device
 
     def probabilities(self, prepared: Mapping[PreprocessConfig, PreparedVolume]) -> NDArray[np.float64]:
         """(K,) calibrated probabilities, averaged over models and, where asked for, left and right."""
@@ -267,9 +269,9 @@ def predict(
     ensemble = Ensemble([open_bundle(path) for path in models], config)
     _check_output(out, details)
     discovery = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
-    if shard:
-        mine = tuple(scan for scan in discovery.scans if shard.holds(scan.path))
-        discovery = replace(discovery, scans=mine)
+    if not discovery.scans:
+        raise DatasetError(_nothing_found(paths, discovery))
+    discovery = replace(discovery, scans=_chosen(discovery.scans, shard, config))
     journal = Journal(out)
     run = _Run(ensemble, config, journal.scratch)
     run.fingerprints = {
@@ -300,7 +302,7 @@ def predict(
             dropped=sum(key not in run.fingerprints for key in kept),
             other_files=discovery.other_files,
             seconds=time.perf_counter() - begin,
-            device=config.device,
+            device=ensemble.device,
             interrupted=stopped[0] if stopped and len(rows) < len(discovery.scans) else 0,
         )
         if not summary.interrupted:
@@ -333,6 +335,7 @@ def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig,
         "reused": summary.reused,
         "dropped": summary.dropped,
         "other_files": dict(summary.other_files),
+        "device": summary.device,
         "seconds": round(summary.seconds, 2),
         "notice": "Research use only, not a medical device.",
     }
@@ -356,27 +359,46 @@ def _check_output(out: Path, details: Path) -> None:
 def _fingerprint(scan: Scan, ensemble: Ensemble, config: PredictConfig) -> str:
     """What a row was made from: equal fingerprints mean that the row need not be made again."""
     digest = hashlib.sha256()
-    for source in scan.contrasts:
-        for path in source.files if isinstance(source, DicomSeries) else _parts(source):
-            try:
-                stat = path.stat()
-                digest.update(
-                    f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "backslashreplace")
-                )
-            except OSError:
-                digest.update(b"gone\n")
+    for path in (path for source in scan.contrasts for path in _stored_files(source)):
+        try:
+            stat = path.stat()
+        except OSError:
+            digest.update(b"gone\n")
+            continue
+        name = path.name.encode("utf-8", "surrogateescape")
+        digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
     specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
     relevant = replace(config, workers=1, threads=0, timeout_s=None, retry_failed=False, device="auto")
     digest.update(json.dumps([ensemble.sha256, specs, config_to_dict(relevant), scan.problem]).encode())
     return digest.hexdigest()[:32]
 
 
-def _parts(path: Path) -> list[Path]:
-    """A file, and the other half of a .hdr/.img pair."""
-    return [
-        path,
-        *sorted(p for ending in (".img", ".hdr") if (p := path.with_suffix(ending)) != path and p.is_file()),
-    ]
+def _stored_files(source: VoxelSource) -> list[Path]:
+    """Every file that holds part of a contrast: slices, their archive, or both halves of a .hdr/.img pair."""
+    if isinstance(source, DicomSeries):
+        return [source.root] if source.in_archive else [source.root / name for name in source.files]
+    halves = (source.with_suffix(ending) for ending in (".img", ".hdr"))
+    return [source, *(half for half in halves if half != source and half.is_file())]
+
+
+def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -> tuple[Scan, ...]:
+    """The scans of this shard, named by their series' UIDs where the user asked for UIDs."""
+    mine = [scan for scan in scans if shard is None or shard.holds(scan.path)]
+    if config.keep_uids:
+        mine = [
+            replace(scan, series=scan.contrasts[0].uid)
+            if scan.series and scan.contrasts and isinstance(scan.contrasts[0], DicomSeries)
+            else scan
+            for scan in mine
+        ]
+    return tuple(mine)
+
+
+def _nothing_found(paths: Sequence[Path], discovery: Discovery) -> str:
+    places = ", ".join(str(path) for path in paths)
+    others = "; ".join(f"{count} {reason}" for reason, count in sorted(discovery.other_files.items()))
+    found = f"found none, but left out: {others}" if others else "found no files at all"
+    return f"{places}: expected volumes (NIfTI, MGZ, NRRD, MetaImage or DICOM), {found}."
 
 
 @contextmanager
@@ -399,7 +421,3 @@ def _stop_on_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def count_predictions(rows: Sequence[ResultRow]) -> Counter[str]:
-    return Counter(row.prediction for row in rows if row.status == "ok")
