@@ -1,0 +1,5 @@
+"""`python -m ssclf` is `ssclf`."""
+
+from ssclf.cli import main
+
+main()
