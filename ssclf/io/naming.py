@@ -19,7 +19,7 @@ _WORDS = {
     **dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post"), "t1ce"),
     **dict.fromkeys(("t2", "t2w"), "t2"),
     **dict.fromkeys(("flair", "t2f", "t2flair"), "flair"),
-    **dict.fromkeys(("seg", "dseg", "segmentation", "mask", "brainmask", "label", "labels"), MASK),
+    **dict.fromkeys(("seg", "segm", "dseg", "segmentation", "mask", "brainmask", "label", "labels"), MASK),
 }
 _LAST_WORD = re.compile(r"^(?:(?P<case>.*)[_-])?(?P<word>[A-Za-z0-9]+)$", re.DOTALL)
 _BIDS_CONTRAST_AGENT = re.compile(r"_ce-[A-Za-z0-9]+")

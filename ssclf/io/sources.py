@@ -105,7 +105,7 @@ def discover(
     scans += _file_scans(files, contrasts, pattern, series, other)
     distinct: dict[object, Scan] = {}
     for scan in scans:
-        identity = scan.path if scan.problem else (scan.series, *map(_identity, scan.contrasts))
+        identity = scan.path if scan.problem else (scan.series, *map(source_identity, scan.contrasts))
         if distinct.setdefault(identity, scan) is not scan:
             other["the same file or series again"] += 1
     ordered = sorted(distinct.values(), key=lambda scan: (scan.path, scan.series))
@@ -412,10 +412,10 @@ def table_source(table: Path, row: TableRow, column: str, series: str | None = N
     return found.series[0]
 
 
-def _identity(source: VoxelSource) -> str:
+def source_identity(source: VoxelSource) -> str:
     """Equal for two names of one file or series."""
     if isinstance(source, DicomSeries):
-        return f"{_identity(source.root / source.files[0])} {source.name}"
+        return f"{source_identity(source.root / source.files[0])} {source.name}"
     if source.is_symlink():
         return os.path.realpath(source)
     return f"{_real_folder(str(source.parent))}/{source.name}"

@@ -1,0 +1,513 @@
+"""Labelled cohorts: which class, subject and source each volume of a data set belongs to.
+
+Understood are manifests (CSV), BraTS and IXI as they are distributed, BIDS, and a folder per class. What a
+layout does not say is never guessed: a volume without a label is left out and counted, or the cohort is
+refused with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from ssclf.errors import DatasetError
+from ssclf.io.dicom import DicomSeries, find_series
+from ssclf.io.naming import canonical_contrast
+from ssclf.io.scans import Case, Scan
+from ssclf.io.sources import (
+    OTHER_CONTRAST,
+    FolderContent,
+    cases_by_name,
+    contrast_columns,
+    source_identity,
+    table_source,
+    walk_folder,
+)
+from ssclf.io.tables import TABLE_ENDINGS, Table, TableRow, read_table
+
+GRADES = ("HGG", "LGG")
+HEALTHY = "healthy"
+#: Where a healthy volume has no contrast of the first kind, the second stands in for it: nobody gives a
+#: volunteer a contrast agent. Source: Chatterjee et al., Sec. 2.4 (T1 of IXI beside T1ce of BraTS).
+STAND_IN = {"t1ce": "t1"}
+#: A tree with more first-level folders than this is no tree of classes.
+MAX_CLASSES = 20
+
+_BRATS_CASE = re.compile(r"^brats(\d{2}|\d{4})?[_-].*\d", re.IGNORECASE)
+#: 2017 to 2019 name a case alike behind the prefix; later years number them anew.
+_BRATS_RELEASE = re.compile(r"^brats1[789]_", re.IGNORECASE)
+_BRATS_TIME_POINT = re.compile(r"^(brats-[a-z]+-\d+)-\d+$", re.IGNORECASE)
+_IXI = re.compile(r"^(?P<subject>IXI\d+)-(?P<site>[A-Za-z]+)-\d+")
+_LABEL_COLUMNS = ("label", "grade", "class", "diagnosis", "group", "dx")
+_NO_VALUE = ("", "n/a", "na", "nan")
+_LAYOUTS = (
+    "a BraTS or IXI folder, one folder per class, BIDS with participants.tsv, or a manifest (CSV) with the "
+    "columns subject, label and one for each contrast"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Volumes of one class from one source, before and after the limit."""
+
+    label: str
+    source: str
+    volumes: int
+    subjects: int
+    taken: int
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Attributes:
+    cases: sorted by subject, then path.
+    found: per class and source, sorted.
+    left_out: reason → number of files or volumes.
+    """
+
+    cases: tuple[Case, ...]
+    found: tuple[Found, ...]
+    left_out: Mapping[str, int]
+
+
+@dataclass
+class _NameTable:
+    """What tables say of subjects: their labels, and which names of several releases mean one case.
+
+    Names are in lower case.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    cases: dict[str, str] = field(default_factory=dict)
+
+    def add(self, table: Table, label_column: str | None) -> None:
+        """Take in a table with a label and one or several columns of names, such as BraTS 2020's name_mapping.csv.
+
+        Raises:
+            DatasetError: a column is missing, or a name has two labels.
+        """
+        label_column = _label_column(table, label_column)
+        columns = [c for c in table.columns if c in ("subject", "participant_id") or c.endswith("_id")]
+        if not columns:
+            table.require("subject", label_column)
+        for row in table.rows:
+            names = {c: row[c] for c in columns if row[c].lower() not in _NO_VALUE}
+            label = row[label_column]
+            if label.lower() in _NO_VALUE:
+                continue
+            releases = [names[c] for c in sorted(names, reverse=True) if _BRATS_RELEASE.match(names[c])]
+            for name in names.values():
+                if self.labels.setdefault(name.lower(), label) != label:
+                    raise DatasetError(
+                        f"{table.path.name} line {row.line}: expected one label for {name}, found "
+                        f"{self.labels[name.lower()]} and {label}."
+                    )
+                if releases:
+                    self.cases[name.lower()] = _BRATS_RELEASE.sub("", releases[0])
+
+
+@dataclass
+class _Search:
+    """What all sources share, and what they leave out."""
+
+    contrasts: tuple[str, ...]
+    series: str | None
+    pattern: str | None
+    label_column: str | None
+    class_map: Mapping[str, str]
+    names: _NameTable = field(default_factory=_NameTable)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        return tuple(canonical_contrast(contrast) for contrast in self.contrasts)
+
+    def label(self, found: str) -> str:
+        return self.class_map.get(found, found)
+
+    def stand_in(self, contrast: str, label: str) -> str:
+        """The contrast that may take another's place in a volume of this label; "" where none may."""
+        return STAND_IN.get(canonical_contrast(contrast), "") if HEALTHY in (label, self.label(label)) else ""
+
+    def walk(self, root: Path) -> FolderContent:
+        content = walk_folder(root, self.pattern)
+        self.left_out.update(content.other)
+        self.left_out.update(content.problems.values())
+        return content
+
+
+def find_cases(
+    sources: Sequence[Path],
+    *,
+    contrasts: tuple[str, ...],
+    labels: Path | None = None,
+    label_column: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+    limit: Mapping[str, int] | None = None,
+    seed: int = 0,
+    pattern: str | None = None,
+    series: str | None = None,
+    min_classes: int = 2,
+) -> Cohort:
+    """Find the labelled volumes of one or several sources.
+
+    Args:
+        sources: folders and manifests.
+        contrasts: in channel order; a volume that lacks one is left out.
+        labels: table with the columns subject and label (or grade), for folders that do not say, such as
+            BraTS 2021; subjects are names of cases or of their folders.
+        label_column: of participants.tsv and manifests; by default the first of label, grade, class,
+            diagnosis, group, dx.
+        class_map: other names for labels as found, such as {"GBM": "HGG"}.
+        limit: class → at most so many volumes, drawn at random: with a greater limit the same and more.
+        seed: of that draw.
+        pattern, series: as for `ssclf.io.sources.discover`.
+        min_classes: fewer are an error.
+
+    Raises:
+        DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
+            subject has two labels, or there are too few classes.
+        ConfigError: `series` is no regular expression.
+    """
+    search = _Search(contrasts, series, pattern, label_column, class_map or {})
+    if labels is not None:
+        search.names.add(read_table(labels), label_column)
+    cases: dict[str, Case] = {}
+    identities: set[tuple[str, ...]] = set()
+    for source in sources:
+        for unique, case in _cases_of(source, search):
+            identity = tuple(source_identity(part) for part in case.scan.contrasts)
+            if identity in identities:
+                search.left_out["the same file or series again"] += 1
+            elif unique in cases:
+                search.left_out["the same case in another release or folder"] += 1
+            else:
+                identities.add(identity)
+                cases[unique] = case
+    found = [replace(case, label=search.label(case.label)) for case in cases.values()]
+    found.sort(key=lambda case: (case.subject, case.scan.path, case.scan.series))
+    _check(found, search.left_out, min_classes)
+    taken = _draw(found, limit or {}, seed)
+    return Cohort(tuple(taken), tuple(_count(found, taken)), dict(sorted((+search.left_out).items())))
+
+
+def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:
+    """Cases of one source, each with a name that is the same for the same case in another release."""
+    if not source.exists():
+        raise DatasetError(f"{source}: expected a folder or a manifest, found nothing there; check the path.")
+    if source.is_file():
+        if not source.name.lower().endswith(TABLE_ENDINGS):
+            raise DatasetError(f"{source}: a single file says nothing of classes; expected {_LAYOUTS}.")
+        return _manifest_cases(source, search)
+    if (source / "participants.tsv").is_file():
+        return _bids_cases(source, search)
+    if (source / "dataset_description.json").is_file():
+        raise DatasetError(f"{source}: expected participants.tsv in a BIDS folder, found none.")
+    return _folder_cases(source, search)
+
+
+def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
+    table = read_table(path)
+    if {"voxels", "settings"} <= set(table.columns):
+        raise DatasetError(f"{path.name}: these volumes are preprocessed already; train on their folder.")
+    label_column = (search.label_column or "label").lower()
+    table.require("subject", label_column)
+    columns = contrast_columns(table.columns, search.contrasts)
+    if len(columns) < len(search.contrasts):
+        table.require("subject", label_column, *search.contrasts)
+    errors: list[str] = []
+    lines: dict[tuple[str, ...], int] = {}
+    for row in table.rows:
+        try:
+            case = _manifest_case(table, row, columns, label_column, search)
+        except DatasetError as exc:
+            errors.append(str(exc))
+            continue
+        identity = tuple(source_identity(part) for part in case.scan.contrasts)
+        if lines.setdefault(identity, row.line) != row.line:
+            place = f"{path.name} line {row.line}"
+            errors.append(f"{place}: names the same volume as line {lines[identity]}; keep one of them.")
+        yield f"{path} {row.line}", case
+    if errors:
+        more = f" … and {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise DatasetError(" ".join(errors[:5]) + more)
+
+
+def _manifest_case(
+    table: Table, row: TableRow, columns: Mapping[str, str], label_column: str, search: _Search
+) -> Case:
+    for column in ("subject", label_column):
+        if not row[column]:
+            raise DatasetError(
+                f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
+            )
+    label = row[label_column]
+    chosen = dict(columns)
+    extra = {}
+    for contrast in search.contrasts:
+        other = search.stand_in(contrast, label)
+        column = contrast_columns(table.columns, (other,)).get(other, "") if other else ""
+        if not row[chosen[contrast]] and row[column]:
+            chosen[contrast] = column
+            extra["stand_in"] = f"{contrast}={other}"
+    voxels = tuple(table_source(table.path, row, chosen[c], search.series) for c in search.contrasts)
+    if row["synthetic"]:
+        extra["synthetic"] = row["synthetic"]
+    place = (table.path.parent / row[chosen[search.contrasts[0]]]).as_posix()
+    key = place if len(voxels) == 1 else f"{table.path.as_posix()}#{row['subject']}"
+    names = "+".join(part.name for part in voxels if isinstance(part, DicomSeries))
+    subject = _BRATS_RELEASE.sub("", row["subject"])
+    return Case(Scan(key, voxels, names), subject, label, row["source"] or table.path.stem, extra)
+
+
+def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
+    table = read_table(root / "participants.tsv")
+    label_column = _label_column(table, search.label_column)
+    table.require("participant_id")
+    people = {row["participant_id"]: row for row in table.rows}
+    content = search.walk(root)
+    anatomical = [path for path in content.volumes if _bids_subject(path)]
+    search.left_out["not in sub-*/anat of the BIDS folder"] += len(content.volumes) - len(anatomical)
+    for (folder, name), files in cases_by_name(anatomical, search.wanted, search.left_out).items():
+        row = people.get(folder.split("/")[0])
+        label = row[label_column] if row else ""
+        if row is None or label.lower() in _NO_VALUE:
+            search.left_out[f"a case without {label_column} in participants.tsv"] += 1
+            continue
+        who = _Who(row["participant_id"], row["site"] or root.name, f"{root} {folder}/{name}")
+        yield from _choose(root, files, who, label, search)
+
+
+def _bids_subject(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) in (3, 4) and parts[0].startswith("sub-") and parts[-2] == "anat"
+
+
+@dataclass(frozen=True)
+class _Who:
+    """Attributes:
+    subject: the person.
+    source: where the volume comes from.
+    unique: equal for the same case in two releases.
+    named_by_class: the subject's name says nothing outside its class folder.
+    """
+
+    subject: str
+    source: str
+    unique: str
+    named_by_class: bool = False
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A case or series in a folder: the names of the folders around it, from the outermost, and its own."""
+
+    folders: tuple[str, ...]
+    name: str
+    content: dict[str, list[str]] | DicomSeries
+
+
+def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
+    content = search.walk(root)
+    for name in sorted(content.tables):
+        if PurePosixPath(name).name.lower().startswith("name_mapping"):
+            table = read_table(root / name)
+            if set(table.columns) & set(_LABEL_COLUMNS):  # the one of the validation data has none
+                search.names.add(table, None)
+    places = list(_places(root, content, search))
+    if not places:
+        reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(search.left_out.items()))
+        raise DatasetError(
+            f"{root}: expected {_LAYOUTS}, found no volume ({reasons or 'the folder is empty'})."
+        )
+    start = _class_level([place.folders for place in places])
+    named = [
+        (place, _identify(root, place, start, search), _label(root, place, start, search)) for place in places
+    ]
+    labels: dict[str, set[str]] = {}
+    for _, who, label in named:
+        if who.named_by_class:
+            labels.setdefault(who.subject, set()).add(label)
+    classes = {label for _, who, label in named if who.named_by_class}
+    if len(classes) > MAX_CLASSES:
+        raise DatasetError(
+            f"{root}: expected one folder per class, found {len(classes)} folders, which look like subjects; give "
+            "the folder above, or a manifest (CSV) with the columns subject, label and path."
+        )
+    for place, who, label in named:
+        if not label:
+            search.left_out["a case whose class nothing states"] += 1
+            continue
+        if len(labels.get(who.subject, ())) > 1 and who.named_by_class:
+            who = replace(who, subject=f"{label}-{who.subject}")  # each class numbers its subjects on its own
+        if isinstance(place.content, DicomSeries):
+            series = place.content
+            if len(search.contrasts) == 1:
+                scan = Scan(series.location.as_posix(), (series,), series.name)
+                yield who.unique, Case(scan, who.subject, label, who.source)
+            else:
+                search.left_out["a DICOM series where several contrasts are wanted (give a manifest)"] += 1
+        else:
+            yield from _choose(root, place.content, who, label, search)
+    if not any(label for *_, label in named):
+        raise DatasetError(
+            f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
+            "later publish no grades). Give a table with the columns subject and label with --labels."
+        )
+
+
+def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
+    for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
+        yield _Place(tuple(folder.split("/")) if folder else (), name, files)
+    found = find_series([root / path for path in (*content.dicom, *content.archives)], matching=search.series)
+    for left in found.left_out:
+        search.left_out[left.reason.rstrip(".")] += left.files
+    for series in found.series:
+        *folders, name = series.location.relative_to(root).parts or ("",)
+        if series.in_archive or len(series.files) == 1:
+            yield _Place(tuple(folders), Path(name).stem, series)
+        else:
+            yield _Place((*folders, name) if name else (), series.name, series)
+
+
+def _class_level(places: Sequence[tuple[str, ...]]) -> int:
+    """How many folders all places share before they part: behind these come the classes."""
+    level = 0
+    while all(len(folders) > level + 1 for folders in places) and len({f[level] for f in places}) == 1:
+        level += 1
+    return level
+
+
+def _class_folder(place: _Place, level: int) -> str:
+    """The folder that may name a class; those named by a data set do not."""
+    name = place.folders[level] if len(place.folders) > level else ""
+    return "" if "brats" in name.lower() or name.upper().startswith("IXI") else name
+
+
+def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
+    names = [place.name, *reversed(place.folders)]
+    brats = next((name for name in names if _BRATS_CASE.match(name)), "")
+    if brats:
+        case = search.names.cases.get(brats.lower(), _BRATS_RELEASE.sub("", brats))
+        year = re.search(r"\d+", brats[:9])
+        source = f"BraTS 20{year[0][-2:]}" if year else "BraTS"
+        return _Who(_BRATS_TIME_POINT.sub(r"\1", case), source, case)
+    ixi = next((match for name in names if (match := _IXI.match(name))), None)
+    if ixi:
+        return _Who(ixi["subject"], f"IXI-{ixi['site']}", ixi["subject"])
+    inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
+    subject = inside[0] if inside else place.name
+    unique = "/".join((str(root), *place.folders, place.name))
+    return _Who(subject, root.resolve().name, unique, named_by_class=bool(_class_folder(place, level)))
+
+
+def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
+    """The class of a case: from a table, a grade among the folders around it, IXI's name, or its class folder."""
+    names = [place.name, *reversed(place.folders)]
+    for name in names:
+        ixi = _IXI.match(name)
+        for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
+            if alias.lower() in search.names.labels:
+                return search.names.labels[alias.lower()]
+    for name in (*names, root.resolve().name):
+        if name.upper() in GRADES:
+            return name.upper()
+    folder = _class_folder(place, level)
+    return HEALTHY if not folder and any(_IXI.match(name) for name in names) else folder
+
+
+def _choose(
+    root: Path, files: Mapping[str, list[str]], who: _Who, label: str, search: _Search
+) -> Iterator[tuple[str, Case]]:
+    """Take the wanted contrasts of a case, if it has them all; a single volume need not name its contrast."""
+    chosen: list[str] = []
+    stand_ins: list[str] = []
+    for contrast, canonical in zip(search.contrasts, search.wanted, strict=True):
+        other = search.stand_in(contrast, label)
+        if canonical in files:
+            chosen.append(files[canonical][0])
+        elif other in files:
+            chosen.append(files[other][0])
+            stand_ins.append(f"{contrast}={other}")
+        elif len(search.contrasts) == 1 and set(files) == {""}:
+            chosen.append(files[""][0])
+        else:
+            search.left_out[f"a case without {contrast}"] += 1
+            return
+    search.left_out[OTHER_CONTRAST] += sum(map(len, files.values())) - len(chosen)
+    paths = [root / path for path in chosen]
+    key = paths[0] if len(paths) == 1 else paths[0].parent
+    extra = {"stand_in": ";".join(stand_ins)} if stand_ins else {}
+    yield who.unique, Case(Scan(key.as_posix(), tuple(paths)), who.subject, label, who.source, extra)
+
+
+def _label_column(table: Table, wanted: str | None) -> str:
+    if wanted:
+        table.require(wanted.lower())
+        return wanted.lower()
+    for column in _LABEL_COLUMNS:
+        if column in table.columns:
+            return column
+    raise DatasetError(
+        f"{table.path.name}: expected a column with labels ({', '.join(_LABEL_COLUMNS)}), found "
+        f"{', '.join(table.columns)}; name it with --label-column."
+    )
+
+
+def _check(cases: Sequence[Case], left_out: Mapping[str, int], min_classes: int) -> None:
+    labels: dict[str, set[str]] = {}
+    for case in cases:
+        labels.setdefault(case.subject, set()).add(case.label)
+    torn = sorted(subject for subject, found in labels.items() if len(found) > 1)
+    if torn:
+        raise DatasetError(
+            f"expected one label for each subject, found several for {', '.join(torn[:3])}"
+            f"{f' and {len(torn) - 3} more' if len(torn) > 3 else ''}; if these are different persons with "
+            "one name, give them different names in a manifest."
+        )
+    classes = sorted({case.label for case in cases})
+    if len(classes) < min_classes:
+        reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(left_out.items()) if count)
+        raise DatasetError(
+            f"expected at least {min_classes} classes, found {', '.join(classes) or 'none'} "
+            f"({len(cases)} volumes{'; left out: ' + reasons if reasons else ''}); give all sources in one call."
+        )
+
+
+def _draw(cases: Sequence[Case], limit: Mapping[str, int], seed: int) -> list[Case]:
+    """At most so many cases of a class. Each case has a number that only it and the seed decide; the lowest stay."""
+    unknown = sorted(set(limit) - {case.label for case in cases})
+    if unknown:
+        raise DatasetError(
+            f"limit: expected classes among {', '.join(sorted({case.label for case in cases}))}, "
+            f"found {', '.join(unknown)}."
+        )
+    kept = set()
+    for label in {case.label for case in cases}:
+        same = [index for index, case in enumerate(cases) if case.label == label]
+        if label in limit:
+            same = sorted(same, key=lambda index: (_lot(cases[index], seed), index))[: limit[label]]
+        kept.update(same)
+    return [case for index, case in enumerate(cases) if index in kept]
+
+
+def _lot(case: Case, seed: int) -> bytes:
+    name = f"{seed} {case.subject} {PurePosixPath(case.scan.path).name} {case.scan.series}"
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+def _count(cases: Sequence[Case], taken: Sequence[Case]) -> Iterator[Found]:
+    def groups(some: Sequence[Case]) -> dict[tuple[str, str], list[Case]]:
+        found: dict[tuple[str, str], list[Case]] = {}
+        for case in some:
+            found.setdefault((case.label, case.source), []).append(case)
+        return found
+
+    kept = groups(taken)
+    for (label, source), group in sorted(groups(cases).items()):
+        subjects = len({case.subject for case in group})
+        yield Found(label, source, len(group), subjects, len(kept.get((label, source), ())))
