@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +22,10 @@ from ssclf.io.scans import Scan
 PLAUSIBLE_BRAIN_ML = (800.0, 2200.0)
 #: Brain extraction looks at the first of these that a volume has: the engines were trained on T1.
 _EXTRACTION_CONTRASTS = ("t1", "t1ce")
+
+
+class SkullError(VolumeError):
+    """A head with its skull, and nothing here to remove it with."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,12 @@ class PreparedScan:
     engine: Engine
 
 
+@lru_cache(maxsize=1)
+def brain_extractor(models: tuple[Path, ...], threads: int = 1) -> BrainExtractor | None:
+    """deepbet's networks, kept for the life of a process with what they have loaded; None without files."""
+    return BrainExtractor(models, threads=threads) if models else None
+
+
 def prepare_scan(
     scan: Scan,
     config: PreprocessConfig,
@@ -77,8 +88,8 @@ def prepare_scan(
         threads: cores for brain extraction.
 
     Raises:
-        VolumeError: the scan cannot be read or is no brain volume, or it has its skull and no engine to
-            remove it.
+        VolumeError: the scan cannot be read or is no brain volume.
+        SkullError: it has its skull, and deepbet's networks are needed and not given.
         MissingDependencyError: the engine is a program that is not installed.
     """
     how = SkullStrip.parse(skull_strip)
@@ -96,7 +107,7 @@ def prepare_scan(
             flags.append("assumed_stripped")
     else:
         if engine == "deepbet" and extractor is None:
-            raise VolumeError(
+            raise SkullError(
                 "the volume does not look skull-stripped, and there is no brain extraction here; strip it, "
                 "choose an engine with --skull-strip, or take it as it is with --assume-stripped."
             )

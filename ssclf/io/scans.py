@@ -10,6 +10,9 @@ from ssclf.io.dicom import DicomSeries
 
 VoxelSource = Path | DicomSeries
 
+#: Formats that keep header and voxels in files of one stem.
+_HEADERS = (".hdr", ".img", ".nhdr", ".mhd")
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -36,3 +39,14 @@ class Case:
     label: str
     source: str
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def stored_files(source: VoxelSource) -> list[Path]:
+    """Every file that holds part of a contrast: slices, their archive, or a header and its voxels."""
+    if isinstance(source, DicomSeries):
+        return [source.root] if source.in_archive else [source.root / name for name in source.files]
+    if source.suffix.lower() not in _HEADERS:
+        return [source]
+    return sorted(
+        path for path in source.parent.iterdir() if path.name.split(".")[0] == source.name.split(".")[0]
+    )
