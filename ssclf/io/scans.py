@@ -10,8 +10,10 @@ from ssclf.io.dicom import DicomSeries
 
 VoxelSource = Path | DicomSeries
 
-#: Formats that keep header and voxels in files of one stem.
-_HEADERS = (".hdr", ".img", ".nhdr", ".mhd")
+#: Formats that keep header and voxels in files of one stem, compressed or not.
+_HALVES = tuple(
+    half + packed for half in (".hdr", ".img", ".nhdr", ".mhd", ".raw", ".zraw") for packed in ("", ".gz")
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ def stored_files(source: VoxelSource) -> list[Path]:
     """Every file that holds part of a contrast: slices, their archive, or a header and its voxels."""
     if isinstance(source, DicomSeries):
         return [source.root] if source.in_archive else [source.root / name for name in source.files]
-    if source.suffix.lower() not in _HEADERS:
+    ending = next((half for half in _HALVES if source.name.lower().endswith(half)), "")
+    if not ending:
         return [source]
-    return sorted(
-        path for path in source.parent.iterdir() if path.name.split(".")[0] == source.name.split(".")[0]
-    )
+    stem = source.name[: -len(ending)]
+    others = (source.with_name(stem + half) for half in _HALVES if half != ending)
+    return [source, *(path for path in others if path.is_file())]
