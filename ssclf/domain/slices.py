@@ -19,6 +19,8 @@ from ssclf.errors import VolumeError
 _SAME_DIRECTION = 2e-3
 #: How far a slice may lie from where even steps would put it, as a share of the step.
 _UNEVEN = 0.1
+#: MR needs no tilt, and dcm2niix corrects that of CT only.
+_MAX_TILT_DEGREES = 0.5
 #: DICOM has the patient's left and back as positive (PS3.3 C.7.6.2.1.1), we have right and front.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -93,6 +95,12 @@ def stack_slices(slices: Sequence[Slice]) -> Stack:
     expected = positions[0] + np.arange(len(slices))[:, None] * mean_step
     if np.abs(positions - expected).max() > max(_UNEVEN * step, 0.05):
         raise VolumeError("expected slices stacked along one line, found them shifted against each other.")
+    tilt = float(np.degrees(np.arccos(min(mean_step @ normal / np.linalg.norm(mean_step), 1.0))))
+    if tilt > _MAX_TILT_DEGREES:
+        raise VolumeError(
+            f"expected slices stacked at a right angle, found a tilt of {tilt:.1f} degrees (a tilted gantry, or "
+            "a reformatted series); reformat it onto a rectangular grid first."
+        )
     affine = np.eye(4)
     affine[:3, 0] = mean_step
     affine[:3, 1] = along_column * sizes[0, 0]

@@ -33,6 +33,8 @@ MAX_ARCHIVE_BYTES = 16 << 30
 MAX_FILE_BYTES = 2 << 30
 #: Enough for the header of nearly every slice; longer ones are read whole.
 _HEADER_BYTES = 1 << 16
+_MAX_HEADER_BYTES = 1 << 26
+_DEFLATED, _META_BYTES = b"1.2.840.10008.1.2.1.99", 1 << 10
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
@@ -92,6 +94,8 @@ class SeriesSearch:
 def is_dicom(path: Path) -> bool:
     """Tell by content: the DICM mark, or (files of old scanners) a data set that starts without one."""
     try:
+        if not path.is_file():  # opening a pipe would wait for a writer
+            return False
         with path.open("rb") as file:
             return _looks_like_dicom(file.read(132))
     except OSError:
@@ -149,8 +153,12 @@ def read_header(file: BinaryIO) -> pydicom.Dataset:
     """Read everything before the pixels; the file is left where they start.
 
     Raises:
-        VolumeError: not DICOM, or cut short.
+        VolumeError: not DICOM, cut short, or deflated.
     """
+    if _DEFLATED in file.read(_META_BYTES):
+        # pydicom would inflate all of it, however much that is, and dcm2niix does not read it
+        raise VolumeError("the data set is deflated as a whole, which is not read; inflate it with dcmconv.")
+    file.seek(0)
     try:
         # force: data sets without preamble; what they are was decided by `is_dicom`
         return pydicom.dcmread(file, stop_before_pixels=True, force=True)
@@ -242,7 +250,7 @@ def _read_start(start: bytes, rest: Any) -> pydicom.Dataset:
             header = read_header(stream)
             if stream.tell() < len(start):
                 return header
-        start += rest.read()
+        start += rest.read(_MAX_HEADER_BYTES)
     return read_header(io.BytesIO(start))
 
 
@@ -300,7 +308,20 @@ def _group(found: Iterable[_Found], root: Path, pattern: re.Pattern[str] | None)
                 left_out.append(LeftOut(one.location, reasons[key], len(names)))
             else:
                 series.append(one)
-    return SeriesSearch(tuple(sorted(series, key=lambda s: (s.files[0], s.name))), tuple(left_out))
+    return SeriesSearch(tuple(sorted(series, key=lambda s: (s.files[0], s.name))), _gathered(left_out))
+
+
+def _gathered(left_out: list[LeftOut]) -> tuple[LeftOut, ...]:
+    """One entry for all broken files of a folder that share a reason: they would have been one series."""
+    together: dict[tuple[Path, str], list[Path]] = {}
+    for left in left_out:
+        if left.broken:
+            together.setdefault((left.path.parent, left.reason), []).append(left.path)
+    broken = (
+        LeftOut(paths[0] if len(set(paths)) == 1 else folder, reason, len(paths), broken=True)
+        for (folder, reason), paths in together.items()
+    )
+    return (*(left for left in left_out if not left.broken), *broken)
 
 
 def _copies(instances: list[tuple[str, str]]) -> list[list[str]]:

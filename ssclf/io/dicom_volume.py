@@ -9,6 +9,7 @@ that the headers give.
 from __future__ import annotations
 
 import filecmp
+import math
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
 from ssclf.io.dicom import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, get, quiet_pydicom, read_header
 from ssclf.io.nifti import read_nifti
+from ssclf.io.voxels import MAX_VOXELS
 
 #: A series of 384 slices takes a second; a converter still busy after so long is stuck.
 TIME_LIMIT_S = 300
@@ -51,6 +53,7 @@ _DOUBTS = {
     "unsupported transfer syntax": "does not know the compression of the pixels",
     "rle header corrupted": "could not decompress the pixels",
     "corrupt file": "found a damaged file",
+    "not large enough": "found a file that is cut short",
 }
 #: Signs that the scanner announced more slices than there are.
 _LACKING = ("dicoms, number of slices", "dicom images may be missing", "missing images")
@@ -80,6 +83,8 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         files = _gather(series, source)
         with quiet_pydicom():
             stack = stack_slices(list(_read_slices(files)))
+        if math.prod(stack.shape) > MAX_VOXELS:
+            raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
         converted, doubts = _convert(source, target, Path(folder))
         volume = read_nifti(converted)
     _check_agreement(volume, stack)
@@ -230,13 +235,16 @@ def _convert(source: Path, target: Path, work: Path) -> tuple[Path, tuple[str, .
     said = (done.stdout + done.stderr).decode(errors="replace").lower()
     for sign, doubt in _DOUBTS.items():
         if sign in said:
-            raise VolumeError(f"dcm2niix {doubt}, so its volume would be a guess.")
+            raise VolumeError(f"dcm2niix {doubt}, so its volume is not taken; export the series again.")
     written = sorted(target.iterdir())
     volumes = [file for file in written if file.suffix == ".nii"]
     if len(volumes) > 1:
         raise VolumeError(f"expected one volume, dcm2niix made {len(volumes)} of the series; split it first.")
     if not volumes or done.returncode != 0:
-        raise VolumeError(f"dcm2niix could not convert the series (exit code {done.returncode}).")
+        raise VolumeError(
+            f"dcm2niix could not convert the series (exit code {done.returncode}): its pixels are damaged, or "
+            "compressed in a way that it does not know; decompress it with dcmdjpeg or gdcmconv first."
+        )
     return volumes[0], ("incomplete_series",) if any(sign in said for sign in _LACKING) else ()
 
 

@@ -70,9 +70,10 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
     if isinstance(source, Path):
         reader = _READERS.get(volume_ending(source))
         if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
-            volume = reader(source)
             with named(source):
-                return judge_geometry(volume)
+                if not source.is_file():  # opening a pipe would wait for a writer
+                    raise VolumeError("expected a file, found none or something else.")
+                return judge_geometry(reader(source))
         source = _only_series(source)
     with named(source.location):
         return judge_geometry(read_series(source, work))

@@ -39,10 +39,12 @@ Compression = Literal["none", "gzip", "zlib"]
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Put the file's name before whatever goes wrong inside."""
+    """Put the file's name before whatever goes wrong inside, once."""
     try:
         yield
     except VolumeError as exc:
+        if str(exc).startswith(f"{path.name}: "):
+            raise
         raise VolumeError(f"{path.name}: {exc}") from exc
     except OSError as exc:
         raise VolumeError(f"{path.name}: cannot be read ({exc.strerror or type(exc).__name__}).") from exc
@@ -89,15 +91,11 @@ class Inflated:
         return result
 
     def line(self, limit: int = 1 << 16) -> bytes:
-        """Up to and with the next newline; empty at the end of the file."""
-        result = bytearray()
-        while len(result) < limit and not result.endswith(b"\n"):
-            part = self._file.read(1) if self._inflater is None else self._inflate(1)
-            if not part:
-                break
-            result += part
+        """Of a plain file, up to and with the next newline; empty at its end."""
+        assert self._inflater is None
+        result = self._file.readline(limit)
         self.position += len(result)
-        return bytes(result)
+        return result
 
     def skip(self, count: int) -> None:
         if not 0 <= count <= MAX_BYTES:
