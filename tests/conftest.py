@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssclf.config import PreprocessConfig, config_to_dict
 from ssclf.domain.volume import Volume
+from ssclf.io.nifti import write_nifti
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +23,17 @@ def shared_data() -> Path:
     if not (folder / "manifest.csv").is_file():
         pytest.skip("the developers' real MR volumes are not here (set SSCLF_TEST_DATA to their folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def extraction_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """deepbet's networks as ONNX with their licence, converted once per run."""
+    for module in ("torch", "onnx", "deepbet"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed: pip install 'ssclf[train]'")
+    from ssclf.learning.extraction_export import export_brain_extraction
+
+    return export_brain_extraction(tmp_path_factory.mktemp("extraction"))
 
 
 @pytest.fixture
@@ -44,3 +59,79 @@ def make_volume() -> Callable[..., Volume]:
         return Volume(data[None], affine)
 
     return make
+
+
+def _write_untrained_bundle(folder: Path, seed: int, architecture: str) -> Path:
+    """A real bundle of an untrained network, on a 6 mm grid; its weights spread the probabilities."""
+    torch = pytest.importorskip("torch")
+    from ssclf.config import PreprocessConfig
+    from ssclf.domain.model_spec import ModelSpec
+    from ssclf.io.checksums import write_checksums
+    from ssclf.learning.exporting import export_onnx, export_torchscript
+    from ssclf.learning.networks import build_network
+
+    folder.mkdir()
+    torch.manual_seed(seed)
+    network = build_network(architecture, channels=1, classes=3).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        network.fc.weight.mul_(20)
+    spec = ModelSpec(
+        name=folder.name,
+        architecture=architecture,
+        class_names=("LGG", "HGG", "healthy"),
+        preprocess=PreprocessConfig(spacing=(6.0, 6.0, 6.0)),
+        training={"synthetic": True},
+        versions={"ssclf": "test"},
+    )
+    metadata = {"spec.json": spec.to_json()}
+    (folder / "spec.json").write_text(metadata["spec.json"])
+    export_onnx(network, 1, folder / "model.onnx", metadata)
+    export_torchscript(network, 1, folder / "model.torchscript.pt", metadata)
+    write_checksums(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "tiny", 0, "mc3")
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "other", 1, "mc3")
+
+
+@pytest.fixture
+def preprocessed(tmp_path: Path) -> Callable[..., Path]:
+    """A folder as `ssclf preprocess` leaves it: classes differ by where a bright blob lies. Synthetic."""
+
+    def write(
+        *,
+        per_class: int = 4,
+        shape: tuple[int, int, int] = (6, 20, 18),
+        labels: tuple[str, ...] = ("HGG", "LGG", "healthy"),
+        contrasts: tuple[str, ...] = ("t1ce",),
+        name: str = "preprocessed",
+    ) -> Path:
+        folder = tmp_path / name
+        config = PreprocessConfig(spacing=(8.0, 7.0, 7.0), contrasts=contrasts)
+        random = np.random.default_rng(0)
+        affine = np.zeros((4, 4))
+        affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = 8.0, 7.0, 7.0, 1.0
+        rows = ["subject,label,source,path,settings,voxels,extraction"]
+        for target, label in enumerate(labels):
+            for number in range(per_class):
+                data = 0.4 * random.random((len(contrasts), *shape), np.float32)
+                data[:, :, 4 * target : 4 * target + 4] += 0.6
+                data[:, :, :, :3] = 0
+                key = f"{label}/{label}{number}.nii.gz"
+                write_nifti(Volume(data, affine), folder / key)
+                rows.append(
+                    f"{label}{number},{label},synthetic,{key},{config.hash},{label}{number:040x},none"
+                )
+        (folder / "manifest.csv").write_text("\n".join(rows) + "\n", "utf-8")
+        settings = {"preprocess": config_to_dict(config), "hash": config.hash}
+        (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
+        return folder
+
+    return write

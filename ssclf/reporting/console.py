@@ -108,7 +108,8 @@ class PredictDisplay(Counting):
     def row(self, row: ResultRow) -> None:
         failed = row.status == "failed"
         if failed:
-            log.warning("%s: %s", row.path, row.error)
+            name = row.path.rsplit("/", 1)[-1]
+            log.warning("%s: %s", row.path, row.error.removeprefix(f"{name}: "))
         self.advance(failed=failed)
 
     def summary(self, summary: PredictSummary, out: Path) -> None:
