@@ -95,6 +95,7 @@ Seed = Annotated[int, typer.Option("--seed", help="For everything drawn at rando
 
 _PREPROCESS = PreprocessConfig()
 _PREDICT = PredictConfig()
+_PREPROCESSED = Path("data/preprocessed")
 
 
 def _start(quiet: bool, log_level: str) -> None:
@@ -262,3 +263,168 @@ def merge(
     failed = sum(row.status == "failed" for row in rows)
     typer.echo(f"{out}: {len(rows)} volumes, {failed} failed")
     raise typer.Exit(3 if failed else 0)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option("--model", help="mc3 (the paper's winner), r2plus1d or r3d.")] = "mc3",
+    data: Annotated[Path, typer.Option("--data", help="Folder that preprocess wrote.")] = _PREPROCESSED,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder. Default: runs/<model>-<time>.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run; default: the newest one of --model."),
+    ] = False,
+    preset: Annotated[
+        str, typer.Option("--preset", help="paper (every value as published) or default.")
+    ] = "default",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from Kinetics-400 weights.")
+    ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Weights in torchvision's format, instead of those imported."),
+    ] = None,
+    stem: Annotated[str | None, typer.Option("--stem", help="With --pretrained: random or mean.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training part.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option("--accumulate", help="Batches averaged before a step.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")] = None,
+    augmentation: Annotated[str | None, typer.Option("--augmentation", help="light, heavy or none.")] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option("--holdout", help="Share of the subjects kept for the final score; 0: none."),
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option("--validation", help="Share of the training subjects that choose the epoch."),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", help="Epochs without gain before stopping.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="32-true, bf16-mixed or 16-mixed (GPU).")
+    ] = None,
+    channels_last: Annotated[bool | None, typer.Option("--channels-last/--no-channels-last")] = None,
+    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="For everything drawn at random.")] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read and augment.")] = 2,
+    quiet: Quiet = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Train a network on preprocessed volumes. Options left out come from the preset."""
+    _start(quiet, log_level)
+    from ssclf.config import TrainConfig
+    from ssclf.io.runs import new_run_folder, newest_run
+    from ssclf.reporting.console import TrainDisplay
+    from ssclf.workflows.train import read_config
+    from ssclf.workflows.train import train as run
+
+    if resume:
+        folder = out or newest_run(model)
+        config = read_config(folder)
+    else:
+        folder = out or new_run_folder(model)
+        changes = {
+            "architecture": model,
+            "pretrained": pretrained or weights is not None,
+            "stem": stem,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "schedule": schedule,
+            "augmentation": augmentation,
+            "holdout": holdout,
+            "validation": validation,
+            "patience": patience,
+            "precision": precision,
+            "channels_last": channels_last,
+            "compile": compile_,
+            "seed": seed,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        config = TrainConfig.preset(preset, **given)  # type: ignore[arg-type]  # checked there
+    with TrainDisplay(config.epochs, quiet=quiet) as display:
+        result = run(
+            data,
+            folder,
+            config,
+            resume=resume,
+            weights=weights,
+            device=device,  # type: ignore[arg-type]  # checked there
+            workers=workers,
+            on_step=display.step,
+            on_epoch=display.epoch,
+        )
+    display.summary(result)
+    raise typer.Exit(128 + result.interrupted if result.interrupted else 0)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder. Default: the newest one.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Bundle. Default: exported/<name of the run>.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx, torchscript; default both.")
+    ] = None,
+    brain_extraction: Annotated[
+        bool, typer.Option("--brain-extraction/--no-brain-extraction", help="Put deepbet's networks into it.")
+    ] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle of that name.")] = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
+    _start(False, log_level)
+    from ssclf.io.runs import newest_run
+    from ssclf.workflows.export import export_run
+
+    folder = run or newest_run()
+    bundle = export_run(
+        folder,
+        out or Path("exported") / folder.name,
+        formats=formats or ("onnx", "torchscript"),  # type: ignore[arg-type]  # checked there
+        brain_extraction=brain_extraction,
+        replace=replace,
+    )
+    typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
+
+
+weights_app = typer.Typer(no_args_is_help=True, help="Kinetics-400 weights on a machine without network.")
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command("import")
+def weights_import(
+    files: Annotated[
+        list[Path], typer.Argument(help="Files as torchvision names them, e.g. mc3_18-a90a0ba3.pth.")
+    ],
+) -> None:
+    """Copy downloaded files to where training finds them, once their hash is right."""
+    from ssclf.learning.pretrained import import_weights
+
+    for path in files:
+        typer.echo(f"{path.name}: {import_weights(path)}")
+
+
+@weights_app.command("verify")
+def weights_verify() -> None:
+    """Say which weights are there, and whether they are what they claim to be."""
+    from ssclf.learning.pretrained import verify_weights
+
+    for weights in verify_weights():
+        where = (
+            f"intact, {weights.path}" if weights.path else f"not here; download {weights.url} and import it"
+        )
+        typer.echo(f"{weights.architecture}: {weights.name}: {where}")

@@ -26,6 +26,7 @@ from ssclf.io.sources import Discovery
 
 if TYPE_CHECKING:
     from ssclf.workflows.predict import PredictSummary
+    from ssclf.workflows.train import EpochRecord, TrainResult
 
 #: Without a terminal, a line at most this often (seconds).
 PLAIN_INTERVAL_S = 10.0
@@ -139,6 +140,73 @@ class PredictDisplay(Counting):
             notes.append(f"{summary.dropped} rows dropped, their volumes are gone")
         self.console.print("; ".join(notes))
         self.console.print(NOTICE, style="bold")
+
+
+class TrainDisplay:
+    """Progress of `ssclf train`: a bar over all epochs, or a line an epoch where there is no terminal."""
+
+    def __init__(self, epochs: int, *, quiet: bool = False) -> None:
+        self._epochs = epochs
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("epoch {task.fields[epoch]}, loss {task.fields[loss]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("training", total=epochs, epoch="1", loss="")
+
+    def __enter__(self) -> TrainDisplay:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        if self._progress:
+            self._progress.update(
+                self._task,
+                completed=epoch - 1 + done / steps,
+                epoch=f"{epoch} of {self._epochs}",
+                loss=f"{loss:.4f}",
+            )
+
+    def epoch(self, record: EpochRecord) -> None:
+        if self._quiet:
+            return
+        words = f"epoch {record.epoch} of {self._epochs}: loss {record.train_loss:.4f}"
+        if record.val_loss is not None:
+            words += f", validation loss {record.val_loss:.4f}, accuracy {record.val_accuracy:.3f}"
+        words += f", {record.seconds:.1f} s, {record.wait_share:.0%} of it waiting for volumes"
+        if self._progress:
+            self._progress.console.print(words, highlight=False)
+        else:
+            log.info("%s", words)
+
+    def summary(self, result: TrainResult) -> None:
+        if self._quiet:
+            return
+        print_ = self._console.print
+        if result.interrupted:
+            print_(
+                f"stopped by signal {result.interrupted}; `ssclf train --resume --out {result.run}` goes on"
+            )
+            return
+        print_(f"run: {result.run} (weights of epoch {result.chosen_epoch})")
+        if result.test is not None:
+            print_(
+                f"held-out part: accuracy {result.test.accuracy:.4f}, macro F1 {result.test.macro_f1:.4f} "
+                f"on {sum(map(sum, result.test.confusion))} volumes"
+            )
 
 
 def log_to_stderr(level: int) -> None:

@@ -1,0 +1,44 @@
+"""Where training runs lie: `runs/<model>-<time>/`."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from ssclf.errors import DatasetError
+
+RUNS = Path("runs")
+CONFIG = "config.json"
+
+
+def new_run_folder(model: str, runs: Path = RUNS) -> Path:
+    """A folder name that is free: by local time to the second, numbered where two start at once."""
+    name = f"{model}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    folder, number = runs / name, 2
+    while folder.exists():
+        folder, number = runs / f"{name}-{number}", number + 1
+    return folder
+
+
+def newest_run(model: str | None = None, runs: Path = RUNS) -> Path:
+    """The run that was written to last, of one network or of any.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    found = [path.parent for path in runs.glob(f"*/{CONFIG}") if model in (None, _model(path))]
+    if not found:
+        what = f"a run of {model}" if model else "a run"
+        raise DatasetError(
+            f"{runs}: expected {what}, found none; start one with `ssclf train`, or name its folder."
+        )
+    return max(found, key=lambda folder: (folder / CONFIG).stat().st_mtime)
+
+
+def _model(config: Path) -> str | None:
+    try:
+        model: str | None = json.loads(config.read_text("utf-8")).get("architecture")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return model
