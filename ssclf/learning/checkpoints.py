@@ -1,0 +1,46 @@
+"""Save and load a run's state: state dicts and plain values only, so that loading runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssclf.errors import ModelError
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a state; the file appears whole or stays as it was, also when the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a state onto the CPU, refusing anything but tensors and plain values.
+
+    Raises:
+        ModelError: missing, damaged, or with other content.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as exc:
+        raise ModelError(f"{path}: expected a checkpoint, found none; train first.") from exc
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as exc:
+        raise ModelError(
+            f"{path}: expected a checkpoint of tensors and plain values, found something else or a damaged file; "
+            "nothing in it was run."
+        ) from exc
+    if not isinstance(state, dict):
+        raise ModelError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}.")
+    return state

@@ -1,0 +1,143 @@
+"""A trained network as ONNX and TorchScript, and the gate that lets only equal ones through."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssclf.domain.scores import softmax
+from ssclf.errors import ParityError
+from ssclf.io.onnx_session import open_session
+from ssclf.learning.networks import VolumeNetwork
+
+#: Contract, "What must always hold", 3.
+PARITY_TOLERANCE = 1e-4
+#: (N, D, H, W): one and several volumes, even and odd sizes, fewer voxels than the strides, flat and long ones.
+PARITY_SHAPES = ((1, 24, 30, 26), (3, 17, 40, 33), (2, 5, 9, 12), (1, 1, 3, 2), (2, 9, 64, 31))
+OUTPUTS = ("logits", "cam", "features")
+
+Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
+
+
+class ExportedNetwork(nn.Module):
+    """The function that a bundle holds: a volume to its logits, their class activation map and its features."""
+
+    def __init__(self, network: VolumeNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C, D, H, W) to logits (N, K), cam (N, K, d, h, w) and features (N, 512).
+
+        `cam` has no bias: its mean over space plus the bias of the linear layer is the logits.
+        """
+        maps = self.network.features(volume)
+        features = maps.mean(dim=(2, 3, 4))
+        cam = F.conv3d(maps, self.network.fc.weight[:, :, None, None, None])
+        return self.network.fc(features), cam, features
+
+
+def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside.
+
+    Raises:
+        ParityError: ONNX Runtime computes something else than the network.
+    """
+    module = ExportedNetwork(network).eval()
+    dim = torch.export.Dim
+    shapes = {"volume": {0: dim("N"), 2: dim("D"), 3: dim("H"), 4: dim("W")}}
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, channels, 12, 20, 18),),
+            dynamo=True,
+            input_names=["volume"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+        assert program is not None
+        program.model.metadata_props.update(metadata)
+        program.save(str(path), external_data=False)
+    session = open_session(path, ["CPUExecutionProvider"], torch.get_num_threads())
+    check_parity(module, channels, lambda volume: tuple(session.run(list(OUTPUTS), {"volume": volume})), path.name)
+
+
+def export_torchscript(
+    network: VolumeNetwork, channels: int, path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Write the same function for libtorch, with `metadata` as extra files.
+
+    Raises:
+        ParityError: libtorch computes something else than the network.
+    """
+    module = ExportedNetwork(network).eval()
+    with _quiet(), torch.inference_mode():
+        traced = torch.jit.freeze(torch.jit.trace(module, torch.zeros(2, channels, 12, 20, 18), check_trace=False))
+        torch.jit.save(traced, str(path), _extra_files=dict(metadata))
+        loaded = torch.jit.load(str(path), map_location="cpu")
+
+    def run(volume: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        with torch.inference_mode():
+            return tuple(output.numpy() for output in loaded(torch.from_numpy(volume)))
+
+    check_parity(module, channels, run, path.name)
+
+
+def check_parity(module: ExportedNetwork, channels: int, run: Run, name: str) -> None:
+    """Compare an exported network with the trained one on volumes of several shapes.
+
+    Args:
+        run: the exported network: volumes (N, C, D, H, W) to `OUTPUTS`.
+        name: of the file, for messages.
+
+    Raises:
+        ParityError: probabilities differ by more than 1e-4, or maps or features by more than 1e-3 of their range.
+    """
+    random = np.random.default_rng(0)
+    for count, *size in PARITY_SHAPES:
+        volume = random.random((count, channels, *size), np.float32)
+        with torch.inference_mode():
+            expected = [output.numpy() for output in module(torch.from_numpy(volume))]
+        found = run(volume)
+        differences = {"probabilities": np.abs(softmax(found[0]) - softmax(expected[0])).max() / PARITY_TOLERANCE}
+        for output, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
+            scale = max(float(np.abs(ours).max()), 1e-6)
+            differences[output] = np.abs(ours - theirs).max() / scale / (10 * PARITY_TOLERANCE)
+        for what, difference in differences.items():
+            if not difference <= 1:
+                raise ParityError(
+                    f"{name}: {what} of a volume of shape {volume.shape} differ from the trained network's by "
+                    f"{difference:.3g} times what is allowed; nothing was exported. Please report the versions of "
+                    "torch, onnx and onnxruntime."
+                )
+
+
+def export_versions() -> dict[str, str]:
+    """Packages that decide what an exported file holds."""
+    return {name: importlib.metadata.version(name) for name in ("onnx", "onnxscript")}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print and warn about their own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

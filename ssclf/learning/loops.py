@@ -1,0 +1,348 @@
+"""One training epoch and one evaluation pass on Lightning Fabric: numbers come back, nothing is written."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from ssclf.config import TrainConfig
+from ssclf.errors import ConfigError, DatasetError, ModelError
+from ssclf.learning.datasets import Cohort, EpochSampler, Sample, VolumeDataset, make_loader
+from ssclf.learning.losses import class_weights, weighted_cross_entropy
+from ssclf.learning.networks import VolumeNetwork
+
+Device = Literal["auto", "cpu", "cuda"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of a set of volumes, in its order.
+
+    Attributes:
+        logits: (N, K) float32, not calibrated.
+        targets: (N,) class indices.
+        features: (N, 512) float32, the last feature map averaged over space.
+        loss: mean weighted cross-entropy.
+    """
+
+    logits: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    features: NDArray[np.float32]
+    loss: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Attributes:
+    loss: mean weighted cross-entropy over the volumes, as they were when their step was taken.
+    learning_rate: at the end.
+    wait_share: part of the time spent waiting for the loader.
+    finished: False when `stop` ended the epoch early.
+    """
+
+    loss: float
+    learning_rate: float
+    seconds: float
+    wait_share: float
+    finished: bool
+
+
+def start_fabric(config: TrainConfig, device: Device) -> Fabric:
+    """The device, precision and processes of a run; under torchrun or Slurm one process per device.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda: torch finds no GPU on this machine; check the driver with nvidia-smi and that torch "
+            "is a CUDA build, or use --device cpu."
+        )
+    cuda = device != "cpu" and torch.cuda.is_available()
+    precision = config.precision if cuda else "32-true"
+    if precision == "bf16-mixed" and not torch.cuda.is_bf16_supported():
+        precision = "16-mixed"
+    if precision != config.precision:
+        log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
+    processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", processes)))
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = False  # volumes differ in shape, and each shape would be searched anew
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on Slurm
+        fabric = Fabric(
+            accelerator="cuda" if cuda else "cpu",
+            devices=local,
+            num_nodes=max(processes // local, 1),
+            strategy="ddp" if processes > 1 else "auto",
+            precision=cast(Any, precision),
+        )
+        fabric.launch()
+    return fabric
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators that initial weights and dropout are drawn from."""
+    torch.manual_seed(seed)
+
+
+class Trainer:
+    """A network in training: what changes from step to step, and how to take one.
+
+    The state after any step is `state_dict()`; a trainer that loads it takes the same steps as one that never
+    stopped (bit for bit on a CPU with the same number of threads).
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: VolumeNetwork,
+        config: TrainConfig,
+        cohort: Cohort,
+        train: list[Sample],
+        *,
+        workers: int,
+    ) -> None:
+        """Take the samples to train on; `network` is trained in place."""
+        self.fabric = fabric
+        self.network = network
+        self.config = config
+        self.epoch = 0
+        self._batches_done = 0
+        self._loss_sum = 0.0
+        self._cohort = cohort
+        self._workers = workers
+        self._sampler = EpochSampler(
+            len(train),
+            seed=config.seed,
+            shuffle=True,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        self._items = len(self._sampler)
+        dataset = VolumeDataset(
+            train, cohort.class_names, augmentation=config.augmentation, seed=config.seed
+        )
+        self._loader = self._make_loader(dataset, self._sampler)
+        counts = cohort.counts(train)
+        if config.class_weights == "paper":
+            weights = class_weights(counts)
+        else:
+            weights = torch.ones(len(counts))
+        self._weights = weights.to(fabric.device)
+        self._memory_format = torch.channels_last_3d if config.channels_last else torch.contiguous_format
+        network.to(fabric.device, memory_format=self._memory_format)
+        optimizer = Adam(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        compiled = cast(nn.Module, torch.compile(network)) if config.compile else network
+        self._module, self._optimizer = fabric.setup(compiled, optimizer)
+        self._scheduler = _make_scheduler(optimizer, config, config.epochs * self.steps_per_epoch)
+        # Dropout must differ between processes. The weights are drawn before this.
+        torch.manual_seed(config.seed + fabric.global_rank)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._cohort.class_names
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self._items // (self.config.batch_size * self.config.accumulate))
+
+    def train_epoch(
+        self,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[int, float], None] = lambda step, loss: None,
+    ) -> EpochResult:
+        """Take the steps of one epoch, or what is left of an interrupted one.
+
+        Args:
+            stop: asked after every step; True ends the epoch there, ready to be saved.
+            on_step: called with the number of steps done in this epoch and the mean loss so far.
+
+        Raises:
+            DatasetError: a volume is so small that batch normalisation has a single value per channel.
+            ModelError: the loss is not finite.
+        """
+        begin = time.perf_counter()
+        waited = 0.0
+        self.network.train()
+        self._sampler.epoch = self.epoch
+        self._sampler.skip = self._batches_done * self.config.batch_size
+        seen = self._sampler.skip
+        batches = iter(self._loader)
+        stopped = False
+        while not stopped:
+            fetched = time.perf_counter()
+            group = list(itertools.islice(batches, self.config.accumulate))
+            waited += time.perf_counter() - fetched
+            if not group:
+                break
+            self._loss_sum += self._step([self.fabric.to_device(batch) for batch in group])
+            self._batches_done += len(group)
+            seen += sum(len(batch.targets) for batch in group)
+            on_step(-(-self._batches_done // self.config.accumulate), self._loss_sum / seen)
+            stopped = seen < self._items and self._agree(stop())
+        seconds = time.perf_counter() - begin
+        loss = self.fabric.all_reduce(torch.tensor(self._loss_sum / seen), reduce_op="mean")
+        result = EpochResult(
+            loss=float(loss),
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            seconds=seconds,
+            wait_share=waited / seconds,
+            finished=not stopped,
+        )
+        if result.finished:
+            self.epoch += 1
+            self._batches_done, self._loss_sum = 0, 0.0
+        return result
+
+    def predict(self, samples: list[Sample]) -> Predictions:
+        """Logits in eval mode without augmentation; on several processes each takes its share."""
+        self.network.eval()
+        dataset = VolumeDataset(samples, self._cohort.class_names, augmentation="none", seed=0)
+        sampler = EpochSampler(
+            len(samples),
+            seed=0,
+            shuffle=False,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+        logits = torch.zeros(len(samples), len(self._cohort.class_names))
+        features = torch.zeros(len(samples), self.network.fc.in_features)
+        # one at a time: padding would change what the network averages, and with it the score
+        for batch in self._make_loader(dataset, sampler, batch_size=1):
+            found, pooled = self._forward(self.fabric.to_device(batch.volumes))
+            indices, found, pooled = self._gather(self.fabric.to_device(batch.indices), found, pooled)
+            logits[indices], features[indices] = found, pooled
+        targets = torch.tensor(dataset.targets)
+        loss = weighted_cross_entropy(logits, targets, self._weights.cpu())
+        return Predictions(logits.numpy(), targets.numpy(), features.numpy(), float(loss))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a next step depends on, as tensors and plain values."""
+        precision = self.fabric.strategy.precision
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "precision": precision.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "epoch": self.epoch,
+            "batches_done": self._batches_done,
+            "loss_sum": self._loss_sum,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.fabric.global_rank == 0:  # the others drew other numbers, which were not kept
+            torch.set_rng_state(state["random"])
+            if state["random_cuda"] and torch.cuda.device_count() == len(state["random_cuda"]):
+                torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.epoch = state["epoch"]
+        self._batches_done = state["batches_done"]
+        self._loss_sum = state["loss_sum"]
+
+    def _step(self, group: list[Any]) -> float:
+        """One optimiser step over a group of batches; returns the sum of its volumes' losses."""
+        total = sum(len(batch.targets) for batch in group)
+        losses = []
+        for position, batch in enumerate(group):
+            last = position == len(group) - 1
+            with self.fabric.no_backward_sync(self._module, enabled=not last):
+                volumes = batch.volumes.to(memory_format=self._memory_format)
+                loss = weighted_cross_entropy(self._logits(volumes), batch.targets, self._weights)
+                # as if the group were one batch, also where its last one is smaller
+                loss = loss * (len(batch.targets) / total)
+                self.fabric.backward(loss)
+            losses.append(loss.detach())
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._scheduler.step()
+        value = float(torch.stack(losses).sum())
+        if not np.isfinite(value):
+            raise ModelError(
+                f"the loss became {value} in epoch {self.epoch + 1}; lower the learning rate "
+                f"(now {self.config.learning_rate}) or use precision 32-true or bf16-mixed."
+            )
+        return value * total
+
+    def _logits(self, volumes: Tensor) -> Tensor:
+        try:
+            return cast(Tensor, self._module(volumes))
+        except ValueError as exc:
+            if "more than 1 value per channel" not in str(exc):
+                raise
+            raise DatasetError(
+                f"a batch of shape {tuple(volumes.shape)} is too small to train on: the last layers are left "
+                "with a single value per channel, which cannot be normalised; use a finer spacing, a larger "
+                "field of view or a larger batch size."
+            ) from exc
+
+    def _forward(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and pooled features, of the network alone (no process waits for another)."""
+        with torch.inference_mode(), self.fabric.autocast():
+            pooled = self.network.features(volumes.to(memory_format=self._memory_format)).mean(dim=(2, 3, 4))
+            return self.network.fc(pooled).float(), pooled.float()
+
+    def _gather(self, *values: Tensor) -> tuple[Tensor, ...]:
+        if self.fabric.world_size == 1:
+            return tuple(value.cpu() for value in values)
+        return tuple(cast(Tensor, self.fabric.all_gather(v)).flatten(0, 1).cpu() for v in values)
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any process wants to stop: all must, at the same step."""
+        if self.fabric.world_size == 1:
+            return stop
+        wish = torch.tensor(float(stop), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(wish, reduce_op="sum") > 0)
+
+    def _make_loader(self, dataset: VolumeDataset, sampler: EpochSampler, batch_size: int = 0) -> Any:
+        return make_loader(
+            dataset,
+            sampler,
+            batch_size=batch_size or self.config.batch_size,
+            workers=self._workers,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+
+
+def _make_scheduler(optimizer: Adam, config: TrainConfig, steps: int) -> LRScheduler:
+    """How the learning rate moves from step to step."""
+    if config.schedule == "onecycle":
+        return OneCycleLR(
+            optimizer,
+            max_lr=config.learning_rate,
+            total_steps=steps + 1,
+            pct_start=config.warmup or 0.3,
+            cycle_momentum=False,
+        )
+    rising = round(config.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        if config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + float(np.cos(np.pi * (step - rising) / max(steps - rising, 1))))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,189 @@
+"""Kinetics-400 weights for the three networks: found on this machine, checked, and never downloaded.
+
+Source: Chatterjee et al., Sec. 2.2: everything is loaded but the stem and the last linear layer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import get_args
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from ssclf.config import Architecture, Stem
+from ssclf.errors import ModelError
+from ssclf.io.checksums import file_sha256
+from ssclf.learning.checkpoints import load_checkpoint
+from ssclf.learning.networks import TORCHVISION_NAMES, VolumeNetwork
+from ssclf.learning.vision import video_models
+
+_HASHED_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")
+_ENUMS: dict[Architecture, str] = {
+    "r2plus1d": "R2Plus1D_18_Weights",
+    "mc3": "MC3_18_Weights",
+    "r3d": "R3D_18_Weights",
+}
+_HEAD = "fc."
+_STEM = "stem."
+_FIRST = "stem.0.weight"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Attributes:
+    url: where torchvision has it from.
+    name: of the file; carries the start of its SHA-256.
+    path: where it lies on this machine, None where it does not.
+    """
+
+    architecture: Architecture
+    url: str
+    name: str
+    path: Path | None
+
+    @property
+    def hash_prefix(self) -> str:
+        return _hash_prefix(self.name)
+
+
+def weights_folder() -> Path:
+    """Where `import_weights` puts files: $SSCLF_WEIGHTS, else below $XDG_DATA_HOME or ~/.local/share."""
+    chosen = os.environ.get("SSCLF_WEIGHTS")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ssclf" / "weights"
+
+
+def find_weights(architecture: Architecture) -> WeightsFile:
+    """Look in torch's own cache, then in `weights_folder()`."""
+    url = str(getattr(video_models, _ENUMS[architecture]).KINETICS400_V1.url)
+    file_name = PurePosixPath(urlsplit(url).path).name
+    folders = (Path(torch.hub.get_dir()) / "checkpoints", weights_folder())
+    path = next((folder / file_name for folder in folders if (folder / file_name).is_file()), None)
+    return WeightsFile(architecture, url, file_name, path)
+
+
+def import_weights(path: Path) -> Path:
+    """Copy a downloaded file to where training finds it.
+
+    Args:
+        path: a file with torchvision's name, for instance `mc3_18-a90a0ba3.pth`.
+
+    Returns:
+        where it is now.
+
+    Raises:
+        ModelError: another name, or content that does not match the hash in the name.
+    """
+    known = {find_weights(architecture).name for architecture in get_args(Architecture)}
+    if path.name not in known:
+        raise ModelError(
+            f"{path.name}: expected one of torchvision's files, {', '.join(sorted(known))}; "
+            "keep the name that the download has, since it carries the hash."
+        )
+    _check_hash(path)
+    target = weights_folder() / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        shutil.copyfile(path, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def verify_weights() -> list[WeightsFile]:
+    """What is there for each architecture; files that are there match their hash.
+
+    Raises:
+        ModelError: a file was changed or damaged.
+    """
+    files = [find_weights(architecture) for architecture in get_args(Architecture)]
+    for file in files:
+        if file.path:
+            _check_hash(file.path)
+    return files
+
+
+def load_pretrained(
+    network: VolumeNetwork, architecture: Architecture, *, stem: Stem = "random", path: Path | None = None
+) -> str:
+    """Put Kinetics-400 weights into a network, all but the last layer and, with `stem="random"`, the stem.
+
+    With `stem="mean"` the first convolution becomes the mean over its RGB channels, times 3/C: C equal contrasts
+    then give what a grey frame gave, so that the batch normalisation behind it still fits.
+
+    Args:
+        path: a file in torchvision's format instead of the one found on this machine.
+
+    Returns:
+        name of the file.
+
+    Raises:
+        ModelError: no such file, a wrong hash, or weights of another network.
+    """
+    if path is None:
+        file = find_weights(architecture)
+        if file.path is None:
+            raise ModelError(
+                f"--pretrained: expected {file.name} (SHA-256 starts with {file.hash_prefix}), found it neither in "
+                f"{Path(torch.hub.get_dir()) / 'checkpoints'} nor in {weights_folder()}; download {file.url} on a "
+                f"machine with a network and run `ssclf weights import {file.name}`. ssclf downloads nothing."
+            )
+        path = file.path
+    elif not path.is_file():
+        raise ModelError(f"--weights {path}: expected a file in torchvision's format, found none.")
+    if _HASHED_NAME.search(path.name):
+        _check_hash(path)
+    weights = load_checkpoint(path)
+    wanted = network.state_dict()
+    keep = {
+        key
+        for key in wanted
+        if not key.startswith(_HEAD) and not (key.startswith(_STEM) and (stem == "random" or key == _FIRST))
+    }
+    wrong = sorted(
+        key
+        for key in keep
+        if not isinstance(weights.get(key), Tensor) or weights[key].shape != wanted[key].shape
+    )
+    if stem == "mean" and not isinstance(weights.get(_FIRST), Tensor):
+        wrong.append(_FIRST)
+    if wrong:
+        raise ModelError(
+            f"{path.name}: expected the weights of torchvision's {TORCHVISION_NAMES[architecture]}, found "
+            f"{len(wrong)} of {len(keep)} tensors missing or of another shape, for instance {wrong[0]}."
+        )
+    loaded = {key: weights[key] for key in keep}
+    if stem == "mean":
+        channels = wanted[_FIRST].shape[1]
+        grey = weights[_FIRST].mean(dim=1, keepdim=True) * (weights[_FIRST].shape[1] / channels)
+        loaded[_FIRST] = grey.expand_as(wanted[_FIRST])
+    network.load_state_dict({**wanted, **loaded})
+    return path.name
+
+
+def _hash_prefix(name: str) -> str:
+    match = _HASHED_NAME.search(name)
+    assert match, name
+    return match[1]
+
+
+def _check_hash(path: Path) -> None:
+    wanted = _hash_prefix(path.name)
+    try:
+        found = file_sha256(path)
+    except OSError as exc:
+        raise ModelError(f"{path}: cannot be read ({exc.strerror or exc}).") from exc
+    if not found.startswith(wanted):
+        raise ModelError(
+            f"{path.name}: expected a SHA-256 that starts with {wanted}, found {found[:12]}…; "
+            "the download was cut short or changed, fetch it again."
+        )

@@ -1,0 +1,435 @@
+"""`ssclf train`: a folder of preprocessed volumes in, a run folder out.
+
+A run folder holds `config.json`, `split.json`, `metrics.csv` (a row per epoch), `checkpoints/last.pt` (to go on
+from), `checkpoints/chosen.pt` (the weights that `ssclf export` takes), `tensorboard/`, `curves.png`,
+`predictions.csv` (of volumes that did not fit the weights), `features.npz` and `provenance.json`.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssclf import __version__
+from ssclf.config import TrainConfig, config_from_dict, config_to_dict
+from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
+from ssclf.domain.scores import softmax
+from ssclf.domain.splits import (
+    Split,
+    check_leakage,
+    cut_validation,
+    holdout_splits,
+    splits_from_json,
+    splits_to_json,
+)
+from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
+from ssclf.io.results import defuse, write_whole
+from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
+from ssclf.learning.datasets import Cohort, Sample, read_cohort
+from ssclf.learning.event_log import open_event_log
+from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
+from ssclf.learning.networks import build_network
+from ssclf.learning.pretrained import load_pretrained
+from ssclf.reporting.figures import draw_learning_curves
+from ssclf.workflows.interruption import note_signals
+
+CONFIG = "config.json"
+SPLIT = "split.json"
+EPOCHS = "metrics.csv"
+PREDICTIONS = "predictions.csv"
+PROVENANCE = "provenance.json"
+LAST = "checkpoints/last.pt"
+CHOSEN = "checkpoints/chosen.pt"
+#: Epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses so much.
+SAVE_INTERVAL_S = 10.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A row of `metrics.csv`. Validation scores are None without a validation part."""
+
+    epoch: int
+    train_loss: float
+    learning_rate: float
+    seconds: float
+    wait_share: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    val_macro_f1: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Attributes:
+    run: the folder.
+    epochs: a record each.
+    chosen_epoch: whose weights are exported, from 1.
+    test: scores of the test part, None without one; calibrated where a validation part gave the temperature.
+    temperature: that calibrates the logits; 1 where nothing was held out to fit it on.
+    interrupted: signal that stopped the run, 0 when it ran to its end. It goes on with `resume`.
+    """
+
+    run: Path
+    epochs: tuple[EpochRecord, ...]
+    chosen_epoch: int
+    test: Metrics | None
+    temperature: float
+    interrupted: int = 0
+
+
+def train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    split: Split | None = None,
+    weights: Path | None = None,
+    device: Device = "auto",
+    workers: int = 2,
+    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, loss: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> TrainResult:
+    """Train a network.
+
+    Args:
+        data: folder that `ssclf preprocess` wrote.
+        out: the run folder; new, or with `resume` the one to go on with.
+        split: who trains and who tests; None draws it as the config says.
+        weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        workers: processes that read and augment volumes; 0 does so in this one.
+        on_step: called with epoch (from 1), steps done in it, steps in it and its mean loss so far.
+        on_epoch: called after every epoch.
+
+    Raises:
+        SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
+    """
+    cohort = read_cohort(data)
+    split = _open_run(out, cohort, config, split, resume=resume)
+    parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
+    _check_parts(cohort, parts)
+    fabric = start_fabric(config, device)
+    main = fabric.global_rank == 0
+    seed_everything(config.seed)
+    network = build_network(
+        config.architecture,
+        channels=len(cohort.preprocess.contrasts),
+        classes=len(cohort.class_names),
+        dropout=config.dropout,
+    )
+    initial = ""
+    if config.pretrained and not (out / LAST).is_file():
+        initial = load_pretrained(network, config.architecture, stem=config.stem, path=weights)
+    trainer = Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
+    progress = _Progress(initial_weights=initial)
+    if resume and (out / LAST).is_file():
+        state = load_checkpoint(out / LAST)
+        trainer.load_state_dict(state["trainer"])
+        progress.load_state_dict(state["progress"])
+    if main:
+        _write_json(out / CONFIG, config_to_dict(config))
+        write_whole(out / SPLIT, splits_to_json([split]))
+    with note_signals("saving; run again with --resume to go on") as signals:
+        _run_epochs(trainer, progress, parts["validation"], out, signals, on_step, on_epoch)
+    if main:
+        draw_learning_curves([asdict(record) for record in progress.records], out / "curves.png")
+    if not progress.finished(config):
+        return TrainResult(out, tuple(progress.records), progress.best_epoch, None, 1.0, signals[0])
+    if progress.best is not None:
+        network.load_state_dict(progress.best)
+    return _score(trainer, progress, cohort, parts, out, write=main)
+
+
+class _Progress:
+    """What a run remembers beside its trainer: the epochs so far and the best weights among them."""
+
+    def __init__(self, initial_weights: str) -> None:
+        self.initial_weights = initial_weights
+        self.records: list[EpochRecord] = []
+        self.best: dict[str, Any] | None = None
+        self.best_epoch = 0
+        self.best_loss = float("inf")
+
+    def finished(self, config: TrainConfig) -> bool:
+        waited = len(self.records) - self.best_epoch
+        return len(self.records) >= config.epochs or bool(config.patience and waited >= config.patience)
+
+    def add(self, record: EpochRecord, network: dict[str, Any]) -> None:
+        self.records.append(record)
+        if record.val_loss is None:  # without a validation part, the last epoch it is
+            self.best_epoch = record.epoch
+        elif record.val_loss < self.best_loss:
+            self.best_epoch, self.best_loss = record.epoch, record.val_loss
+            self.best = {key: value.detach().cpu().clone() for key, value in network.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "initial_weights": self.initial_weights,
+            "records": [asdict(record) for record in self.records],
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.initial_weights = state["initial_weights"]
+        self.records = [EpochRecord(**record) for record in state["records"]]
+        self.best = state["best"]
+        self.best_epoch, self.best_loss = state["best_epoch"], state["best_loss"]
+
+
+def _run_epochs(
+    trainer: Trainer,
+    progress: _Progress,
+    validation: list[Sample],
+    out: Path,
+    signals: list[int],
+    on_step: Callable[[int, int, int, float], None],
+    on_epoch: Callable[[EpochRecord], None],
+) -> None:
+    """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards."""
+    main = trainer.fabric.global_rank == 0
+    events = open_event_log(out / "tensorboard", len(progress.records) + 1) if main else None
+    saved = time.monotonic()
+    while not progress.finished(trainer.config):
+        epoch = trainer.epoch + 1
+
+        def report(step: int, loss: float, epoch: int = epoch) -> None:
+            on_step(epoch, step, trainer.steps_per_epoch, loss)
+
+        result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
+        if result.finished:
+            record = EpochRecord(
+                epoch, result.loss, result.learning_rate, result.seconds, result.wait_share, **_validate(trainer, validation)
+            )
+            progress.add(record, trainer.network.state_dict())
+            if events:
+                for field in fields(record)[1:]:
+                    if (value := getattr(record, field.name)) is not None:
+                        events.add_scalar(field.name, value, epoch)
+                _write_epochs(out / EPOCHS, progress.records)
+                on_epoch(record)
+        over = progress.finished(trainer.config) or bool(signals)
+        if main and (over or time.monotonic() - saved > SAVE_INTERVAL_S):
+            state = {"trainer": trainer.state_dict(), "progress": progress.state_dict()}
+            save_checkpoint(state, out / LAST)
+            saved = time.monotonic()
+        if signals:
+            break
+    if events:
+        events.close()
+
+
+def _validate(trainer: Trainer, validation: list[Sample]) -> dict[str, float]:
+    if not validation:
+        return {}
+    found = trainer.predict(validation)
+    metrics = score_predictions(found.targets, softmax(found.logits), trainer.class_names)
+    return {"val_loss": found.loss, "val_accuracy": metrics.accuracy, "val_macro_f1": metrics.macro_f1}
+
+
+def _score(
+    trainer: Trainer,
+    progress: _Progress,
+    cohort: Cohort,
+    parts: dict[str, list[Sample]],
+    out: Path,
+    *,
+    write: bool,
+) -> TrainResult:
+    """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
+    found = {role: trainer.predict(samples) for role, samples in parts.items() if samples}
+    # The validation part chose the epoch only; the test part is second choice, since it is scored too.
+    role = next((role for role in ("validation", "test") if role in found), None)
+    temperature = fit_temperature(found[role].logits, found[role].targets) if role else 1.0
+    calibration = {"temperature": temperature, "fitted_on": role, "volumes": len(parts[role]) if role else 0}
+    scores = {
+        part: {
+            "raw": score_predictions(p.targets, softmax(p.logits), cohort.class_names),
+            "calibrated": score_predictions(p.targets, softmax(p.logits, temperature), cohort.class_names),
+        }
+        for part, p in found.items()
+        if part != "train"
+    }
+    if write:
+        save_checkpoint({"network": trainer.network.state_dict()}, out / CHOSEN)
+        _write_predictions(out / PREDICTIONS, cohort, parts, found, temperature)
+        np.savez_compressed(
+            out / "features.npz", features=found["train"].features, targets=found["train"].targets
+        )
+        _write_json(
+            out / PROVENANCE,
+            {
+                "class_names": cohort.class_names,
+                "preprocess": config_to_dict(cohort.preprocess),
+                "calibration": calibration,
+                "training": {
+                    **_describe_data(cohort, parts),
+                    "config": config_to_dict(trainer.config),
+                    "initial_weights": progress.initial_weights,
+                    "precision": str(trainer.fabric.strategy.precision.precision),
+                    "epochs": len(progress.records),
+                    "chosen_epoch": progress.best_epoch,
+                    "calibration": calibration,
+                    "scores": {
+                        part: {kind: metrics.to_dict() for kind, metrics in kinds.items()}
+                        for part, kinds in scores.items()
+                    },
+                },
+                "versions": package_versions(),
+            },
+        )
+    return TrainResult(
+        run=out,
+        epochs=tuple(progress.records),
+        chosen_epoch=progress.best_epoch,
+        # a temperature fitted on the test part would flatter its calibration
+        test=scores["test"]["raw" if role == "test" else "calibrated"] if "test" in scores else None,
+        temperature=temperature,
+    )
+
+
+def _open_run(out: Path, cohort: Cohort, config: TrainConfig, split: Split | None, *, resume: bool) -> Split:
+    """The split of a new run, or that of the run to resume, whose settings must be the same."""
+    exists = (out / CONFIG).is_file()
+    if exists and not resume:
+        raise OutputError(f"{out}: holds a run already; go on with --resume, or choose another --out.")
+    if not exists and resume:
+        raise ModelError(f"{out}: expected a run to resume ({CONFIG}), found none; leave --resume out.")
+    if not exists:
+        out.mkdir(parents=True, exist_ok=True)
+        return split or _draw_split(cohort, config)
+    stored = read_config(out)
+    different = [f.name for f in fields(config) if getattr(stored, f.name) != getattr(config, f.name)]
+    if different:
+        raise ConfigError(
+            f"{out}: a run is resumed with the settings it began with; {', '.join(different)} differ. "
+            "Leave them out, or start a new run."
+        )
+    source = out / SPLIT
+    keys = [sample.key for sample in cohort.samples]
+    (stored_split,) = splits_from_json(source.read_text("utf-8"), str(source), keys)
+    if split and split != stored_split:
+        raise DatasetError(f"{source}: the run began with another split; start a new run.")
+    return stored_split
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings that a run began with.
+
+    Raises:
+        ModelError: not a run folder.
+    """
+    try:
+        return config_from_dict(TrainConfig, json.loads((run / CONFIG).read_text("utf-8")))
+    except (OSError, ValueError, ConfigError) as exc:
+        raise ModelError(f"{run / CONFIG}: expected the settings of a run, found {exc!r}.") from exc
+
+
+def _draw_split(cohort: Cohort, config: TrainConfig) -> Split:
+    (split,) = holdout_splits(
+        cohort.subjects, cohort.labels, share=config.holdout, count=1, seed=config.seed
+    )
+    if config.validation:
+        split = cut_validation(
+            split, cohort.subjects, cohort.labels, share=config.validation, seed=config.seed
+        )
+    return split
+
+
+def _check_parts(cohort: Cohort, parts: dict[str, list[Sample]]) -> None:
+    split = Split(**{role: tuple(s.key for s in samples) for role, samples in parts.items()})
+    check_leakage(split, cohort.subjects)
+    # the same scan may hide under two names; where the manifest has no hashes, its key stands for itself
+    check_leakage(split, {sample.key: sample.voxels or sample.key for sample in cohort.samples}, "voxels")
+    for name, count in zip(cohort.class_names, cohort.counts(parts["train"]), strict=True):
+        if not count:
+            raise DatasetError(f"class {name}: expected volumes in the training part, found none.")
+
+
+def _describe_data(cohort: Cohort, parts: dict[str, list[Sample]]) -> dict[str, Any]:
+    """What the bundle says about its data: counts and hashes, never subjects or paths."""
+    return {
+        "synthetic": cohort.synthetic,
+        "settings_hash": cohort.preprocess.hash,
+        "volumes": {
+            role: dict(zip(cohort.class_names, cohort.counts(samples), strict=True))
+            for role, samples in parts.items()
+        },
+        "subjects": {role: len({sample.subject for sample in samples}) for role, samples in parts.items()},
+        "sources": _count(sample.source for sample in parts["train"]),
+        "class_sources": {
+            name: _count(s.source for s in parts["train"] if s.label == name) for name in cohort.class_names
+        },
+        "extraction": _count(sample.extraction for sample in parts["train"]),
+        "voxels": sorted({sample.voxels for sample in parts["train"] if sample.voxels}),
+    }
+
+
+def _count(values: Any) -> dict[str, int]:
+    return dict(sorted(Counter(value or "not stated" for value in values).items()))
+
+
+def package_versions() -> dict[str, str]:
+    """What computed a run."""
+    names = ("torch", "torchvision", "torchio", "lightning-fabric", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"ssclf": __version__, "python": platform.python_version(), **found}
+
+
+def _write_epochs(path: Path, records: Sequence[EpochRecord]) -> None:
+    columns = [field.name for field in fields(EpochRecord)]
+    _write_csv(path, columns, [[getattr(record, name) for name in columns] for record in records])
+
+
+def _write_predictions(
+    path: Path,
+    cohort: Cohort,
+    parts: dict[str, list[Sample]],
+    found: dict[str, Predictions],
+    temperature: float,
+) -> None:
+    """Calibrated probabilities and raw logits of every volume that did not fit the weights."""
+    names = cohort.class_names
+    columns = ["path", "subject", "source", "part", "label", "prediction"]
+    columns += [f"p_{name}" for name in names] + [f"logit_{name}" for name in names]
+    rows = []
+    for role in ("validation", "test"):
+        if role not in found:
+            continue
+        probabilities = softmax(found[role].logits, temperature)
+        for sample, p, logits in zip(parts[role], probabilities, found[role].logits, strict=True):
+            numbers = [float(value) for value in (*p, *logits)]
+            rows.append(
+                [sample.key, sample.subject, sample.source, role, sample.label, names[p.argmax()], *numbers]
+            )
+    _write_csv(path, columns, rows)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> None:
+    """Numbers stay numbers: only text is kept from being taken for a formula."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([defuse(column) for column in columns])
+    for row in rows:
+        writer.writerow(
+            [defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row]
+        )
+    write_whole(path, text.getvalue())
+
+
+def _write_json(path: Path, values: Any) -> None:
+    write_whole(path, json.dumps(values, indent=2) + "\n")

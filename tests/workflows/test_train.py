@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssclf.config import TrainConfig
+from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
+from ssclf.workflows.train import TrainResult, train
+
+TINY = TrainConfig(
+    architecture="mc3",
+    epochs=3,
+    learning_rate=1e-3,
+    batch_size=2,
+    holdout=0.25,
+    validation=0.34,
+    precision="32-true",
+    seed=3,
+)
+
+
+def run(data: Path, out: Path, config: TrainConfig = TINY, **options: Any) -> TrainResult:
+    torch.set_num_threads(2)
+    return train(data, out, config, device="cpu", workers=0, **options)
+
+
+def test_a_run_leaves_its_files_and_scores_what_it_held_out(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run(preprocessed(), tmp_path / "run")
+    assert [record.epoch for record in result.epochs] == [1, 2, 3]
+    assert result.test is not None
+    assert sum(sum(row) for row in result.test.confusion) == 3
+    assert result.interrupted == 0
+    names = {p.relative_to(result.run).as_posix() for p in result.run.rglob("*") if p.is_file()}
+    assert {"config.json", "split.json", "metrics.csv", "curves.png", "provenance.json"} <= names
+    assert {"predictions.csv", "features.npz", "checkpoints/last.pt", "checkpoints/chosen.pt"} <= names
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert not [name for name in names if name.rpartition("/")[2].startswith(".")]
+    with (result.run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    assert int(best["epoch"]) == result.chosen_epoch
+    training = json.loads((result.run / "provenance.json").read_text())["training"]
+    assert training["synthetic"] is True
+    assert training["volumes"]["test"] == {"HGG": 1, "LGG": 1, "healthy": 1}
+    assert training["sources"] == {"synthetic": 6}
+    assert len(training["voxels"]) == 6
+    assert "subject" not in json.dumps(training).replace('"subjects"', "")
+    assert training["calibration"]["fitted_on"] == "validation"
+
+
+def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
+    preprocessed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    config = dataclasses.replace(TINY, accumulate=2, batch_size=1, schedule="onecycle", patience=5)
+    data = preprocessed()
+    whole = run(data, tmp_path / "whole", config)
+
+    def interrupt_at(wanted: tuple[int, int]) -> Callable[[int, int, int, float], None]:
+        def on_step(epoch: int, step: int, steps: int, loss: float) -> None:
+            assert steps == 3
+            if (epoch, step) == wanted:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return on_step
+
+    parts = tmp_path / "parts"
+    first = run(data, parts, config, on_step=interrupt_at((1, 2)))
+    assert first.interrupted == signal.SIGTERM
+    assert first.epochs == ()
+    torch.manual_seed(999)  # whatever happens between two processes
+    second = run(data, parts, config, resume=True, on_step=interrupt_at((2, 3)))
+    assert second.interrupted == signal.SIGTERM
+    assert len(second.epochs) == 2
+    torch.manual_seed(998)
+    third = run(data, parts, config, resume=True)
+    assert third.interrupted == 0
+
+    def numbers(result: TrainResult) -> list[Any]:
+        times = {"seconds": 0.0, "wait_share": 0.0}
+        return [dataclasses.replace(record, **times) for record in result.epochs]
+
+    assert numbers(third) == numbers(whole)
+    assert third.temperature == whole.temperature
+    weights = [
+        torch.load(r.run / "checkpoints/chosen.pt", weights_only=True)["network"] for r in (whole, third)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_resuming_asks_for_the_same_settings_and_data(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = preprocessed()
+    config = dataclasses.replace(TINY, epochs=1)
+    with pytest.raises(ModelError, match="expected a run to resume"):
+        run(data, tmp_path / "run", config, resume=True)
+    run(data, tmp_path / "run", config)
+    with pytest.raises(OutputError, match="holds a run already"):
+        run(data, tmp_path / "run", config)
+    with pytest.raises(ConfigError, match="learning_rate differ"):
+        run(data, tmp_path / "run", dataclasses.replace(config, learning_rate=1e-4), resume=True)
+    other = preprocessed(labels=("a", "b"), name="other")
+    with pytest.raises(DatasetError, match="not in the data"):
+        run(other, tmp_path / "run", config, resume=True)
+
+
+def test_the_same_voxels_under_two_names_are_a_leak(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = preprocessed(per_class=3)
+    manifest = data / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    hashes = [line.split(",")[5] for line in lines]
+    manifest.write_text(
+        "\n".join(line.replace(hashes[2], hashes[1]).replace(hashes[3], hashes[1]) for line in lines)
+    )
+    with pytest.raises(LeakageError, match="the same voxels"):
+        run(data, tmp_path / "run", dataclasses.replace(TINY, validation=0))
+
+
+def test_without_a_held_out_part_the_last_epoch_is_kept_uncalibrated(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        TINY, epochs=2, holdout=0, validation=0, class_weights="none", augmentation="none"
+    )
+    result = run(preprocessed(per_class=2, labels=("a", "b")), tmp_path / "run", config)
+    assert result.test is None
+    assert result.temperature == 1
+    assert result.chosen_epoch == 2
+
+
+def test_volumes_too_small_for_batch_normalisation_are_explained(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, batch_size=1, architecture="r3d", augmentation="none")
+    with pytest.raises(DatasetError, match="single value per channel"):
+        run(preprocessed(shape=(4, 12, 9)), tmp_path / "run", config)
