@@ -6,7 +6,7 @@ Every engine gets the volume turned to RAS, and its mask is turned back: stored 
 
 deepbet: Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural
 Networks", Computers in Biology and Medicine, 2024. Pre- and post-processing follow deepbet 1.0.2, whose
-defaults (threshold 0.5, no dilation) are kept: on ten IXI heads they give a mean Dice of 0.981, at least 0.975.
+defaults (threshold 0.5, no dilation) are kept: on ten IXI heads they give a Dice of 0.981, at least 0.975.
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ class BrainExtractor:
         Raises:
             VolumeError: not finite, or without contrast.
         """
-        check_finite(head)
         mask = np.zeros(head.shape, bool)
         whole = _sample(head, (BOX_SIZE,) * 3)
         low, high = (float(value) for value in np.quantile(whole, PERCENTILES))
@@ -216,16 +215,7 @@ def available_engines(models: Sequence[Path] = ()) -> list[EngineStatus]:
         models: deepbet's networks where a bundle or a cache has them; without, deepbet counts as available
             where it can be converted.
     """
-    found = []
-    if models:
-        deepbet = BrainExtractor(models)
-        found.append(EngineStatus("deepbet", True, deepbet.version, "converted to ONNX"))
-    else:
-        try:
-            version = package_version("deepbet")
-            found.append(EngineStatus("deepbet", True, version, "installed; converted to ONNX at first use"))
-        except PackageNotFoundError:
-            found.append(EngineStatus("deepbet", False, "", REMEDIES["deepbet"]))
+    found = [_deepbet_status(models)]
     for name in get_args(Engine)[1:-1]:
         program = _find_program(name)
         if program is None:
@@ -235,6 +225,18 @@ def available_engines(models: Sequence[Path] = ()) -> list[EngineStatus]:
             found.append(EngineStatus(name, True, _program_version(name, program), str(program)))
     found.append(EngineStatus("none", True, "", "takes volumes as they are"))
     return found
+
+
+def _deepbet_status(models: Sequence[Path]) -> EngineStatus:
+    try:
+        if models:
+            return EngineStatus("deepbet", True, BrainExtractor(models).version, "as ONNX networks")
+        version = package_version("deepbet")
+        return EngineStatus("deepbet", True, version, "installed; converted to ONNX at first use")
+    except PackageNotFoundError:
+        return EngineStatus("deepbet", False, "", REMEDIES["deepbet"])
+    except (ModelError, MissingDependencyError) as exc:
+        return EngineStatus("deepbet", False, "", str(exc))
 
 
 def engine_version(engine: Engine, extractor: BrainExtractor | None = None) -> str:
@@ -255,8 +257,10 @@ def _nearest(old: Sequence[int], new: Sequence[int]) -> list[NDArray[np.intp]]:
 
 
 def _sample(data: Array, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is clipped
-        return np.asarray(data[np.ix_(*_nearest(data.shape, shape))], np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        sample = np.asarray(data[np.ix_(*_nearest(data.shape, shape))], np.float32)
+    check_finite(sample)
+    return sample
 
 
 def _run(network: Any, head: NDArray[np.float32], low: float, high: float) -> Mask:
@@ -351,23 +355,30 @@ def _command(engine: str, program: Path, source: Path, device: str) -> tuple[lis
 
 
 def _call(engine: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a program in a process group of its own, which ends with us, an interrupt or the time limit."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    """Run a program in a process group of its own; the group does not outlive an interrupt or the time limit."""
     try:
-        _, output = process.communicate(timeout=TIME_LIMIT_S)
-    except subprocess.TimeoutExpired as exc:
-        raise VolumeError(f"{engine} did not end within {TIME_LIMIT_S} s; try the volume by hand.") from exc
-    finally:
-        if process.poll() is None:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise MissingDependencyError(
+            f"brain extraction with {engine}: {command[0]} cannot be started ({exc.strerror})."
+        ) from exc
+    with process:
+        try:
+            _, output = process.communicate(timeout=TIME_LIMIT_S)
+        except BaseException as exc:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            if isinstance(exc, subprocess.TimeoutExpired):
+                raise VolumeError(
+                    f"{engine} did not end within {TIME_LIMIT_S} s; try the volume by hand."
+                ) from exc
+            raise
     if process.returncode != 0:
         lines = output.decode(errors="replace").strip().splitlines()
         reason = f": {lines[-1][:200]}" if lines else ""
