@@ -35,6 +35,7 @@ MAX_FILE_BYTES = 2 << 30
 _HEADER_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 26
 _DEFLATED, _META_BYTES = b"1.2.840.10008.1.2.1.99", 1 << 10
+_CUT_SHORT = "the DICOM file is cut short before its image, or states no series."
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
@@ -274,38 +275,31 @@ def _search_archive(path: Path, pattern: re.Pattern[str] | None) -> SeriesSearch
 
 
 def _group(found: Iterable[_Found], root: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
-    archive = root.is_file()
     left_out: list[LeftOut] = []
-    groups: dict[str, list[tuple[str, str]]] = {}  # UID -> (instance UID, file name)
-    reasons: dict[str, str] = {}
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (UID, reason) -> (instance UID, file name)
     numbers: dict[str, str] = {}
     for item in found:
-        place = root if archive else root / item.name
-        if item.header is None:
-            left_out.append(LeftOut(place, item.reason, broken=True))
-            continue
-        with quiet_pydicom():
-            uid = str(get(item.header, "SeriesInstanceUID", ""))
-            reason = _reason_to_leave_out(item.header, pattern)
-            numbers.setdefault(uid, str(get(item.header, "SeriesNumber", "")))
-            instance = str(get(item.header, "SOPInstanceUID", item.name))
-        if not uid:
-            left_out.append(LeftOut(place, reason or "the DICOM file states no series.", broken=not reason))
-            continue
-        if reason:
-            reasons.setdefault(f"{uid} {reason}", reason)
-            groups.setdefault(f"{uid} {reason}", []).append((instance, item.name))
+        reason, broken, uid, instance, number = item.reason, True, "", "", ""
+        if item.header is not None:
+            with quiet_pydicom():
+                uid = str(get(item.header, "SeriesInstanceUID", ""))
+                instance = str(get(item.header, "SOPInstanceUID", item.name))
+                number = str(get(item.header, "SeriesNumber", ""))
+                reason = _reason_to_leave_out(item.header, pattern)
+                broken = not reason and not (uid and get(item.header, "Rows"))
+        if broken or not uid:
+            place = root if root.is_file() else root / item.name
+            left_out.append(LeftOut(place, reason or _CUT_SHORT, broken=broken))
         else:
-            groups.setdefault(uid, []).append((instance, item.name))
+            groups.setdefault((uid, reason), []).append((instance, item.name))
+            numbers.setdefault(uid, number if number.isdigit() else "0")
     series: list[DicomSeries] = []
-    for key, instances in groups.items():
-        for names in _copies(instances):
-            uid = key.split(" ")[0]
-            number = numbers[uid] if numbers[uid].isdigit() else "0"
-            short = hashlib.sha256(uid.encode()).hexdigest()[:8]
-            one = DicomSeries(f"{number}-{short}", root, tuple(sorted(names)), uid)
-            if key in reasons:
-                left_out.append(LeftOut(one.location, reasons[key], len(names)))
+    for (uid, reason), instances in groups.items():
+        name = f"{numbers[uid]}-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+        for files in _copies(instances):
+            one = DicomSeries(name, root, tuple(sorted(files)), uid)
+            if reason:
+                left_out.append(LeftOut(one.location, reason, len(files)))
             else:
                 series.append(one)
     return SeriesSearch(tuple(sorted(series, key=lambda s: (s.files[0], s.name))), _gathered(left_out))
@@ -343,7 +337,8 @@ def _reason_to_leave_out(header: pydicom.Dataset, pattern: re.Pattern[str] | Non
     if sop_class == _DIRECTORY or get(header, "DirectoryRecordSequence") is not None:
         return "a DICOMDIR index, no image."
     if not get(header, "Rows"):
-        return "a DICOM object without an image."
+        # an MR image without rows is no other kind of object, it is cut short
+        return "" if sop_class in _MR_IMAGES or not sop_class else "a DICOM object without an image."
     if modality not in ("MR", ""):
         return f"the modality is {modality if modality.isalnum() else 'unknown'}, not MR."
     if sop_class not in _MR_IMAGES and (sop_class or not modality):
