@@ -1,0 +1,136 @@
+"""Where a network's evidence lies: class activation maps, brought from the network's cells to a scan's voxels.
+
+A map's values are logits. Averaged over all cells, the map of class k plus the bias of the linear layer is
+exactly logit k (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016). Only
+differences between classes change a probability, so what is shown for one class is its map less the mean over
+all classes: positive speaks for it, negative for another, and what speaks for all alike cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.domain.volume import Mask, Volume
+
+#: By how many cells rounding may lead astray over the whole scan.
+_MAX_ASTRAY = 1e-3
+
+
+@dataclass(frozen=True)
+class BrainGrid:
+    """The voxels that a map is wanted for: a grid without intensities, small enough to hand between processes.
+
+    Attributes:
+        shape: (D, H, W)
+        affine: (4, 4) from (d, h, w) to RAS+ mm.
+        bits: the brain, one bit a voxel.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    bits: NDArray[np.uint8]
+
+    @staticmethod
+    def of(volume: Volume, brain: Mask) -> BrainGrid:
+        """The grid of a volume with its brain (D, H, W)."""
+        return BrainGrid(volume.shape, volume.affine, np.packbits(brain))
+
+    @property
+    def brain(self) -> Mask:
+        count = int(np.prod(self.shape))
+        return np.unpackbits(self.bits, count=count).reshape(self.shape).view(bool)
+
+
+def class_evidence(cam: NDArray[np.float32], target: int) -> NDArray[np.float32]:
+    """What speaks for one class against the mean of all: maps (K, d, h, w) to one map (d, h, w), in logits."""
+    return cam[target] - cam.mean(axis=0)
+
+
+def cell_stride(length: int, cells: int) -> int:
+    """Voxels from one cell of the last feature map to the next, along an axis of the network's input.
+
+    Every layer of the three networks pads by half its kernel and has stride 1 or 2, so that `length` voxels
+    make ceil(length / stride) cells, stride is a power of two, and two or more cells tell which one.
+    (One cell has no next: the stride that comes back is then at least the length.)
+    """
+    stride = 1
+    while -(-length // stride) > cells:
+        stride *= 2
+    assert -(-length // stride) == cells, "not a feature map of this input"
+    return stride
+
+
+def place_map(
+    evidence: NDArray[np.float32],
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    *,
+    mirrored: int | None = None,
+) -> Volume:
+    """Say where the cells of a map lie.
+
+    The receptive field of cell i is centred on voxel i * stride of the network's input: each layer's first
+    kernel is centred on the first voxel of what it reads.
+
+    Args:
+        evidence: (d, h, w), over the network's cells.
+        shape: (D, H, W) of the network's input.
+        affine: (4, 4) of the network's input before any mirroring, from (d, h, w) to RAS+ mm.
+        mirrored: the axis (0 to 2) in which the input was flipped before the network saw it.
+
+    Returns:
+        data (1, d, h, w) on the grid of the cells' centres.
+    """
+    placed = affine.copy()
+    strides = [cell_stride(length, cells) for length, cells in zip(shape, evidence.shape, strict=True)]
+    if mirrored is not None:
+        placed[:3, 3] += placed[:3, mirrored] * (shape[mirrored] - 1)
+        strides[mirrored] *= -1
+    placed[:3, :3] *= strides
+    return Volume(evidence[None], placed)
+
+
+def map_to_scan(maps: Sequence[Volume], grid: BrainGrid) -> NDArray[np.float32]:
+    """Interpolate maps at the voxels of a brain, and average them.
+
+    Args:
+        maps: one or more, data (1, d, h, w), each on its own grid (several models, mirror images) whose axes
+            run along those of the scan, in any order and direction: preprocessing turns no volume.
+        grid: any orientation, obliquity and spacing.
+
+    Returns:
+        (D, H, W), linear between cells, the outermost cell's value beyond them, 0 outside the brain.
+    """
+    result = _interpolate(maps[0], grid)
+    for other in maps[1:]:
+        result += _interpolate(other, grid)
+    result *= grid.brain
+    result /= np.float32(len(maps))
+    return result
+
+
+def _interpolate(single: Volume, grid: BrainGrid) -> NDArray[np.float32]:
+    """Values of a map (1, d, h, w) at every voxel (D, H, W), axis by axis as a matrix product each."""
+    to_cells = np.linalg.inv(single.affine) @ grid.affine
+    order = np.abs(to_cells[:3, :3]).argmax(axis=0)  # of cell axes, as the voxel axes follow each other
+    steps = to_cells[order, [0, 1, 2]]
+    astray = np.abs(to_cells[order, :3] - np.diag(steps)) @ grid.shape
+    assert sorted(order) == [0, 1, 2] and astray.max() < _MAX_ASTRAY, "map and scan lie askew"
+    data = single.data[0].transpose(order)
+    taps = [
+        _taps(step * np.arange(count) + start, cells)
+        for step, count, start, cells in zip(steps, grid.shape, to_cells[order, 3], data.shape, strict=True)
+    ]
+    rows = np.matmul(taps[1], data @ taps[2].T)
+    return (taps[0] @ rows.reshape(len(rows), -1)).reshape(grid.shape)
+
+
+def _taps(positions: NDArray[np.float64], cells: int) -> NDArray[np.float32]:
+    """Weights (n, cells) of linear interpolation at fractional cell indices (n,)."""
+    positions = np.clip(positions, 0, cells - 1)
+    weights = 1 - np.abs(positions[:, None] - np.arange(cells))
+    return np.maximum(weights, 0).astype(np.float32)
