@@ -184,7 +184,7 @@ def find_cases(
             if identity in identities:
                 search.left_out["the same file or series again"] += 1
             elif unique in cases:
-                search.left_out["the same case in another release or folder"] += 1
+                search.left_out["a second volume of a case"] += 1
             else:
                 identities.add(identity)
                 cases[unique] = case
@@ -278,7 +278,8 @@ def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         if row is None or label.lower() in _NO_VALUE:
             search.left_out[f"a case without {label_column} in participants.tsv"] += 1
             continue
-        who = _Who(row["participant_id"], row["site"] or root.name, f"{root} {folder}/{name}")
+        unique = f"{root} {folder}/{name}"
+        who = _Who(row["participant_id"], row["site"] or root.name, unique, contrast_optional=False)
         yield from _choose(root, files, who, label, search)
 
 
@@ -294,12 +295,15 @@ class _Who:
     source: where the volume comes from.
     unique: equal for the same case in two releases.
     named_by_class: the subject's name says nothing outside its class folder.
+    contrast_optional: a file whose name states no contrast is taken for the wanted one. Not where a data set names
+        all of its contrasts, unless the user has chosen the file with a pattern.
     """
 
     subject: str
     source: str
     unique: str
     named_by_class: bool = False
+    contrast_optional: bool = True
 
 
 @dataclass(frozen=True)
@@ -395,10 +399,11 @@ def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
         case = search.names.cases.get(brats.lower(), _BRATS_RELEASE.sub("", brats))
         year = re.search(r"\d+", brats[:9])
         source = f"BraTS 20{year[0][-2:]}" if year else "BraTS"
-        return _Who(_BRATS_TIME_POINT.sub(r"\1", case), source, case)
+        return _Who(_BRATS_TIME_POINT.sub(r"\1", case), source, case, contrast_optional=place.name == brats)
     ixi = next((match for name in names if (match := _IXI.match(name))), None)
     if ixi:
-        return _Who(ixi["subject"], f"IXI-{ixi['site']}", ixi["subject"])
+        named = f"IXI-{ixi['site']}"
+        return _Who(ixi["subject"], named, ixi["subject"], contrast_optional=place.name == ixi[0])
     inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
     subject = inside[0] if inside else place.name
     unique = "/".join((str(root), *place.folders, place.name))
@@ -433,7 +438,7 @@ def _choose(
         elif other in files:
             chosen.append(files[other][0])
             stand_ins.append(f"{contrast}={other}")
-        elif len(search.contrasts) == 1 and set(files) == {""}:
+        elif len(search.contrasts) == 1 and set(files) == {""} and (who.contrast_optional or search.pattern):
             chosen.append(files[""][0])
         else:
             search.left_out[f"a case without {contrast}"] += 1

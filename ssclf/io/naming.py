@@ -19,6 +19,7 @@ _WORDS = {
     **dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post"), "t1ce"),
     **dict.fromkeys(("t2", "t2w"), "t2"),
     **dict.fromkeys(("flair", "t2f", "t2flair"), "flair"),
+    **{word: word for word in ("pd", "pdw", "t2star", "swi", "dwi", "adc", "dti", "mra", "asl", "bold")},
     **dict.fromkeys(("seg", "segm", "dseg", "segmentation", "mask", "brainmask", "label", "labels"), MASK),
 }
 _LAST_WORD = re.compile(r"^(?:(?P<case>.*)[_-])?(?P<word>[A-Za-z0-9]+)$", re.DOTALL)
@@ -31,7 +32,7 @@ _LAST_ENDINGS = {"." + ending.rsplit(".", 1)[1] for ending in VOLUME_ENDINGS}
 class VolumeName:
     """Attributes:
     case: what siblings of one case share; the whole stem where no contrast is named.
-    contrast: "t1", "t1ce", "t2", "flair", MASK, another word asked for, or "" where none is named.
+    contrast: such as "t1", "t1ce", "t2", "flair", "adc" or MASK; "" where none is named.
     stem: the name without its ending.
     """
 
@@ -54,7 +55,7 @@ def parse_name(name: str, wanted: tuple[str, ...] = ()) -> VolumeName:
 
     Args:
         name: without folder, with or without the ending of a volume.
-        wanted: further words that name a contrast, such as "adc".
+        wanted: further words that name a contrast.
     """
     ending = volume_ending(name)
     stem = name[: -len(ending)] if ending else name

@@ -1,0 +1,457 @@
+"""`ssclf preprocess`: labelled scans of any source in, volumes that a network can be trained on out.
+
+The folder that is written:
+
+    manifest.csv    a row per volume: who, which class, from where, what was found on the way
+    settings.json   what decided the voxel values
+    failed.csv      what could not be used, and why
+    qc.html         every volume at a glance
+    volumes/        network input, float32 NIfTI
+    records/        what each volume was made from, so that a later run does only what is not done
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ssclf import __version__
+from ssclf.config import PreprocessConfig, config_to_dict
+from ssclf.domain.geometry import orientation
+from ssclf.domain.preprocessing import voxel_hash
+from ssclf.domain.volume import Volume
+from ssclf.errors import MissingDependencyError, OutputError
+from ssclf.io.checksums import file_sha256
+from ssclf.io.cohorts import Cohort, find_cases
+from ssclf.io.extraction import available_engines
+from ssclf.io.nifti import write_nifti
+from ssclf.io.preparation import PreparedScan, SkullError, SkullStrip, brain_extractor, prepare_scan
+from ssclf.io.results import write_whole
+from ssclf.io.scans import Case, Scan, stored_files
+from ssclf.io.tables import read_table, write_table
+from ssclf.io.workers import run_in_processes
+from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
+from ssclf.workflows.interruption import note_signals
+
+COLUMNS = (
+    "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
+    "voxels", "settings", "original", "series", "original_shape", "original_spacing", "original_orientation",
+)  # fmt: skip
+VOLUMES, RECORDS = "volumes", "records"
+MANIFEST, SETTINGS, FAILED, QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
+#: Raised when records say something else than before: volumes are then made again.
+RECORD_FORMAT = 1
+Status = Literal["made", "reused", "failed", "head", "unwritable"]
+
+
+@dataclass(frozen=True)
+class PreprocessSummary:
+    """What a run did. `interrupted` is the signal that stopped it, 0 when it ran to its end.
+
+    Attributes:
+        rows: cells of the manifest.
+        failures: what is in `failed.csv`.
+        reused: volumes that were done before.
+        left_over: volumes of earlier runs that are no part of this cohort; their files stay.
+    """
+
+    cohort: Cohort
+    rows: tuple[Mapping[str, str], ...]
+    failures: tuple[Failure, ...]
+    reused: int
+    left_over: int
+    interrupted: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """Contract, "Exit codes"."""
+        if self.interrupted:
+            return 128 + self.interrupted
+        return 3 if self.failures else 0
+
+
+@dataclass(frozen=True)
+class _Task:
+    case: Case
+    name: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all volumes of a run.
+
+    Attributes:
+        engine: name and version of what would remove a skull now.
+        models: deepbet's networks, where they are at hand.
+    """
+
+    config: PreprocessConfig
+    skull_strip: str
+    engine: str
+    models: tuple[Path, ...]
+    threads: int
+    show_heads: bool
+    out: Path
+    scratch: Path
+
+    @property
+    def key(self) -> str:
+        return f"{RECORD_FORMAT} {self.config.hash} {self.skull_strip} {self.show_heads}"
+
+    def volume(self, name: str) -> Path:
+        return self.out / VOLUMES / f"{name}.nii.gz"
+
+    def record(self, name: str) -> Path:
+        return self.out / RECORDS / f"{name}.json"
+
+
+def preprocess_cohort(
+    sources: Sequence[Path],
+    out: Path,
+    config: PreprocessConfig,
+    *,
+    skull_strip: str = "auto",
+    workers: int = 1,
+    timeout_s: float | None = None,
+    show_heads: bool = False,
+    labels: Path | None = None,
+    label_column: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+    limit: Mapping[str, int] | None = None,
+    seed: int = 0,
+    pattern: str | None = None,
+    series: str | None = None,
+    on_start: Callable[[Cohort], None] = lambda cohort: None,
+    on_case: Callable[[Case, str], None] = lambda case, error: None,
+) -> PreprocessSummary:
+    """Preprocess a cohort into a folder; what is there already and would come out the same is kept.
+
+    Args:
+        sources, labels, label_column, class_map, limit, seed, pattern, series: see `find_cases`.
+        out: folder to write; created.
+        skull_strip: see `SkullStrip.parse`.
+        workers: processes; the voxels do not depend on their number.
+        timeout_s: a volume that takes longer fails.
+        show_heads: draw whole heads in `qc.html`, not the brain alone.
+        on_start: called with what was found, before work begins.
+        on_case: called for each finished case, with its error or "".
+
+    Raises:
+        DatasetError: the sources are not understood; see `find_cases`.
+        OutputError: the folder cannot be written, or another run writes it.
+        MissingDependencyError: the brain extraction that was asked for is not installed.
+    """
+    how = SkullStrip.parse(skull_strip)
+    cohort = find_cases(
+        sources,
+        contrasts=config.contrasts,
+        labels=labels,
+        label_column=label_column,
+        class_map=class_map,
+        limit=limit,
+        seed=seed,
+        pattern=pattern,
+        series=series,
+    )
+    tasks = [_Task(case, name) for case, name in zip(cohort.cases, _file_names(cohort.cases), strict=True)]
+    on_start(cohort)
+    errors: dict[str, str] = {}
+    reused = 0
+    with _locked(out) as scratch, note_signals("finishing the volumes in flight") as received:
+        engine = _engine(how)
+        models = _deepbet_models() if how.engine == "deepbet" and not how.only_heads else ()
+        threads = max(len(os.sched_getaffinity(0)) // workers, 1)
+        job = _Job(config, skull_strip, engine, models, threads, show_heads, out, scratch)
+        _write_settings(job, cohort)
+        refusal = ""
+        pending = {task.name: task for task in tasks}
+        while pending and not received:
+            head_found: list[bool] = []
+            outcomes = run_in_processes(
+                partial(_preprocess_case, job=job),
+                list(pending.values()),
+                workers=workers,
+                timeout_s=timeout_s,
+                stop=lambda found=head_found: bool(received or found),  # type: ignore[misc]
+            )
+            for outcome in outcomes:
+                status, error = outcome.result or ("failed", outcome.error)
+                if status == "head" and not refusal:
+                    head_found.append(True)
+                    continue
+                if status == "unwritable":
+                    raise OutputError(error)
+                task = pending.pop(outcome.item.name)
+                reused += status == "reused"
+                if status in ("failed", "head"):
+                    errors[task.name] = error = refusal or error
+                on_case(task.case, error)
+            if head_found:
+                # Converted only now: most cohorts with a skull need it once, and stripped ones never.
+                try:
+                    job = replace(job, models=_deepbet_models())
+                except MissingDependencyError as exc:
+                    refusal = str(exc)
+        finished = [task for task in tasks if task.name not in pending]
+        if received:
+            return PreprocessSummary(cohort, (), (), reused, 0, received[0])
+        return _write_results(job, cohort, finished, errors, reused)
+
+
+def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
+    """Runs in a worker: one case from its files to its volume and record."""
+    record = job.record(task.name)
+    scan = task.case.scan
+    old = _read_record(record)
+    stats = _stats(scan)
+    valid = old.get("key") == job.key and old.get("engine") in ("none", job.engine)
+    if valid and _size(job.volume(task.name)) == old.get("bytes"):
+        if old.get("stats") == stats:
+            return "reused", ""
+        if old.get("content") == _content(scan):
+            write_whole(record, json.dumps({**old, "stats": stats}))
+            return "reused", ""
+    try:
+        with tempfile.TemporaryDirectory(dir=job.scratch) as work:
+            prepared = prepare_scan(
+                scan,
+                job.config,
+                skull_strip=job.skull_strip,
+                extractor=brain_extractor(job.models, job.threads),
+                work=Path(work),
+                threads=job.threads,
+            )
+    except SkullError as exc:
+        return "head", str(exc)
+    pictures = draw_before_and_after(
+        prepared.original, prepared.brain, prepared.volume, show_heads=job.show_heads
+    )
+    values = {
+        "key": job.key,
+        "engine": job.engine if prepared.engine != "none" else "none",
+        "stats": stats,
+        "content": _content(scan),
+        "cells": {**_cells(prepared, job.config), "drawn": "yes" if all(pictures) else ""},
+        "pictures": pictures,
+    }
+    try:
+        write_nifti(Volume(prepared.volume.data, prepared.volume.affine), job.volume(task.name))
+        write_whole(record, json.dumps({**values, "bytes": _size(job.volume(task.name))}))
+    except OSError as exc:
+        return "unwritable", f"{job.out}: cannot be written ({exc.strerror or exc})."
+    except OutputError as exc:
+        return "unwritable", str(exc)
+    return "made", ""
+
+
+def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
+    """What the manifest says of a volume beyond who it is."""
+    original, volume = prepared.original, prepared.volume
+    return {
+        "shape": _by(volume.data.shape[1:]),
+        "spacing": _by(config.spacing),
+        "brain_ml": f"{volume.brain_ml:.1f}",
+        "extraction": prepared.engine,
+        "flags": ";".join(volume.flags),
+        "voxels": voxel_hash(volume.data),
+        "settings": config.hash,
+        # Stored orders read (i, j, k), as in every viewer; ours are (d, h, w).
+        "original_shape": _by(original.shape[::-1]),
+        "original_spacing": _by(original.spacing[::-1]),
+        "original_orientation": orientation(original)[::-1],
+    }
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A record of an earlier run; empty where there is none that can be read."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _stats(scan: Scan) -> list[list[Any]]:
+    """Name, size and time of every file: equal means that nobody wrote to them."""
+    found = []
+    for path in (path for source in scan.contrasts for path in stored_files(source)):
+        stat = path.stat()
+        found.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return found
+
+
+def _content(scan: Scan) -> str:
+    """Hash of every byte that the scan is read from: equal for a copy in another place."""
+    digest = hashlib.sha256()
+    for path in (path for source in scan.contrasts for path in stored_files(source)):
+        digest.update(file_sha256(path).encode())
+    return digest.hexdigest()
+
+
+def _deepbet_models() -> tuple[Path, ...]:
+    from ssclf.learning.extraction_export import cached_brain_extraction
+
+    return tuple(cached_brain_extraction())
+
+
+def _engine(how: SkullStrip) -> str:
+    """Name and version of the engine that this run uses for heads."""
+    if how.engine == "none":
+        return "none"
+    found = next(status for status in available_engines() if status.name == how.engine)
+    if not found.available and not how.only_heads:
+        raise MissingDependencyError(f"brain extraction with {how.engine}: {found.detail}.")
+    return f"{how.engine} {found.version}"
+
+
+def _file_names(cases: Sequence[Case]) -> Iterator[str]:
+    """A file name for each case: the subject where that is a safe name and its only one, else with a hash.
+
+    Names depend on a case and its subject's other cases only, so a cohort that grows keeps them.
+    """
+    taken = Counter(case.subject.lower() for case in cases)
+    for case in cases:
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", case.subject).lstrip(".-")[:80]
+        if safe != case.subject or taken[case.subject.lower()] > 1:
+            text = f"{case.subject}|{case.scan.path}|{case.scan.series}"
+            safe += "-" + hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+        yield safe
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[Path]:
+    """Hold the folder for one run and give it a private scratch folder, cleared of leftovers.
+
+    Raises:
+        OutputError: it cannot be written, holds another kind of manifest, or another run has it.
+    """
+    scratch = out / ".work"
+    try:
+        for folder in (out, out / VOLUMES, out / RECORDS):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise OutputError(
+                    f"{out}: another ssclf run is writing there; wait for it, or choose another --out."
+                ) from exc
+            _check_ours(out)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(mode=0o700)
+            for leftover in (*(out / VOLUMES).glob(".*"), *(out / RECORDS).glob(".*")):
+                leftover.unlink(missing_ok=True)
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
+
+
+def _check_ours(out: Path) -> None:
+    path = out / MANIFEST
+    if path.exists() and not {"voxels", "settings"} <= set(read_table(path).columns):
+        raise OutputError(f"{path}: exists and was not written by ssclf; choose another --out.")
+
+
+def _write_settings(job: _Job, cohort: Cohort) -> None:
+    """Say what the volumes are; a manifest of other settings goes, since its volumes are about to change."""
+    path = job.out / SETTINGS
+    values = {
+        "preprocess": config_to_dict(job.config),
+        "hash": job.config.hash,
+        "skull_strip": job.skull_strip,
+        "synthetic": _is_synthetic(cohort),
+        "ssclf_version": __version__,
+    }
+    if _read_record(path).get("hash") != job.config.hash:
+        for name in (MANIFEST, FAILED, QC):
+            (job.out / name).unlink(missing_ok=True)
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def _is_synthetic(cohort: Cohort) -> bool:
+    return any("synthetic" in (case.source, *case.extra) for case in cohort.cases)
+
+
+def _write_results(
+    job: _Job, cohort: Cohort, tasks: Sequence[_Task], errors: Mapping[str, str], reused: int
+) -> PreprocessSummary:
+    rows, records, failures = [], [], []
+    for task in tasks:
+        case = task.case
+        if task.name in errors:
+            failures.append(Failure(case, errors[task.name]))
+            continue
+        stand_ins = dict(pair.split("=") for pair in case.extra.get("stand_in", "").split(";") if pair)
+        contrasts = (f"{c}={stand_ins[c]}" if c in stand_ins else c for c in job.config.contrasts)
+        rows.append(
+            {
+                "subject": case.subject,
+                "label": case.label,
+                "source": case.source,
+                "path": f"{VOLUMES}/{task.name}.nii.gz",
+                "contrasts": ";".join(contrasts),
+                "original": case.scan.path,
+                "series": case.scan.series,
+                **_read_record(job.record(task.name))["cells"],
+            }
+        )
+        records.append(job.record(task.name))
+    write_table(job.out / MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    write_table(
+        job.out / FAILED,
+        ("path", "series", "subject", "label", "source", "error"),
+        (
+            (f.case.scan.path, f.case.scan.series, f.case.subject, f.case.label, f.case.source, f.error)
+            for f in failures
+        ),
+    )
+    write_qc(
+        job.out / QC,
+        rows,
+        lambda index: _read_record(records[index])["pictures"],
+        failures,
+        settings=_describe(job),
+        show_heads=job.show_heads,
+        synthetic=_is_synthetic(cohort),
+    )
+    names = {f"{task.name}.nii.gz" for task in tasks}
+    left_over = sum(path.name not in names for path in (job.out / VOLUMES).iterdir())
+    return PreprocessSummary(cohort, tuple(rows), tuple(failures), reused, left_over)
+
+
+def _describe(job: _Job) -> str:
+    config = job.config
+    low, high = config.percentiles
+    crop = (
+        f"cropped to the brain and {config.crop_margin_mm:g} mm" if config.crop == "brain" else "not cropped"
+    )
+    return (
+        f"{_by(config.spacing)} mm, {config.plane} slices, {crop}; {', '.join(config.contrasts)} clipped to the "
+        f"percentiles {low:g} and {high:g} of the brain; skull removal {job.skull_strip}; settings {config.hash}."
+    )
