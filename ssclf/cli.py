@@ -428,3 +428,108 @@ def weights_verify() -> None:
             f"intact, {weights.path}" if weights.path else f"not here; download {weights.url} and import it"
         )
         typer.echo(f"{weights.architecture}: {weights.name}: {where}")
+
+
+@app.command()
+def preprocess(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="BraTS or IXI trees, a folder a class, BIDS, DICOM, or a manifest CSV; several are joined.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = _PREPROCESSED,
+    spacing: Annotated[str, typer.Option("--spacing", help="Voxel size in mm: one number or D,H,W.")] = "2",
+    percentiles: Annotated[
+        str, typer.Option("--percentiles", help="Of the brain; intensities are clipped there.")
+    ] = (",".join(f"{p:g}" for p in _PREPROCESS.percentiles)),
+    plane: Annotated[
+        str, typer.Option("--plane", help="Of a slice: axial, coronal or sagittal.")
+    ] = _PREPROCESS.plane,
+    contrasts: Annotated[
+        str, typer.Option("--contrasts", help="One to four, comma separated: the channels in their order.")
+    ] = ",".join(_PREPROCESS.contrasts),
+    crop: Annotated[
+        str, typer.Option("--crop", help="none (as in the paper), or brain: its box and a margin.")
+    ] = (_PREPROCESS.crop),
+    skull_strip: SkullStrip = "auto",
+    assume_stripped: AssumeStripped = False,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", help="At most so many of a class, at random: healthy=259.")
+    ] = None,
+    class_map: Annotated[
+        list[str] | None, typer.Option("--class", help="Another name for a label as found: GBM=HGG.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Table of subject and label, for folders that do not say.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="Of participants.tsv or a manifest.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="Take only files whose name matches.")
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option("--series", help="Take only DICOM series described like this.")
+    ] = None,
+    seed: Seed = 0,
+    show_heads: Annotated[
+        bool, typer.Option("--show-heads", help="Draw whole heads, with faces, in qc.html.")
+    ] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds a volume may take; 0: no limit.")] = 0,
+    workers: Workers = 0,
+    quiet: Quiet = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Turn a cohort's volumes into network input, with a manifest and a page to look at."""
+    _start(quiet, log_level)
+    from ssclf.reporting.console import PreprocessDisplay
+    from ssclf.workflows.preprocess import preprocess_cohort
+
+    config = PreprocessConfig(
+        spacing=_numbers(spacing, 3, "--spacing"),  # type: ignore[arg-type]  # three, as asked for
+        percentiles=_numbers(percentiles, 2, "--percentiles"),  # type: ignore[arg-type]
+        plane=plane,  # type: ignore[arg-type]  # checked by the config
+        contrasts=tuple(name.strip().lower() for name in contrasts.split(",")),
+        crop=crop,  # type: ignore[arg-type]
+    )
+    limits = {name: _whole(number, "--limit") for name, number in _pairs(limit, "--limit").items()}
+    with PreprocessDisplay(quiet=quiet) as display:
+        summary = preprocess_cohort(
+            sources,
+            out,
+            config,
+            skull_strip="none" if assume_stripped else skull_strip,
+            workers=_count(workers),
+            timeout_s=timeout or None,
+            show_heads=show_heads,
+            labels=labels,
+            label_column=label_column,
+            class_map=_pairs(class_map, "--class"),
+            limit=limits,
+            seed=seed,
+            pattern=pattern,
+            series=series,
+            on_start=display.start,
+            on_case=display.case,
+        )
+    display.summary(summary, out)
+    raise typer.Exit(summary.exit_code)
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """`["healthy=259"]` → names and what is said of them."""
+    pairs = {}
+    for text in texts or []:
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ConfigError(f"{option}: expected NAME=VALUE, found {text!r}.")
+        pairs[name] = value
+    return pairs
+
+
+def _whole(text: str, option: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"{option}: expected a whole number, found {text!r}.")
+    return int(text)

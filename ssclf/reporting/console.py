@@ -21,11 +21,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ssclf.io.cohorts import Cohort
 from ssclf.io.results import ResultRow
+from ssclf.io.scans import Case
 from ssclf.io.sources import Discovery
 
 if TYPE_CHECKING:
     from ssclf.workflows.predict import PredictSummary
+    from ssclf.workflows.preprocess import PreprocessSummary
     from ssclf.workflows.train import EpochRecord, TrainResult
 
 #: Without a terminal, a line at most this often (seconds).
@@ -140,6 +143,49 @@ class PredictDisplay(Counting):
             notes.append(f"{summary.dropped} rows dropped, their volumes are gone")
         self.console.print("; ".join(notes))
         self.console.print(NOTICE, style="bold")
+
+
+class PreprocessDisplay(Counting):
+    """Progress and summary of `ssclf preprocess`."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__("preprocessing", quiet=quiet)
+
+    def __enter__(self) -> PreprocessDisplay:
+        return self
+
+    def start(self, cohort: Cohort) -> None:
+        if not self._quiet:
+            table = Table(title="found", title_justify="left")
+            for heading in ("class", "source", "volumes", "taken"):
+                table.add_column(heading, justify="right" if heading in ("volumes", "taken") else "left")
+            for found in cohort.found:
+                table.add_row(found.label, found.source, str(found.volumes), str(found.taken))
+            self.console.print(table)
+            for reason, count in sorted(cohort.left_out.items()):
+                log.info("left out: %d %s", count, reason)
+        self.begin(len(cohort.cases))
+
+    def case(self, case: Case, error: str) -> None:
+        if error:
+            log.warning("%s: %s", case.scan.path, error)
+        self.advance(failed=bool(error))
+
+    def summary(self, summary: PreprocessSummary, out: Path) -> None:
+        if self._quiet:
+            return
+        print_ = self.console.print
+        if summary.interrupted:
+            print_(f"stopped by signal {summary.interrupted}; the same command goes on")
+            return
+        print_(
+            f"{out}: {len(summary.rows)} volumes ({summary.reused} of them from before), "
+            f"{len(summary.failures)} failed; look at {out / 'qc.html'}"
+        )
+        if summary.left_over:
+            print_(
+                f"{summary.left_over} volumes of earlier runs are no part of this cohort; their files stay"
+            )
 
 
 class TrainDisplay:
