@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.errors import MissingDependencyError, ModelError, ParityError
+from ssclf.errors import MissingDependencyError, ModelError, OutputError, ParityError
 from ssclf.io.extraction import BOX_MODEL, LICENSE_FILE, MASK_MODEL
 from ssclf.io.onnx_session import open_session
 
@@ -95,7 +95,8 @@ def cached_brain_extraction(cache_dir: Path | None = None) -> list[Path]:
         cache_dir: where to keep them; default `$XDG_CACHE_HOME/ssclf` or `~/.cache/ssclf`.
 
     Raises:
-        as `export_brain_extraction`.
+        OutputError: the cache cannot be written.
+        MissingDependencyError, ModelError, ParityError: as `export_brain_extraction`.
     """
     version, weights = _installed_networks()
     content = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
@@ -103,8 +104,14 @@ def cached_brain_extraction(cache_dir: Path | None = None) -> list[Path]:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssclf"
     folder = cache_dir / f"deepbet-{version}-{content[:12]}-{CONVERSION}"
     if not folder.is_dir():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".deepbet-", dir=cache_dir))
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=".deepbet-", dir=cache_dir))
+        except OSError as exc:
+            raise OutputError(
+                f"{cache_dir}: the networks for brain extraction cannot be kept here ({exc.strerror}); "
+                "let XDG_CACHE_HOME name a folder that can be written."
+            ) from exc
         try:
             export_brain_extraction(partial)
             try:

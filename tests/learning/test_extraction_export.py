@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
 from ssclf.domain.volume import Mask  # noqa: E402
-from ssclf.errors import MissingDependencyError, ParityError  # noqa: E402
+from ssclf.errors import MissingDependencyError, OutputError, ParityError  # noqa: E402
 from ssclf.io.extraction import LICENSE_FILE, BrainExtractor, extract_brain  # noqa: E402
 from ssclf.io.nifti import read_nifti  # noqa: E402
 from ssclf.learning import extraction_export  # noqa: E402
@@ -71,6 +71,12 @@ def test_the_cache_is_filled_once_and_as_a_whole(tmp_path: Path, monkeypatch: py
     assert first == cached_brain_extraction() == cached_brain_extraction(tmp_path / "ssclf")
     assert len(calls) == 2
     assert [path.name for path in (tmp_path / "ssclf").iterdir()] == [first[0].parent.name]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="XDG_CACHE_HOME"):
+        cached_brain_extraction(tmp_path / "file")
 
 
 def test_without_deepbet_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
