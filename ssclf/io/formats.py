@@ -70,7 +70,8 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
     if isinstance(source, Path):
         reader = _READERS.get(volume_ending(source))
         if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
-            with named(source):
+            # Headers full of nonsense overflow on the way to being refused.
+            with named(source), np.errstate(all="ignore"):
                 if not source.is_file():  # opening a pipe would wait for a writer
                     raise VolumeError("expected a file, found none or something else.")
                 return judge_geometry(reader(source))

@@ -31,7 +31,6 @@ _TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read_metaimage(path: Path) -> Volume:
@@ -117,7 +116,8 @@ def _affine(fields: dict[str, str], dimensions: int) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, :3] = rows.T * np.array(sizes[:3])
     affine[:3, 3] = origin[:3]
-    return _LPS_TO_RAS @ affine
+    affine[:2] *= -1  # LPS to RAS
+    return affine
 
 
 def _numbers(fields: dict[str, str], key: str) -> list[float]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
+from isal.igzip_lib import IsalError
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -69,6 +72,24 @@ def write_nifti(volume: Volume, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def read_written(path: Path) -> Volume:
+    """Read back what `write_nifti` wrote: (C, D, H, W) float32, several contrasts too.
+
+    Raises:
+        VolumeError: missing or damaged.
+    """
+    try:
+        raw = path.read_bytes()
+        image = nib.Nifti1Image.from_bytes(igzip.decompress(raw) if is_gzip(path) else raw)
+        data = np.asarray(image.dataobj, np.float32)
+    except (OSError, EOFError, ValueError, IsalError, ImageFileError, HeaderDataError) as exc:  # type: ignore[misc]
+        raise VolumeError(
+            f"{path}: expected a preprocessed volume, found a missing or damaged file."
+        ) from exc
+    data = data.reshape(*data.shape[:3], -1)
+    return Volume(data.transpose(3, 2, 1, 0), np.asarray(image.affine, np.float64)[:, [2, 1, 0, 3]])
+
+
 def _parts(path: Path) -> tuple[Path, Path]:
     """Where the header and the voxels of a volume lie: in one file, or in a pair named by either half."""
     ending = next((ending for ending in _PAIR_ENDINGS if path.name.lower().endswith(ending)), None)
@@ -122,10 +143,10 @@ def _check_header(header: nib.Nifti1Header) -> tuple[tuple[int, int, int], np.dt
     shape = spatial_shape(dimensions[1 : dimensions[0] + 1])
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as exc:
+    except (HeaderDataError, KeyError) as exc:
         raise VolumeError(f"unknown data type code {int(header['datatype'])} in the header.") from exc
     if dtype.kind not in "iuf":
-        kind = {"c": "complex numbers", "V": "colours"}.get(dtype.kind, "no numbers")
+        kind = "complex numbers" if dtype.kind == "c" else "colours" if dtype.names else "no numbers"
         raise VolumeError(f"expected real intensities, found {kind}; write the magnitude as one channel.")
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or offset < 0:
@@ -143,7 +164,7 @@ def _affine(
     header: nib.Nifti1Header, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """(i, j, k) to RAS+ mm (nifti1.h, "3D image (volume) orientation and location in space")."""
-    sform = np.asarray(header.get_sform(), np.float64) if int(header["sform_code"]) > 0 else None
+    sform = np.array(header.get_sform(), np.float64) if int(header["sform_code"]) > 0 else None
     qform = None
     if int(header["qform_code"]) > 0:
         qform = np.full((4, 4), np.nan)
@@ -153,11 +174,11 @@ def _affine(
         spacing = np.asarray(header["pixdim"][1:4])
         if np.isfinite(spacing).all() and spacing.min() > 0:
             with contextlib.suppress(HeaderDataError, ValueError):  # an impossible quaternion
-                qform = np.asarray(header.get_qform(), np.float64)
+                qform = np.array(header.get_qform(), np.float64)
     unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7)
     if unit is None:
         raise VolumeError("expected lengths in metres, millimetres or micrometres, found another unit.")
-    scale = np.diag([unit, unit, unit, 1.0])
-    return choose_affine(
-        None if sform is None else scale @ sform, None if qform is None else scale @ qform, shape
-    )
+    for form in (sform, qform):
+        if form is not None:
+            form[:3] *= unit
+    return choose_affine(sform, qform, shape)

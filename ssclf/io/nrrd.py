@@ -106,7 +106,12 @@ def _spatial_axes(header: dict[str, Any]) -> list[int]:
         if len(sizes) != 3:
             spatial_shape(sizes)
         raise VolumeError("the header states no orientation (space directions are missing).")
-    kept = [axis for axis, direction in enumerate(directions) if direction is not None]
+    # pynrrd writes "none", an axis outside space, as None or as a row of NaN, depending on a global setting
+    kept = [
+        axis
+        for axis, direction in enumerate(directions)
+        if direction is not None and not np.isnan(direction).all()
+    ]
     others = [size for axis, size in enumerate(sizes) if axis not in kept]
     if len(kept) != 3 or max(others, default=1) > 1:
         raise VolumeError(
@@ -128,7 +133,8 @@ def _affine(header: dict[str, Any], kept: list[int]) -> NDArray[np.float64]:
         affine[:3, 3] = header.get("space origin", np.zeros(3))
     except (ValueError, TypeError) as exc:
         raise VolumeError("the header's space directions or origin are no vectors of three numbers.") from exc
-    return np.diag([*signs, 1]) @ affine
+    affine[:3] *= np.array(signs)[:, None]
+    return affine
 
 
 def _dtype(header: dict[str, Any]) -> np.dtype[np.generic]:
