@@ -130,7 +130,7 @@ def preprocessed(tmp_path: Path) -> Callable[..., Path]:
                     f"{label}{number},{label},synthetic,{key},{config.hash},{label}{number:040x},none"
                 )
         (folder / "manifest.csv").write_text("\n".join(rows) + "\n", "utf-8")
-        settings = {"preprocess": config_to_dict(config), "hash": config.hash}
+        settings = {"preprocess": config_to_dict(config), "hash": config.hash, "synthetic": True}
         (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
         return folder
 

@@ -40,7 +40,12 @@ class Split:
 
 
 def holdout_splits(
-    subjects: Mapping[str, str], labels: Mapping[str, str], *, share: float = 0.3, count: int = 3, seed: int = 0
+    subjects: Mapping[str, str],
+    labels: Mapping[str, str],
+    *,
+    share: float = 0.3,
+    count: int = 3,
+    seed: int = 0,
 ) -> list[Split]:
     """Independent random divisions into train and test, as in the paper.
 
@@ -63,13 +68,13 @@ def holdout_splits(
     splits = []
     for repeat in range(count):
         random = np.random.default_rng([seed, repeat])
-        tests = []
+        drawn = []
         for label in sorted(set(classes)):
             members = names[np.array(classes) == label]
             # at least one on either side, which scikit-learn's StratifiedShuffleSplit does not promise
             size = min(max(round(share * len(members)), 1), len(members) - 1)
-            tests.append(random.permutation(members)[:size])
-        splits.append(_by_subject(subjects, np.concatenate(tests)))
+            drawn.append(random.permutation(members)[:size])
+        splits.append(_by_subject(subjects, np.concatenate(drawn)))
     return splits
 
 
@@ -116,8 +121,8 @@ def check_leakage(split: Split, groups: Mapping[str, Hashable], what: str = "sub
         LeakageError: a group, or a volume, has two roles.
     """
     role_of: dict[Hashable, tuple[str, str]] = {}
-    for role, keys in split.roles.items():
-        for key in keys:
+    for role, part in split.roles.items():
+        for key in part:
             group = groups[key]
             other_role, other = role_of.setdefault(group, (role, key))
             if other_role != role:

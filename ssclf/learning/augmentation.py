@@ -6,6 +6,7 @@ Source: Chatterjee et al., Sec. 2.3 ("light", used; "heavy", tried there and fou
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Augmenter:
         # By name, not by index: which array axis runs from left to right depends on the plane of the slices.
         steps: list[tio.Transform] = [
             tio.RandomAffine(scales=(0.9, 1.2), degrees=10, default_pad_value=0, check_shape=False),
-            tio.RandomFlip(axes=("LR",), flip_probability=0.25),
+            tio.RandomFlip(axes=("LR",), flip_probability=0.25),  # type: ignore[arg-type]  # its docstring has names
         ]
         if self._heavy:
             steps += [
@@ -52,9 +53,11 @@ class Augmenter:
             return data
         # TorchIO's order is (C, W, H, D)
         grid = affine[:, [2, 1, 0, 3]]
-        subject = tio.Subject(volume=tio.ScalarImage(tensor=_reverse_axes(data), affine=grid))
+        images: dict[str, tio.Image] = {"volume": tio.ScalarImage(tensor=_reverse_axes(data), affine=grid)}
         if self._heavy:  # artefacts fill the background; the mask follows the movement, and clears it again
-            subject.add_image(tio.LabelMap(tensor=_reverse_axes((data > 0).any(0, keepdims=True)), affine=grid), "brain")
+            brain = np.any(data > 0, axis=0, keepdims=True).astype(np.float32)
+            images["brain"] = tio.LabelMap(tensor=_reverse_axes(brain), affine=grid)
+        subject: Any = tio.Subject(images)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(_mix(self._seed, epoch, index))
@@ -65,8 +68,8 @@ class Augmenter:
         return np.ascontiguousarray(result.transpose(0, 3, 2, 1), np.float32)
 
 
-def _reverse_axes(data: NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(data.transpose(0, 3, 2, 1)).astype(np.float32, copy=False))
+def _reverse_axes(data: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(data.transpose(0, 3, 2, 1)))
 
 
 def _mix(*numbers: int) -> int:

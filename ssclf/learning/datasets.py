@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssclf.config import Augmentation, PreprocessConfig, config_from_dict
 from ssclf.errors import ConfigError, DatasetError
-from ssclf.io.nifti import read_nifti
+from ssclf.io.nifti import read_written
 from ssclf.io.tables import TableRow, read_table
 from ssclf.learning.augmentation import Augmenter
 
@@ -44,11 +44,12 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class PreparedCohort:
     """Preprocessed volumes that belong together: same settings, two classes or more.
 
     Attributes:
         class_names: sorted; the order of logits.
+        synthetic: whether some volumes were made by ssclf's generator.
     """
 
     samples: tuple[Sample, ...]
@@ -76,7 +77,7 @@ class Cohort:
         return [found[name] for name in self.class_names]
 
 
-def read_cohort(folder: Path) -> Cohort:
+def read_prepared_cohort(folder: Path) -> PreparedCohort:
     """Read what `ssclf preprocess` wrote.
 
     Args:
@@ -92,7 +93,7 @@ def read_cohort(folder: Path) -> Cohort:
         )
     table = read_table(path)
     table.require("subject", "label", "source", "path")
-    preprocess = _read_settings(folder / SETTINGS)
+    preprocess, synthetic = _read_settings(folder / SETTINGS)
     samples = tuple(_sample(folder, row, preprocess) for row in table.rows)
     twice = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if twice:
@@ -103,7 +104,7 @@ def read_cohort(folder: Path) -> Cohort:
             f"{path}: expected volumes of two classes or more, found {len(samples)} volumes of "
             f"{'the class ' + class_names[0] if class_names else 'no class'}; add the other classes."
         )
-    return Cohort(samples, class_names, preprocess, any(s.source == "synthetic" for s in samples))
+    return PreparedCohort(samples, class_names, preprocess, synthetic)
 
 
 def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample:
@@ -130,11 +131,13 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
     )
 
 
-def _read_settings(path: Path) -> PreprocessConfig:
+def _read_settings(path: Path) -> tuple[PreprocessConfig, bool]:
+    """The settings, and whether some of the volumes are synthetic."""
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
         config = config_from_dict(PreprocessConfig, values["preprocess"])
         written = values["hash"]
+        synthetic = bool(values["synthetic"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
         raise DatasetError(
             f"{path}: expected the settings of the preprocessing, found {exc!r}; run `ssclf preprocess` again."
@@ -144,7 +147,7 @@ def _read_settings(path: Path) -> PreprocessConfig:
             f"{path}: these volumes were preprocessed by a version of ssclf that computes other values "
             f"({written}, here {config.hash}); run `ssclf preprocess` again."
         )
-    return config
+    return config, synthetic
 
 
 class Batch(NamedTuple):
@@ -177,9 +180,8 @@ class VolumeDataset(Dataset[Item]):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        volume = read_nifti(self.samples[index].path)
-        data = np.asarray(volume.data, np.float32)
-        data = self._augment(data, volume.affine, epoch=epoch, index=index)
+        volume = read_written(self.samples[index].path)
+        data = self._augment(volume.data, volume.affine, epoch=epoch, index=index)
         return torch.from_numpy(data), self.targets[index], index
 
 
@@ -241,6 +243,6 @@ def make_loader(
 
 def _one_thread(worker: int) -> None:
     """TorchIO resamples with SimpleITK, which would start as many threads as there are cores in each worker."""
-    import SimpleITK  # noqa: N813
+    import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

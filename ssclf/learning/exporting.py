@@ -71,7 +71,9 @@ def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Map
         program.model.metadata_props.update(metadata)
         program.save(str(path), external_data=False)
     session = open_session(path, ["CPUExecutionProvider"], torch.get_num_threads())
-    check_parity(module, channels, lambda volume: tuple(session.run(list(OUTPUTS), {"volume": volume})), path.name)
+    check_parity(
+        module, channels, lambda volume: tuple(session.run(list(OUTPUTS), {"volume": volume})), path.name
+    )
 
 
 def export_torchscript(
@@ -84,7 +86,9 @@ def export_torchscript(
     """
     module = ExportedNetwork(network).eval()
     with _quiet(), torch.inference_mode():
-        traced = torch.jit.freeze(torch.jit.trace(module, torch.zeros(2, channels, 12, 20, 18), check_trace=False))
+        traced = torch.jit.freeze(
+            torch.jit.trace(module, torch.zeros(2, channels, 12, 20, 18), check_trace=False)
+        )
         torch.jit.save(traced, str(path), _extra_files=dict(metadata))
         loaded = torch.jit.load(str(path), map_location="cpu")
 
@@ -111,7 +115,9 @@ def check_parity(module: ExportedNetwork, channels: int, run: Run, name: str) ->
         with torch.inference_mode():
             expected = [output.numpy() for output in module(torch.from_numpy(volume))]
         found = run(volume)
-        differences = {"probabilities": np.abs(softmax(found[0]) - softmax(expected[0])).max() / PARITY_TOLERANCE}
+        differences = {
+            "probabilities": np.abs(softmax(found[0]) - softmax(expected[0])).max() / PARITY_TOLERANCE
+        }
         for output, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
             scale = max(float(np.abs(ours).max()), 1e-6)
             differences[output] = np.abs(ours - theirs).max() / scale / (10 * PARITY_TOLERANCE)

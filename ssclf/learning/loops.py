@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.learning.datasets import Cohort, EpochSampler, Sample, VolumeDataset, make_loader
+from ssclf.learning.datasets import EpochSampler, PreparedCohort, Sample, VolumeDataset, make_loader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
 
@@ -113,7 +113,7 @@ class Trainer:
         fabric: Fabric,
         network: VolumeNetwork,
         config: TrainConfig,
-        cohort: Cohort,
+        cohort: PreparedCohort,
         train: list[Sample],
         *,
         workers: int,
@@ -135,18 +135,15 @@ class Trainer:
             world=fabric.world_size,
         )
         self._items = len(self._sampler)
-        dataset = VolumeDataset(
-            train, cohort.class_names, augmentation=config.augmentation, seed=config.seed
-        )
+        dataset = VolumeDataset(train, cohort.class_names, augmentation=config.augmentation, seed=config.seed)
         self._loader = self._make_loader(dataset, self._sampler)
         counts = cohort.counts(train)
-        if config.class_weights == "paper":
-            weights = class_weights(counts)
-        else:
-            weights = torch.ones(len(counts))
+        paper = config.class_weights == "paper"
+        weights = class_weights(counts) if paper else torch.ones(len(counts))
         self._weights = weights.to(fabric.device)
         self._memory_format = torch.channels_last_3d if config.channels_last else torch.contiguous_format
-        network.to(fabric.device, memory_format=self._memory_format)
+        network.to(fabric.device)
+        network.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # missing in torch's types
         optimizer = Adam(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         compiled = cast(nn.Module, torch.compile(network)) if config.compile else network
         self._module, self._optimizer = fabric.setup(compiled, optimizer)
@@ -198,9 +195,9 @@ class Trainer:
             on_step(-(-self._batches_done // self.config.accumulate), self._loss_sum / seen)
             stopped = seen < self._items and self._agree(stop())
         seconds = time.perf_counter() - begin
-        loss = self.fabric.all_reduce(torch.tensor(self._loss_sum / seen), reduce_op="mean")
+        loss = self._reduce(self._loss_sum / seen, "mean")
         result = EpochResult(
-            loss=float(loss),
+            loss=loss,
             learning_rate=float(self._optimizer.param_groups[0]["lr"]),
             seconds=seconds,
             wait_share=waited / seconds,
@@ -311,10 +308,13 @@ class Trainer:
 
     def _agree(self, stop: bool) -> bool:
         """Whether any process wants to stop: all must, at the same step."""
+        return self._reduce(float(stop), "sum") > 0
+
+    def _reduce(self, value: float, how: Literal["mean", "sum"]) -> float:
         if self.fabric.world_size == 1:
-            return stop
-        wish = torch.tensor(float(stop), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(wish, reduce_op="sum") > 0)
+            return value
+        tensor = torch.tensor(value, device=self.fabric.device)
+        return float(cast(Tensor, self.fabric.all_reduce(tensor, reduce_op=how)))
 
     def _make_loader(self, dataset: VolumeDataset, sampler: EpochSampler, batch_size: int = 0) -> Any:
         return make_loader(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ssclf.config import PreprocessConfig, config_from_dict
+from ssclf.config import PreprocessConfig, check_choice, config_from_dict
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
@@ -54,6 +54,8 @@ def export_run(
     """
     if not formats:
         raise ConfigError("format: expected onnx, torchscript or both, found none.")
+    for name in formats:
+        check_choice("format", name, Format)
     if out.exists() and not (replace and (out / SPEC).is_file()):
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
     network, spec = read_run(run, name=out.name)

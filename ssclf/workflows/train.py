@@ -37,7 +37,7 @@ from ssclf.domain.splits import (
 from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
 from ssclf.io.results import defuse, write_whole
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
-from ssclf.learning.datasets import Cohort, Sample, read_cohort
+from ssclf.learning.datasets import PreparedCohort, Sample, read_prepared_cohort
 from ssclf.learning.event_log import open_event_log
 from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import build_network
@@ -117,7 +117,7 @@ def train(
     Raises:
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
-    cohort = read_cohort(data)
+    cohort = read_prepared_cohort(data)
     split = _open_run(out, cohort, config, split, resume=resume)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
@@ -213,7 +213,12 @@ def _run_epochs(
         result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
         if result.finished:
             record = EpochRecord(
-                epoch, result.loss, result.learning_rate, result.seconds, result.wait_share, **_validate(trainer, validation)
+                epoch=epoch,
+                train_loss=result.loss,
+                learning_rate=result.learning_rate,
+                seconds=result.seconds,
+                wait_share=result.wait_share,
+                **_validate(trainer, validation),
             )
             progress.add(record, trainer.network.state_dict())
             if events:
@@ -244,7 +249,7 @@ def _validate(trainer: Trainer, validation: list[Sample]) -> dict[str, float]:
 def _score(
     trainer: Trainer,
     progress: _Progress,
-    cohort: Cohort,
+    cohort: PreparedCohort,
     parts: dict[str, list[Sample]],
     out: Path,
     *,
@@ -302,7 +307,9 @@ def _score(
     )
 
 
-def _open_run(out: Path, cohort: Cohort, config: TrainConfig, split: Split | None, *, resume: bool) -> Split:
+def _open_run(
+    out: Path, cohort: PreparedCohort, config: TrainConfig, split: Split | None, *, resume: bool
+) -> Split:
     """The split of a new run, or that of the run to resume, whose settings must be the same."""
     exists = (out / CONFIG).is_file()
     if exists and not resume:
@@ -339,10 +346,8 @@ def read_config(run: Path) -> TrainConfig:
         raise ModelError(f"{run / CONFIG}: expected the settings of a run, found {exc!r}.") from exc
 
 
-def _draw_split(cohort: Cohort, config: TrainConfig) -> Split:
-    (split,) = holdout_splits(
-        cohort.subjects, cohort.labels, share=config.holdout, count=1, seed=config.seed
-    )
+def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
+    (split,) = holdout_splits(cohort.subjects, cohort.labels, share=config.holdout, count=1, seed=config.seed)
     if config.validation:
         split = cut_validation(
             split, cohort.subjects, cohort.labels, share=config.validation, seed=config.seed
@@ -350,7 +355,7 @@ def _draw_split(cohort: Cohort, config: TrainConfig) -> Split:
     return split
 
 
-def _check_parts(cohort: Cohort, parts: dict[str, list[Sample]]) -> None:
+def _check_parts(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> None:
     split = Split(**{role: tuple(s.key for s in samples) for role, samples in parts.items()})
     check_leakage(split, cohort.subjects)
     # the same scan may hide under two names; where the manifest has no hashes, its key stands for itself
@@ -360,7 +365,7 @@ def _check_parts(cohort: Cohort, parts: dict[str, list[Sample]]) -> None:
             raise DatasetError(f"class {name}: expected volumes in the training part, found none.")
 
 
-def _describe_data(cohort: Cohort, parts: dict[str, list[Sample]]) -> dict[str, Any]:
+def _describe_data(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> dict[str, Any]:
     """What the bundle says about its data: counts and hashes, never subjects or paths."""
     return {
         "synthetic": cohort.synthetic,
@@ -397,7 +402,7 @@ def _write_epochs(path: Path, records: Sequence[EpochRecord]) -> None:
 
 def _write_predictions(
     path: Path,
-    cohort: Cohort,
+    cohort: PreparedCohort,
     parts: dict[str, list[Sample]],
     found: dict[str, Predictions],
     temperature: float,
@@ -425,9 +430,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str |
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([defuse(column) for column in columns])
     for row in rows:
-        writer.writerow(
-            [defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row]
-        )
+        writer.writerow([defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row])
     write_whole(path, text.getvalue())
 
 
