@@ -77,10 +77,8 @@ def _columns(class_names: Sequence[str]) -> list[tuple[str, str, bool]]:
         ("prediction", "prediction", False),
         ("confidence", "confidence", True),
         *((f"p{k}", f"p {name}", True) for k, name in enumerate(class_names)),
-        ("flags", "flags", False),
-        ("error", "error", False),
+        ("remark", "flags, error", False),
         ("brain", "brain, ml", True),
-        ("seconds", "seconds", True),
     ]
 
 
@@ -97,7 +95,6 @@ def _cells(row: ResultRow, classes: int, picture: int | None) -> dict[str, Any]:
         "confidence": number(row.confidence, 3),
         "error": visible(row.error),
         "brain_ml": number(row.brain_ml, 0),
-        "seconds": number(row.seconds, 1),
     }
     sort = {
         "path": f"{cells['path']} {cells['series']}",
@@ -105,10 +102,9 @@ def _cells(row: ResultRow, classes: int, picture: int | None) -> dict[str, Any]:
         "prediction": cells["prediction"],
         "confidence": number(row.confidence, 6),
         **{f"p{k}": number(p, 6) for k, p in enumerate(row.probabilities)},
-        "flags": ";".join(row.flags),
-        "error": cells["error"],
+        "remark": cells["error"] or ";".join(row.flags),
         "brain": cells["brain_ml"],
-        "seconds": cells["seconds"],
+        "flags": ";".join(row.flags),
     }
     flags = [_flag(code) for code in row.flags]
     return {**cells, "sort": sort, "shares": shares, "flags": flags, "picture": picture}

@@ -101,8 +101,8 @@ def _cut(
 
     def plane(data: NDArray[np.float32], kernel: Image.Resampling) -> Image.Image:
         # Rows grow to the head or the front, columns to the right or the front: both are turned round.
-        flipped = np.ascontiguousarray(data.take(index, axis)[::-1, ::-1], np.float32)
-        return Image.fromarray(flipped).resize((size[1], size[0]), kernel)
+        flipped = np.moveaxis(data, axis, 0)[index, ::-1, ::-1]
+        return Image.fromarray(np.ascontiguousarray(flipped, np.float32)).resize((size[1], size[0]), kernel)
 
     left, right = ("A", "P") if axis == 2 else ("R", "L")
     linear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
@@ -132,10 +132,11 @@ def _side_by_side(slices: list[_Slice]) -> Image.Image:
 
 
 def _coloured(piece: _Slice) -> Image.Image:
-    grey = 255 * np.clip(np.asarray(piece.image), 0, 1)[..., None]
-    rgb = np.repeat(grey, 3, axis=2)
+    grey: NDArray[np.float32] = np.asarray(piece.image, np.float32)
+    rgb = 255 * np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
     if piece.heat is not None:
-        heat = np.clip(np.asarray(piece.heat), -1, 1)[..., None]
+        values: NDArray[np.float32] = np.asarray(piece.heat, np.float32)
+        heat = np.clip(values, -1, 1)[..., None]
         rgb += np.abs(heat) * _OPACITY * (np.where(heat > 0, FOR_COLOUR, AGAINST_COLOUR) - rgb)
     if piece.outline is not None:
         solid = np.pad(np.asarray(piece.outline) > 0, 1)

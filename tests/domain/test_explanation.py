@@ -1,0 +1,181 @@
+"""Class maps end where their evidence lies, whatever the orientation, obliquity and spacing of the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ssclf.config import Architecture, PreprocessConfig
+from ssclf.domain.explanation import BrainGrid, cell_stride, class_evidence, map_to_scan, place_map
+from ssclf.domain.geometry import reorient
+from ssclf.domain.intensity import foreground
+from ssclf.domain.preprocessing import PreparedVolume, preprocess
+from ssclf.domain.scores import softmax
+from ssclf.domain.volume import Volume
+from ssclf.io.nifti import read_nifti, write_nifti
+
+CONFIG = PreprocessConfig(spacing=(2.0, 3.0, 2.5))
+STRIDES = (8, 16, 16)
+STORED = ("SAR", "LPI", "ARS", "ILP", "PSL")
+
+
+def turn(degrees: float) -> NDArray[np.float64]:
+    """(4, 4) rotation about a skew axis."""
+    x, y, z = np.array([2.0, -1.0, 3.0]) / np.sqrt(14)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.radians(degrees)
+    rotation = np.eye(4)
+    rotation[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return rotation
+
+
+def tilted(volume: Volume, codes: str, degrees: float) -> Volume:
+    """The volume stored along other axes, in a head that is turned."""
+    stored = reorient(volume, codes)
+    return Volume(stored.data, turn(degrees) @ stored.affine)
+
+
+def world(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Positions (3, *shape) in mm."""
+    return np.einsum("ab,bijk->aijk", affine[:3, :3], np.indices(shape)) + affine[:3, 3, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("length", "cells", "stride"),
+    [(77, 77, 1), (77, 10, 8), (120, 8, 16), (113, 8, 16), (17, 2, 16), (5, 1, 8)],
+)
+def test_strides_follow_from_shapes(length: int, cells: int, stride: int) -> None:
+    assert cell_stride(length, cells) == stride
+
+
+@pytest.mark.parametrize("architecture", ["mc3", "r3d", "r2plus1d"])
+@pytest.mark.parametrize("shape", [(9, 33, 18), (16, 17, 32)])
+def test_cells_lie_at_the_centres_of_their_receptive_fields(
+    architecture: Architecture, shape: tuple[int, int, int]
+) -> None:
+    """Kernels with nothing but their central tap pass on, cell by cell, the voxel at the centre."""
+    torch = pytest.importorskip("torch")
+    from ssclf.learning.networks import build_network
+
+    network = build_network(architecture, channels=1, classes=2).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            centre = tuple(size // 2 for size in module.kernel_size)
+            weight = torch.zeros_like(module.weight)
+            weight[(slice(None), slice(None), *centre)] = 1 / weight.shape[1]
+            module.weight = torch.nn.Parameter(weight)
+    volume = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features = network.features(volume)[0, 0].numpy()
+    voxels = world(place_map(features, shape, np.eye(4)).affine, features.shape).astype(int)
+    expected = volume[0, 0].numpy()[tuple(voxels)]
+    np.testing.assert_allclose(features / features.max(), expected / expected.max(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("crop", ["none", "brain"])
+@pytest.mark.parametrize("degrees", [0.0, 13.0])
+@pytest.mark.parametrize("codes", STORED)
+@pytest.mark.parametrize("mirrored", [None, 0, 2])
+def test_linear_maps_arrive_unchanged(
+    make_volume: Callable[..., Volume], codes: str, degrees: float, mirrored: int | None, crop: str
+) -> None:
+    """Linear interpolation is exact for a map that is linear in world coordinates, if it is put where it belongs."""
+    scan = tilted(make_volume(), codes, degrees)
+    brain = foreground(scan.data)
+    prepared = preprocess(scan, PreprocessConfig(spacing=CONFIG.spacing, crop=crop, crop_margin_mm=9), brain)
+
+    def linear(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 0.03 * x[0] - 0.05 * x[1] + 0.02 * x[2] + 4
+
+    shape = prepared.data.shape[1:]
+    seen = linear(world(prepared.affine, shape))
+    seen = seen if mirrored is None else np.flip(seen, mirrored)
+    cells = seen[:: STRIDES[0], :: STRIDES[1], :: STRIDES[2]].astype(np.float32)
+    placed = place_map(cells, shape, prepared.affine, mirrored=mirrored)
+
+    result = map_to_scan([placed], BrainGrid.of(scan, brain))
+
+    index = np.einsum(
+        "ab,bijk->aijk", np.linalg.inv(placed.affine)[:3, :3], world(scan.affine, scan.shape)
+    ) + np.linalg.inv(placed.affine)[:3, 3].reshape(3, 1, 1, 1)
+    between_cells = ((index >= 0) & (index <= np.reshape(cells.shape, (3, 1, 1, 1)) - 1)).all(axis=0)
+    assert np.count_nonzero(brain & between_cells) > 500
+    expected = linear(world(scan.affine, scan.shape))
+    np.testing.assert_allclose(result[brain & between_cells], expected[brain & between_cells], atol=2e-4)
+    assert result.dtype == np.float32 and not result[~brain].any()
+
+
+@pytest.mark.parametrize("degrees", [0.0, 17.0])
+@pytest.mark.parametrize("codes", STORED)
+def test_map_overlays_the_scan_in_a_viewer(
+    make_volume: Callable[..., Volume], tmp_path: Path, codes: str, degrees: float
+) -> None:
+    """A network that sees a lesion lights up there, also for who reads both files with nibabel alone."""
+    healthy = make_volume((40, 52, 44), (3.5, 3.0, 3.25))
+    brain = foreground(healthy.data)
+    centre = np.array([18, 33, 14])
+    distance = np.linalg.norm(
+        np.moveaxis(np.indices(healthy.shape), 0, -1) * healthy.spacing - centre * healthy.spacing, axis=-1
+    )
+    blob = 3000 * np.exp(-((distance / 25) ** 2))
+    scan = tilted(Volume(np.where(brain, healthy.data[0] + blob, 0)[None], healthy.affine), codes, degrees)
+    write_nifti(scan, tmp_path / "scan.nii.gz")
+    read = read_nifti(tmp_path / "scan.nii.gz")
+    prepared = preprocess(read, PreprocessConfig(percentiles=(0.5, 100)), foreground(read.data))
+    d, h, w = STRIDES
+    cells = prepared.data[0, ::d, ::h, ::w]  # a network that looks at the voxel in the middle
+
+    mapped = map_to_scan(
+        [place_map(cells, prepared.data.shape[1:], prepared.affine)],
+        BrainGrid.of(read, foreground(read.data)),
+    )
+    write_nifti(Volume(mapped[None], read.affine), tmp_path / "map.nii.gz")
+
+    image, map_image = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "map.nii.gz")
+    assert map_image.shape == image.shape
+    np.testing.assert_allclose(map_image.affine, image.affine, atol=1e-5)
+    peak = np.unravel_index(map_image.get_fdata().argmax(), map_image.shape)
+    peak_mm = nib.affines.apply_affine(map_image.affine, peak)
+    lesion_mm = (turn(degrees) @ healthy.affine @ [*centre, 1])[:3]
+    off = np.linalg.inv(prepared.affine[:3, :3]) @ (peak_mm - lesion_mm)
+    assert (np.abs(off) <= np.array(STRIDES) / 2 + 2).all()
+
+
+def test_beyond_the_outermost_cells_their_value_stays() -> None:
+    scan = Volume(np.ones((1, 3, 4, 9), np.float32), np.eye(4))
+    placed = place_map(np.array([[[1.0]], [[3.0]]], np.float32), (2, 7, 5), np.diag([2.0, 1.0, 1.0, 1.0]))
+    mapped = map_to_scan([placed], BrainGrid.of(scan, np.ones(scan.shape, bool)))
+    np.testing.assert_allclose(mapped, np.broadcast_to(np.array([1, 2, 3])[:, None, None], scan.shape))
+
+
+def test_several_maps_are_averaged() -> None:
+    scan = Volume(np.ones((1, 3, 5, 7), np.float32), np.eye(4))
+    brain = np.arange(105).reshape(3, 5, 7) % 4 > 0
+    maps = [place_map(np.full((2, 1, 1), value, np.float32), (9, 5, 7), np.eye(4)) for value in (1, 4)]
+    np.testing.assert_allclose(map_to_scan(maps, BrainGrid.of(scan, brain)), 2.5 * brain)
+
+
+def test_evidence_leaves_out_what_speaks_for_all_classes_alike() -> None:
+    rng = np.random.default_rng(5)
+    cam = rng.normal(size=(3, 2, 3, 4)).astype(np.float32)
+    shared = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    ours = np.stack([class_evidence(cam + shared, k) for k in range(3)])
+    np.testing.assert_allclose(ours, np.stack([class_evidence(cam, k) for k in range(3)]), atol=1e-6)
+    np.testing.assert_allclose(
+        softmax(ours.mean(axis=(1, 2, 3)), 1), softmax(cam.mean(axis=(1, 2, 3)), 1), 1e-5
+    )
+
+
+def test_prepared_grid_takes_maps_too(make_volume: Callable[..., Volume]) -> None:
+    """Pictures are drawn on the network's input: there the map has its cells' values at their centres."""
+    prepared: PreparedVolume = preprocess(make_volume(), CONFIG)
+    shape = prepared.data.shape[1:]
+    cells = np.random.default_rng(2).normal(size=[-(-n // s) for n, s in zip(shape, STRIDES, strict=True)])
+    grid = BrainGrid.of(Volume(prepared.data, prepared.affine), np.ones(shape, bool))
+    mapped = map_to_scan([place_map(cells.astype(np.float32), shape, prepared.affine)], grid)
+    np.testing.assert_allclose(mapped[:: STRIDES[0], :: STRIDES[1], :: STRIDES[2]], cells, atol=1e-5)
