@@ -22,3 +22,6 @@ FLAGS: Final[dict[str, str]] = {
     "unlike_training": "the features lie further from the training volumes than those do from each other",
     "trained_on": "the model was trained on this very volume: its probabilities say nothing",
 }
+
+#: These describe a volume and are no reason to look at it again.
+HARMLESS: Final = frozenset({"stripped_by_ssclf"})

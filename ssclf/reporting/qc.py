@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from ssclf.domain.flags import FLAGS
+from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.volume import Mask, Volume
@@ -33,8 +33,6 @@ COLUMNS = (
     ("flags", "flags", False),
     ("original", "file", False),
 )
-#: Flags that describe and do not warn.
-HARMLESS = ("stripped_by_ssclf", "qform_only")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssclf.domain.flags import FLAGS
+from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.io.results import ResultRow
 from ssclf.reporting.html import write_page
 from ssclf.reporting.thumbnails import AGAINST_COLOUR, FOR_COLOUR
@@ -42,7 +42,7 @@ def write_results_page(
     names = [visible(name) for name in class_names]
     models = [_describe(model, class_names) for model in run_info.get("models", ())]
     pictured = [row for row in rows if _PICTURE.fullmatch(str(row.extra.get(THUMBNAIL, "")))]
-    pictured.sort(key=lambda row: (not row.flags, row.confidence or 0.0))
+    pictured.sort(key=lambda row: (not _warns(row), row.confidence or 0.0))
     index = {row.key: number for number, row in enumerate(pictured[:max_pictures])}
     counts = Counter(flag for row in rows for flag in row.flags)
     write_page(
@@ -111,7 +111,12 @@ def _cells(row: ResultRow, classes: int, picture: int | None) -> dict[str, Any]:
 
 
 def _flag(code: str) -> dict[str, Any]:
-    return {"code": code, "meaning": FLAGS.get(code, "a flag of another version of ssclf")}
+    meaning = FLAGS.get(code, "a flag of another version of ssclf")
+    return {"code": code, "meaning": meaning, "harmless": code in HARMLESS}
+
+
+def _warns(row: ResultRow) -> bool:
+    return not HARMLESS.issuperset(row.flags)
 
 
 def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def _facts(
     counts = Counter(row.prediction for row in rows if row.status == "ok")
     outcome = [f"{name} {counts[name]}" for name in class_names]
     outcome.append(f"failed {sum(row.status != 'ok' for row in rows)}")
-    outcome.append(f"with a flag {sum(bool(row.flags) for row in rows)}")
+    outcome.append(f"flagged for a second look {sum(map(_warns, rows))}")
     facts = [("outcome", ", ".join(outcome))]
     facts += [("model", f"{m.get('name')}, sha256 {m.get('sha256')}") for m in run_info.get("models", ())]
     for label, key in (("ssclf", "ssclf_version"), ("device", "device"), ("finished", "finished")):
