@@ -52,10 +52,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class Stack:
-    """The volume that slices should make: affine of (slice, row, column) to RAS+ mm, shape, flags."""
+    """The volume that slices should make.
+
+    Attributes:
+        affine: of (slice, row, column) to RAS+ mm.
+        order: index of each slice in the sequence that came in, along the stack.
+    """
 
     affine: NDArray[np.float64]
     shape: tuple[int, int, int]
+    order: tuple[int, ...]
     flags: tuple[str, ...] = ()
 
 
@@ -107,7 +113,8 @@ def stack_slices(slices: Sequence[Slice]) -> Stack:
     affine[:3, 2] = along_row * sizes[0, 1]
     affine[:3, 3] = positions[0]
     flags = ("incomplete_series",) if _may_lack_slices(slices) else ()
-    return Stack(_LPS_TO_RAS @ affine, (len(slices), *slices[0].shape), flags)
+    shape = (len(slices), *slices[0].shape)
+    return Stack(_LPS_TO_RAS @ affine, shape, tuple(int(index) for index in order), flags)
 
 
 def _check_single(slices: Sequence[Slice], steps: NDArray[np.float64]) -> None:

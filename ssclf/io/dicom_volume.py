@@ -33,8 +33,8 @@ from ssclf.io.voxels import MAX_VOXELS
 
 #: A series of 384 slices takes a second; a converter still busy after so long is stuck.
 TIME_LIMIT_S = 300
-#: Voxels by which dcm2niix's grid may differ from the headers' own.
-_GRID_TOLERANCE = 0.1
+#: Share of a voxel by which dcm2niix's steps may differ from the headers' own.
+_ROUNDING = 0.05
 #: What dcm2niix says when it mended, merged or dropped something. Its hints on BIDS fields are none of these.
 _DOUBTS = {
     "duplicates removed": "dropped slices as duplicates",
@@ -82,12 +82,14 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         target.mkdir()
         files = _gather(series, source)
         with quiet_pydicom():
-            stack = stack_slices(list(_read_slices(files)))
+            found = list(_read_slices(files))
+            stack = stack_slices([piece for _, piece in found])
+            _number_along_stack([found[index] for index in stack.order])
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
         converted, doubts = _convert(source, target, Path(folder))
         volume = read_nifti(converted)
-    _check_agreement(volume, stack)
+    volume = _on_the_grid_of(stack, volume)
     flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
     return Volume(volume.data, volume.affine, tuple(flags))
 
@@ -122,8 +124,8 @@ def _copy(member: Any, out: Any, limit: int) -> int:
     return copied
 
 
-def _read_slices(files: list[Path]) -> Iterator[Slice]:
-    """The slices of a series; a file that repeats another byte for byte is removed (dcm2niix sees neither)."""
+def _read_slices(files: list[Path]) -> Iterator[tuple[Path, Slice]]:
+    """The slices of a series, each with its file; a file that repeats another byte for byte is removed."""
     instances: dict[str, Path] = {}
     for file in files:
         try:
@@ -136,7 +138,24 @@ def _read_slices(files: list[Path]) -> Iterator[Slice]:
                 continue
         except OSError as exc:
             raise VolumeError(f"a file of the series cannot be read ({exc.strerror or exc}).") from exc
-        yield from _slices_of(header, rest)
+        for piece in _slices_of(header, rest):
+            yield file, piece
+
+
+def _number_along_stack(found: list[tuple[Path, Slice]]) -> None:
+    """Where instance numbers do not follow the positions, put copies that do in the place of the links.
+
+    dcm2niix sorts by them, for some vendors without looking at the positions (Siemens: "Slices skipped").
+    """
+    steps = np.diff([piece.number for _, piece in found])
+    if (steps > 0).all() or (steps < 0).all() or len({file for file, _ in found}) < len(found):
+        return
+    for number, (file, _) in enumerate(found, start=1):
+        header = pydicom.dcmread(file, force=True)
+        header.InstanceNumber = number
+        # A new name: writing to the link would write to the user's own file.
+        header.save_as(file.with_suffix(f".{number}.dcm"))
+        file.unlink()
 
 
 def _slices_of(header: pydicom.Dataset, rest: int) -> list[Slice]:
@@ -261,22 +280,31 @@ def _program() -> str:
     return str(found)
 
 
-def _check_agreement(volume: Volume, stack: Stack) -> None:
-    """The converted grid has to be the headers' own, give or take the order and direction of the axes."""
+def _on_the_grid_of(stack: Stack, volume: Volume) -> Volume:
+    """The converted voxels with the headers' own affine, turned to the order of axes that dcm2niix chose.
+
+    dcm2niix takes the slice distance from two slices; where positions are rounded, the mean over all is
+    nearer to the truth. Beyond such rounding the two have to agree.
+
+    Raises:
+        VolumeError: they do not.
+    """
     between: NDArray[np.float64] = np.linalg.inv(stack.affine) @ volume.affine
     turn = np.round(between[:3, :3])
     ones = np.abs(turn)
-    same = (
+    last = np.array(stack.shape) - 1
+    start = np.where(turn.sum(axis=1) < 0, last, 0)
+    if not (
         (ones.sum(axis=0) == 1).all()
         and (ones.sum(axis=1) == 1).all()
-        and np.abs(between[:3, :3] - turn).max() * max(stack.shape) < 1
         and tuple(ones @ volume.shape) == stack.shape
-    )
-    if same:
-        centre = between @ [*((n - 1) / 2 for n in volume.shape), 1]
-        same = np.abs(centre[:3] - (np.array(stack.shape) - 1) / 2).max() < _GRID_TOLERANCE
-    if not same:
+        and np.abs(between[:3, :3] - turn).max() < _ROUNDING
+        and (np.abs(between[:3, 3] - start) < 0.5 + _ROUNDING * last).all()
+    ):
         raise VolumeError("dcm2niix and the headers of the slices disagree about where the voxels lie.")
+    exact = np.eye(4)
+    exact[:3, :3], exact[:3, 3] = turn, start
+    return Volume(volume.data, stack.affine @ exact, volume.flags)
 
 
 def _several(value: Any) -> list[Any]:
