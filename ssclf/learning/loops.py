@@ -50,7 +50,7 @@ class Predictions:
 class EpochResult:
     """Attributes:
     loss: mean weighted cross-entropy over the volumes, as they were when their step was taken.
-    learning_rate: at the end.
+    learning_rate: of the last step.
     wait_share: part of the time spent waiting for the loader.
     finished: False when `stop` ended the epoch early.
     """
@@ -177,6 +177,7 @@ class Trainer:
         """
         begin = time.perf_counter()
         waited = 0.0
+        rate = float(self._optimizer.param_groups[0]["lr"])
         self.network.train()
         self._sampler.epoch = self.epoch
         self._sampler.skip = self._batches_done * self.config.batch_size
@@ -189,6 +190,7 @@ class Trainer:
             waited += time.perf_counter() - fetched
             if not group:
                 break
+            rate = float(self._optimizer.param_groups[0]["lr"])
             self._loss_sum += self._step([self.fabric.to_device(batch) for batch in group])
             self._batches_done += len(group)
             seen += sum(len(batch.targets) for batch in group)
@@ -198,7 +200,7 @@ class Trainer:
         loss = self._reduce(self._loss_sum / seen, "mean")
         result = EpochResult(
             loss=loss,
-            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            learning_rate=rate,
             seconds=seconds,
             wait_share=waited / seconds,
             finished=not stopped,

@@ -21,7 +21,7 @@ def test_every_score_of_a_confusion_matrix_worked_out_by_hand() -> None:
     metrics = score_predictions(*from_confusion(), NAMES)
     assert metrics.confusion == CONFUSION
     assert metrics.accuracy == pytest.approx(15 / 20)
-    # HGG: 5 of 6 predicted, 5 of 7 true, 12 of 13 others; LGG: 3 of 6, 3 of 5, 12 of 15; healthy: 7 of 8, 7 of 8, 11 of 12
+    # right among those predicted so, right among those truly so, right among the others
     expected = {
         "HGG": (5 / 6, 5 / 7, 12 / 13, 10 / 13, 7),
         "LGG": (3 / 6, 3 / 5, 12 / 15, 6 / 11, 5),

@@ -93,7 +93,9 @@ def test_rotation_and_scale_are_in_millimetres() -> None:
     spacing = np.array([6.0, 4.0, 3.0])
     shape = (20, 28, 36)
     grid = np.stack(
-        np.meshgrid(*((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing)), indexing="ij")
+        np.meshgrid(
+            *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)), indexing="ij"
+        )
     )
     ball = ((grid**2).sum(axis=0) < 30**2).astype(np.float32)[None]
     augment = Augmenter("light", 0)

@@ -44,10 +44,10 @@ def edit(path: Path, old: str, new: str) -> None:
         (lambda d: edit(d / "manifest.csv", "subject,label", "person,label"), "subject"),
         (lambda d: edit(d / "manifest.csv", "HGG0,HGG,", "HGG0,,"), "line 2: expected a value for label"),
         (lambda d: edit(d / "manifest.csv", "HGG1.nii.gz", "HGG0.nii.gz"), "more than once"),
-        (lambda d: (d / "HGG" / "HGG1.nii.gz").unlink(), "HGG1.nii.gz is missing"),
+        (lambda d: (d / "HGG" / "HGG1.nii.gz").unlink(), r"HGG1\.nii\.gz is missing"),
         (lambda d: edit(d / "settings.json", "axial", "coronal"), "computes other values"),
-        (lambda d: (d / "settings.json").write_text("{}"), "settings.json: expected the settings"),
-        (lambda d: (d / "settings.json").unlink(), "settings.json: expected the settings"),
+        (lambda d: (d / "settings.json").write_text("{}"), r"settings\.json: expected the settings"),
+        (lambda d: (d / "settings.json").unlink(), r"settings\.json: expected the settings"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_is_explained(

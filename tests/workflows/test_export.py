@@ -25,7 +25,7 @@ TINY = TrainConfig(
 
 @pytest.fixture
 def finished_run(preprocessed: Callable[..., Path], tmp_path: Path) -> Callable[[Architecture], Path]:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
     def make(architecture: Architecture) -> Path:
         config = dataclasses.replace(TINY, architecture=architecture)

@@ -27,7 +27,7 @@ TINY = TrainConfig(
 
 
 def run(data: Path, out: Path, config: TrainConfig = TINY, **options: Any) -> TrainResult:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return train(data, out, config, device="cpu", workers=0, **options)
 
 

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ssclf.config import TrainConfig
+from ssclf.errors import ConfigError, ModelError
+from ssclf.learning.datasets import (
+    EpochSampler,
+    PreparedCohort,
+    VolumeDataset,
+    collate,
+    read_prepared_cohort,
+)
+from ssclf.learning.loops import Trainer, start_fabric
+from ssclf.learning.losses import class_weights
+from ssclf.learning.networks import VolumeNetwork, build_network
+
+CONFIG = TrainConfig(epochs=2, learning_rate=1e-3, precision="32-true", augmentation="none", seed=1)
+
+
+def make_trainer(cohort: PreparedCohort, config: TrainConfig) -> tuple[Trainer, VolumeNetwork]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = build_network(
+        "mc3",
+        channels=len(cohort.preprocess.contrasts),
+        classes=len(cohort.class_names),
+        dropout=config.dropout,
+    )
+    fabric = start_fabric(config, "cpu")
+    return Trainer(fabric, network, config, cohort, list(cohort.samples), workers=0), network
+
+
+def frozen_normalisation(network: nn.Module) -> None:
+    """Without statistics of the batch, a batch and the same volumes one by one have the same gradient."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.track_running_stats = True
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, assignment, misc]
+            module.training = False
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_a_step_is_the_step_of_a_plain_loop(
+    batch_size: int, accumulate: int, preprocessed: Callable[..., Path]
+) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=2, contrasts=("t1ce", "flair")))
+    config = dataclasses.replace(CONFIG, batch_size=batch_size, accumulate=accumulate, dropout=0.0)
+    trainer, network = make_trainer(cohort, config)
+    _, reference = make_trainer(cohort, config)
+    for each in (network, reference):
+        frozen_normalisation(each)
+    result = trainer.train_epoch()
+
+    order = [index for _, index in EpochSampler(6, seed=config.seed, shuffle=True)]
+    dataset = VolumeDataset(cohort.samples, cohort.class_names, augmentation="none", seed=0)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, weight_decay=1e-3)
+    weights = class_weights(cohort.counts(cohort.samples))
+    losses = []
+    for start in range(0, 6, batch_size * accumulate):
+        items = [dataset[0, i] for i in order[start : start + batch_size * accumulate]]
+        batch = collate(items)
+        each_loss = nn.functional.cross_entropy(reference(batch.volumes), batch.targets, reduction="none")
+        each_loss = each_loss * weights[batch.targets]
+        optimizer.zero_grad()
+        each_loss.mean().backward()
+        optimizer.step()
+        losses += each_loss.tolist()
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert result.finished
+    assert 0 <= result.wait_share <= 1
+    for (name, ours), theirs in zip(network.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(
+            ours, theirs, atol=3e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_predictions_are_those_of_the_network_in_eval_mode(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=2))
+    trainer, network = make_trainer(cohort, dataclasses.replace(CONFIG, augmentation="light", batch_size=3))
+    trainer.train_epoch()
+    samples = list(cohort.samples)[::-1]
+    first, again = trainer.predict(samples), trainer.predict(samples)
+    np.testing.assert_array_equal(first.logits, again.logits)
+    dataset = VolumeDataset(samples, cohort.class_names, augmentation="none", seed=0)
+    with torch.no_grad():
+        for index, row in enumerate(first.logits):
+            torch.testing.assert_close(network.eval()(dataset[0, index][0][None])[0], torch.from_numpy(row))
+    assert first.targets.tolist() == [cohort.class_names.index(s.label) for s in samples]
+
+
+def rates(cohort: PreparedCohort, config: TrainConfig) -> list[float]:
+    trainer, _ = make_trainer(cohort, config)
+    return [trainer.train_epoch().learning_rate for _ in range(config.epochs)]
+
+
+def test_learning_rates_follow_their_schedule(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=1, labels=("a", "b"), shape=(2, 17, 9)))
+    # one step an epoch
+    config = dataclasses.replace(CONFIG, learning_rate=8e-4, epochs=8, batch_size=2)
+    assert rates(cohort, config) == [8e-4] * 8
+    warm = rates(cohort, dataclasses.replace(config, warmup=0.5))
+    assert warm == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 8e-4, 8e-4, 8e-4, 8e-4])
+    cosine = rates(cohort, dataclasses.replace(config, schedule="cosine"))
+    assert cosine == pytest.approx([4e-4 * (1 + np.cos(np.pi * step / 8)) for step in range(8)])
+    cycle = rates(cohort, dataclasses.replace(config, schedule="onecycle", warmup=0.25))
+    assert cycle[0] == pytest.approx(8e-4 / 25)
+    assert 7e-4 < max(cycle) <= 8e-4
+    assert cycle.index(max(cycle)) in (1, 2)
+    assert cycle[-1] < 5e-5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=2))
+    trainer, network = make_trainer(cohort, dataclasses.replace(CONFIG, batch_size=2))
+    with torch.no_grad():
+        network.fc.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="lower the learning rate"):
+        trainer.train_epoch()
+
+
+def test_cuda_is_never_replaced_silently() -> None:
+    if torch.cuda.is_available():
+        assert start_fabric(CONFIG, "cuda").device.type == "cuda"
+    else:
+        with pytest.raises(ConfigError, match="torch finds no GPU"):
+            start_fabric(CONFIG, "cuda")
+
+
+DISTRIBUTED = """
+import sys, torch
+from pathlib import Path
+from ssclf.config import TrainConfig
+from ssclf.workflows.train import train
+torch.set_num_threads(1)
+config = TrainConfig(epochs=2, learning_rate=1e-3, batch_size=2, holdout=0.25, validation=0.34,
+                     precision="32-true", seed=2)
+result = train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", workers=0)
+import os
+torch.save({"loss": [r.val_loss for r in result.epochs], "confusion": result.test.confusion},
+           Path(sys.argv[2]).with_name(f"rank{os.environ['RANK']}.pt"))
+"""
+
+
+def test_two_processes_train_one_network(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(DISTRIBUTED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(preprocessed(per_class=5)), str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first == second
+    assert sum(sum(row) for row in first["confusion"]) == 3
+    assert (tmp_path / "run" / "checkpoints" / "chosen.pt").is_file()
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
