@@ -141,6 +141,13 @@ def predict(
             help="A bundle; several are averaged. Default: $SSCLF_MODEL, else the only one under exported/.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="HTML page with a picture and the scores of every volume.")
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option("--maps", help="Folder for NIfTI maps of where the evidence lies, one a scan."),
+    ] = None,
     skull_strip: SkullStrip = _PREDICT.skull_strip,
     assume_stripped: AssumeStripped = False,
     pattern: Annotated[
@@ -213,6 +220,8 @@ def predict(
             choose_bundles(model or [], os.environ),
             config,
             shard=part,
+            report=report,
+            maps=maps,
             on_start=display.start,
             on_row=display.row,
         )
@@ -533,3 +542,45 @@ def _whole(text: str, option: str) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{option}: expected a whole number, found {text!r}.")
     return int(text)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")] = Path("demo"),
+    seed: Seed = 0,
+    workers: Workers = 0,
+) -> None:
+    """The whole way on SYNTHETIC volumes: make, preprocess, train, export, predict. A few minutes."""
+    _start(False, "warning")
+    from rich.console import Console
+    from rich.table import Table
+
+    from ssclf.reporting.console import NOTICE
+    from ssclf.workflows.demo import read_first_rows, run_demo
+
+    console = Console(soft_wrap=True)
+    result = run_demo(
+        out,
+        seed=seed,
+        workers=_count(workers),
+        on_stage=lambda title: console.print(f"[bold]SYNTHETIC DEMO[/]: {title}"),
+        on_epoch=lambda e: console.print(
+            f"  epoch {e.epoch}: loss {e.train_loss:.3f} (synthetic), {e.seconds:.0f} s"
+        ),
+    )
+    header, *rows = read_first_rows(result.results)
+    shown = [i for i, name in enumerate(header) if name.startswith("p_")]
+    shown = [header.index(name) for name in ("path", "status", "prediction", "confidence")] + shown
+    table = Table(title=f"first rows of {result.results} (synthetic volumes)", title_justify="left")
+    for i in shown:
+        table.add_column(header[i])
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
+    console.print(table)
+    volumes = len(result.summary.rows)
+    console.print(f"held-out accuracy on {volumes} synthetic volumes: {result.accuracy:.1%} (chance: 33.3%)")
+    console.print(
+        f"table: {result.results}\nreport: {result.report}\nmodel: {result.bundle} (synthetic: for trying things out)"
+    )
+    console.print(NOTICE, style="bold")
+    raise typer.Exit(result.summary.exit_code)

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,6 +77,11 @@ def defuse(text: str) -> str:
     return "'" + text if text.startswith(_FORMULA_STARTS) else text
 
 
+def undefuse(text: str) -> str:
+    """The inverse of `defuse`, for reading back what ssclf wrote."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+
+
 def _cells(row: ResultRow, class_names: Sequence[str]) -> list[str]:
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
@@ -129,6 +134,16 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
+
+
+def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow]) -> None:
+    """Write `results.json`: everything about a run, and its rows, one a line.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    lines = ",\n".join(row_to_json(row) for row in rows)
+    write_whole(path, f'{{"run": {json.dumps(run)},\n"rows": [\n{lines}\n]}}\n')
 
 
 def read_rows(path: Path) -> list[ResultRow]:

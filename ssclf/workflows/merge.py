@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssclf.errors import OutputError
-from ssclf.io.results import ResultRow, read_rows, row_to_json, write_csv, write_whole
+from ssclf.io.results import ResultRow, read_rows, write_csv, write_details
 
 
 def merge(parts: Sequence[Path], out: Path, *, partial: bool = False) -> list[ResultRow]:
@@ -50,8 +50,7 @@ def merge(parts: Sequence[Path], out: Path, *, partial: bool = False) -> list[Re
         "seconds": sum(run["seconds"] for run in runs),
     }
     write_csv(out, ordered, runs[0]["class_names"])
-    lines = ",\n".join(row_to_json(row) for row in ordered)
-    write_whole(out.with_suffix(".json"), f'{{"run": {json.dumps(merged)},\n"rows": [\n{lines}\n]}}\n')
+    write_details(out.with_suffix(".json"), merged, ordered)
     return ordered
 
 

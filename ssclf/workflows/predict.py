@@ -9,37 +9,39 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from pathlib import Path
-from types import FrameType
+from datetime import datetime
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
+from ssclf.domain.explanation import BrainGrid, map_to_scan
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
-from ssclf.domain.scores import softmax
 from ssclf.domain.shards import Shard
-from ssclf.errors import DatasetError, ModelError, OutputError
-from ssclf.io.bundle import Bundle, open_bundle
+from ssclf.domain.trust import trust_flags
+from ssclf.domain.volume import Volume
+from ssclf.errors import DatasetError, OutputError, SsclfError
+from ssclf.io.bundle import open_bundle
 from ssclf.io.dicom import DicomSeries
-from ssclf.io.extraction import BrainExtractor
-from ssclf.io.preparation import prepare_scan
-from ssclf.io.results import Journal, ResultRow, read_rows, row_to_json, write_csv, write_whole
-from ssclf.io.runtime import Classifier, open_classifier
+from ssclf.io.ensemble import Ensemble, Verdict
+from ssclf.io.naming import volume_ending
+from ssclf.io.nifti import write_nifti
+from ssclf.io.preparation import brain_extractor, prepare_scan
+from ssclf.io.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.scans import Scan, VoxelSource
 from ssclf.io.sources import Discovery, discover
 from ssclf.io.workers import run_in_processes
+from ssclf.reporting.results_page import THUMBNAIL, write_results_page
+from ssclf.reporting.thumbnails import thumbnail
+from ssclf.workflows.interruption import note_signals
 
 log = logging.getLogger(__name__)
 Progress = Callable[[ResultRow], None]
@@ -75,6 +77,8 @@ class Preparation:
     """What a worker hands over: network input for every preprocessing that the models ask for."""
 
     volumes: Mapping[PreprocessConfig, PreparedVolume]
+    extraction: str
+    grid: BrainGrid | None
     seconds: float
 
     @property
@@ -88,6 +92,7 @@ def prepare_for_models(
     skull_strip: str,
     extraction: tuple[Path, ...],
     scratch: Path,
+    with_grid: bool,
 ) -> Preparation:
     """Runs in a worker: read a scan and find its brain once, preprocess it for each model."""
     begin = time.perf_counter()
@@ -96,77 +101,14 @@ def prepare_for_models(
             scan,
             settings[0],
             skull_strip=skull_strip,
-            extractor=_extractor(extraction) if extraction else None,
+            extractor=brain_extractor(extraction),
             work=Path(work),
         )
     volumes = {settings[0]: first.volume}
     for other in settings[1:]:
         volumes[other] = preprocess(first.original, other, first.brain)
-    return Preparation(volumes, time.perf_counter() - begin)
-
-
-@lru_cache(maxsize=1)
-def _extractor(models: tuple[Path, ...]) -> BrainExtractor:
-    """Kept for the life of a worker, with the networks that it has loaded."""
-    return BrainExtractor(models)
-
-
-class Ensemble:
-    """One or several models that agree on classes and contrasts; their probabilities are averaged."""
-
-    def __init__(self, bundles: Sequence[Bundle], config: PredictConfig) -> None:
-        first = bundles[0].spec
-        for bundle in bundles[1:]:
-            for what in ("class_names", "preprocess.contrasts"):
-                ours, theirs = (_attribute(spec, what) for spec in (first, bundle.spec))
-                if ours != theirs:
-                    raise ModelError(
-                        f"{bundle.path.name}: models given together must agree on {what.split('.')[-1]}; "
-                        f"{bundles[0].path.name} has {', '.join(ours)}, this one {', '.join(theirs)}."
-                    )
-        self.class_names = first.class_names
-        self.contrasts = first.preprocess.contrasts
-        self.bundles = tuple(bundles)
-        self.name = "+".join(bundle.spec.name for bundle in bundles)
-        self.sha256 = "+".join(bundle.sha256 for bundle in bundles)
-        self.settings = tuple(dict.fromkeys(bundle.spec.preprocess for bundle in bundles))
-        self._config = config
-        self._classifiers: list[Classifier] = []
-
-    @property
-    def device(self) -> str:
-        """Where the networks really run; empty until they are loaded."""
-        return "+".join(dict.fromkeys(classifier.device for classifier in self._classifiers))
-
-    def load(self) -> None:
-        config = self._config
-        self._classifiers = [
-            open_classifier(bundle, engine=config.engine, device=config.device, threads=config.threads)
-            for bundle in self.bundles
-        ]
-
-    def probabilities(self, prepared: Mapping[PreprocessConfig, PreparedVolume]) -> NDArray[np.float64]:
-        """(K,) calibrated probabilities, averaged over models and, where asked for, left and right."""
-        results = []
-        for classifier in self._classifiers:
-            spec = classifier.spec
-            batch = prepared[spec.preprocess].data[None]
-            for view in [batch, flip_left_right(batch, spec.preprocess)][: 2 if self._config.flip else 1]:
-                output = classifier.classify(view)
-                results.append(softmax(output.logits[0], spec.temperature))
-        mean: NDArray[np.float64] = np.mean(results, axis=0)
-        return mean
-
-
-def flip_left_right(batch: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
-    """Mirror (N, C, D, H, W) in the body's left-right axis: W, or D where slices are sagittal."""
-    return np.ascontiguousarray(np.flip(batch, 2 if config.plane == "sagittal" else 4))
-
-
-def _attribute(spec: Any, path: str) -> tuple[str, ...]:
-    for name in path.split("."):
-        spec = getattr(spec, name)
-    return tuple(spec)
+    grid = BrainGrid.of(first.original, first.brain) if with_grid else None
+    return Preparation(volumes, first.engine, grid, time.perf_counter() - begin)
 
 
 @dataclass
@@ -176,6 +118,8 @@ class _Run:
     ensemble: Ensemble
     config: PredictConfig
     scratch: Path
+    maps: Path | None = None
+    pictures: bool = False
     fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def rows(self, scans: Sequence[Scan], stop: Callable[[], bool]) -> Iterator[ResultRow]:
@@ -190,6 +134,7 @@ class _Run:
             skull_strip=self.config.skull_strip,
             extraction=self.ensemble.bundles[0].extraction,
             scratch=self.scratch,
+            with_grid=self.maps is not None,
         )
         outcomes = run_in_processes(
             work, readable, workers=self.config.workers, timeout_s=self.config.timeout_s, stop=stop
@@ -201,6 +146,13 @@ class _Run:
                 yield self._failed(outcome.item, outcome.error)
             else:
                 yield self._classified(outcome.item, outcome.result)
+
+    def is_explained(self, row: ResultRow) -> bool:
+        """Whether a row of an earlier run has the map and the picture that this run was asked for."""
+        if row.status != "ok":
+            return True
+        has_map = self.maps is None or (self.maps / row.extra.get("map", "absent")).is_file()
+        return has_map and (not self.pictures or THUMBNAIL in row.extra)
 
     def _row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
         return ResultRow(
@@ -219,21 +171,55 @@ class _Run:
 
     def _classified(self, scan: Scan, preparation: Preparation) -> ResultRow:
         begin = time.perf_counter()
-        probabilities = self.ensemble.probabilities(preparation.volumes)
-        seconds = preparation.seconds + time.perf_counter() - begin
+        try:
+            verdict = self.ensemble.judge(preparation.volumes)
+        except (SsclfError, KeyboardInterrupt):
+            raise
+        except Exception as exc:  # an engine's own: a field of view that does not fit its memory, mostly
+            return self._failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
         flags = list(preparation.first.flags)
-        best = int(probabilities.argmax())
-        if probabilities[best] < self.config.review_below:
+        for bundle in self.ensemble.bundles:
+            prepared = preparation.volumes[bundle.spec.preprocess]
+            flags += trust_flags(bundle.spec, prepared, preparation.extraction)
+        if verdict.probabilities[verdict.best] < self.config.review_below:
             flags.append("low_confidence")
+        extra = self._explain(scan, preparation, verdict)
         return self._row(
             scan,
             "ok",
-            prediction=self.ensemble.class_names[best],
-            probabilities=tuple(float(p) for p in probabilities),
-            flags=tuple(flags),
+            prediction=self.ensemble.class_names[verdict.best],
+            probabilities=tuple(float(p) for p in verdict.probabilities),
+            flags=tuple(dict.fromkeys(flags)),
             brain_ml=preparation.first.brain_ml,
-            seconds=seconds,
+            seconds=preparation.seconds + time.perf_counter() - begin,
+            extra=extra,
         )
+
+    def _explain(self, scan: Scan, preparation: Preparation, verdict: Verdict) -> dict[str, Any]:
+        """Write the map, draw the picture: what was asked for."""
+        extra: dict[str, Any] = {}
+        if self.maps is not None and preparation.grid is not None:
+            grid = preparation.grid
+            heat = map_to_scan(verdict.evidence(), grid)
+            path = self.maps / map_name(scan)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_nifti(Volume(heat[None], grid.affine), path)
+            extra["map"] = map_name(scan)
+        if self.pictures:
+            prepared = preparation.first
+            _, d, h, w = prepared.data.shape
+            grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
+            extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(verdict.evidence(), grid))
+        return extra
+
+
+def map_name(scan: Scan) -> str:
+    """Where a scan's map lies below `--maps`: the scan's own path with another ending."""
+    parts = [part for part in PurePosixPath(scan.path).parts if part not in ("/", "..")]
+    ending = volume_ending(parts[-1])
+    stem = parts[-1].removesuffix(ending)
+    series = f".{scan.series}" if scan.series else ""
+    return str(PurePosixPath(*parts[:-1], f"{stem}{series}{ending.replace('.', '-')}.map.nii.gz"))
 
 
 def predict(
@@ -243,6 +229,8 @@ def predict(
     config: PredictConfig,
     *,
     shard: Shard | None = None,
+    report: Path | None = None,
+    maps: Path | None = None,
     on_start: Callable[[Discovery, int], None] = lambda discovery, todo: None,
     on_row: Progress = lambda row: None,
 ) -> PredictSummary:
@@ -253,6 +241,8 @@ def predict(
         out: the CSV; `results.json` with the same stem is written beside it.
         models: bundles; the probabilities of several are averaged.
         shard: which part of the volumes to take; the others are another job's.
+        report: HTML page with a picture and the scores of every volume.
+        maps: folder for a map per scan, in the scan's own space, of where the evidence lies.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
 
@@ -273,7 +263,7 @@ def predict(
         raise DatasetError(_nothing_found(paths, discovery))
     discovery = replace(discovery, scans=_chosen(discovery.scans, shard, config))
     journal = Journal(out)
-    run = _Run(ensemble, config, journal.scratch)
+    run = _Run(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
     run.fingerprints = {
         (scan.path, scan.series): _fingerprint(scan, ensemble, config) for scan in discovery.scans
     }
@@ -285,11 +275,12 @@ def predict(
             for key, row in kept.items()
             if run.fingerprints.get(key) == row.fingerprint
             and (row.status == "ok" or not config.retry_failed)
+            and run.is_explained(row)
         }
         todo = [scan for scan in discovery.scans if (scan.path, scan.series) not in rows]
         reused = len(rows)
         on_start(discovery, len(todo))
-        with _stop_on_signal() as stopped:
+        with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:
             for row in run.rows(todo, lambda: bool(stopped)) if todo else ():
                 journal.append(row)
                 rows[row.key] = row
@@ -306,27 +297,33 @@ def predict(
             interrupted=stopped[0] if stopped and len(rows) < len(discovery.scans) else 0,
         )
         if not summary.interrupted:
+            about = _describe_run(summary, ensemble, config, shard)
             write_csv(out, ordered, ensemble.class_names)
-            write_whole(details, _details(summary, ensemble, config, shard))
+            write_details(details, about, ordered)
+            if report:
+                write_results_page(report, ordered, ensemble.class_names, about)
             finished = True
         return summary
     finally:
         journal.close(finished=finished)
 
 
-def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig, shard: Shard | None) -> str:
-    """Everything about a run, as JSON; one row a line, so that it can be read without a parser too."""
-    run = {
+def _describe_run(
+    summary: PredictSummary, ensemble: Ensemble, config: PredictConfig, shard: Shard | None
+) -> dict[str, Any]:
+    """Everything about a run but its rows, for `results.json` and the report."""
+    return {
         "ssclf_version": __version__,
+        "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
         "config": config_to_dict(config),
         "models": [
             {
-                "name": b.spec.name,
-                "sha256": b.sha256,
-                "synthetic": b.spec.synthetic,
-                "training": dict(b.spec.training),
+                "name": bundle.spec.name,
+                "sha256": bundle.sha256,
+                "synthetic": bundle.spec.synthetic,
+                "training": {k: v for k, v in bundle.spec.training.items() if k != "voxels"},
             }
-            for b in ensemble.bundles
+            for bundle in ensemble.bundles
         ],
         "class_names": list(ensemble.class_names),
         "shard": [shard.number, shard.count] if shard else None,
@@ -339,8 +336,6 @@ def _details(summary: PredictSummary, ensemble: Ensemble, config: PredictConfig,
         "seconds": round(summary.seconds, 2),
         "notice": "Research use only, not a medical device.",
     }
-    rows = ",\n".join(row_to_json(row) for row in summary.rows)
-    return f'{{"run": {json.dumps(run)},\n"rows": [\n{rows}\n]}}\n'
 
 
 def _check_output(out: Path, details: Path) -> None:
@@ -399,25 +394,3 @@ def _nothing_found(paths: Sequence[Path], discovery: Discovery) -> str:
     others = "; ".join(f"{count} {reason}" for reason, count in sorted(discovery.other_files.items()))
     found = f"found none, but left out: {others}" if others else "found no files at all"
     return f"{places}: expected volumes (NIfTI, MGZ, NRRD, MetaImage or DICOM), {found}."
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C finish what is in flight; a second Ctrl-C stops at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        log.warning("signal %d: finishing the volumes in flight; the same command continues later", number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,0 +1,122 @@
+"""One or several models that judge a volume together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.config import PredictConfig, PreprocessConfig
+from ssclf.domain.explanation import class_evidence, place_map
+from ssclf.domain.preprocessing import PreparedVolume
+from ssclf.domain.scores import softmax
+from ssclf.domain.volume import Volume
+from ssclf.errors import ModelError
+from ssclf.io.bundle import Bundle
+from ssclf.io.runtime import Classifier, ClassifierOutput, open_classifier
+
+
+@dataclass(frozen=True)
+class View:
+    """What one model said of one view of a volume.
+
+    Attributes:
+        shape, affine: of the network's input before any mirroring.
+        mirrored: the axis (0 to 2) in which it was flipped; None for the volume as it is.
+    """
+
+    output: ClassifierOutput
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    mirrored: int | None
+
+    def evidence(self, target: int) -> Volume:
+        """Where evidence for a class lies: (1, d, h, w) in logits, on the grid of the network's cells."""
+        return place_map(
+            class_evidence(self.output.cam[0], target), self.shape, self.affine, mirrored=self.mirrored
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes:
+    probabilities: (K,), calibrated, the mean over views.
+    views: by model, in the order of the bundles; the volume as it is before its mirror image.
+    """
+
+    probabilities: NDArray[np.float64]
+    views: tuple[tuple[View, ...], ...]
+
+    @property
+    def best(self) -> int:
+        return int(self.probabilities.argmax())
+
+    def evidence(self) -> list[Volume]:
+        """Maps of every view for the class that was predicted."""
+        return [view.evidence(self.best) for model in self.views for view in model]
+
+
+class Ensemble:
+    """Models that agree on classes and contrasts; their probabilities are averaged."""
+
+    def __init__(self, bundles: Sequence[Bundle], config: PredictConfig) -> None:
+        """Raises:
+        ModelError: the models do not agree.
+        """
+        first = bundles[0].spec
+        for bundle in bundles[1:]:
+            for what, ours, theirs in (
+                ("classes", first.class_names, bundle.spec.class_names),
+                ("contrasts", first.preprocess.contrasts, bundle.spec.preprocess.contrasts),
+            ):
+                if ours != theirs:
+                    raise ModelError(
+                        f"{bundle.path.name}: models given together must agree on their {what}; "
+                        f"{bundles[0].path.name} has {', '.join(ours)}, this one {', '.join(theirs)}."
+                    )
+        self.bundles = tuple(bundles)
+        self.class_names = first.class_names
+        self.contrasts = first.preprocess.contrasts
+        self.name = "+".join(bundle.spec.name for bundle in bundles)
+        self.sha256 = "+".join(bundle.sha256 for bundle in bundles)
+        self.settings = tuple(dict.fromkeys(bundle.spec.preprocess for bundle in bundles))
+        self._config = config
+        self._classifiers: list[Classifier] = []
+
+    @property
+    def device(self) -> str:
+        """Where the networks really run; empty until they are loaded."""
+        return "+".join(dict.fromkeys(classifier.device for classifier in self._classifiers))
+
+    def load(self) -> None:
+        """Load the networks; once is enough."""
+        if not self._classifiers:
+            config = self._config
+            self._classifiers = [
+                open_classifier(bundle, engine=config.engine, device=config.device, threads=config.threads)
+                for bundle in self.bundles
+            ]
+
+    def judge(self, prepared: Mapping[PreprocessConfig, PreparedVolume]) -> Verdict:
+        """Classify a volume, prepared for every setting in `settings`."""
+        self.load()
+        probabilities, models = [], []
+        for classifier in self._classifiers:
+            spec = classifier.spec
+            volume = prepared[spec.preprocess]
+            views = []
+            for mirrored in (None, left_right_axis(spec.preprocess))[: 2 if self._config.flip else 1]:
+                data = volume.data if mirrored is None else np.flip(volume.data, mirrored + 1)
+                output = classifier.classify(np.ascontiguousarray(data)[None])
+                _, d, h, w = volume.data.shape
+                views.append(View(output, (d, h, w), volume.affine, mirrored))
+                probabilities.append(softmax(output.logits[0], spec.temperature))
+            models.append(tuple(views))
+        return Verdict(np.mean(probabilities, axis=0), tuple(models))
+
+
+def left_right_axis(config: PreprocessConfig) -> int:
+    """Which of (D, H, W) runs from left to right: D where slices are sagittal, else W."""
+    return 0 if config.plane == "sagittal" else 2
