@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ssclf.errors import OutputError
+from ssclf.io.container import image_hint
 
 #: Columns around the probabilities; see docs/results.md.
 HEAD = ("path", "series", "status", "prediction", "confidence")
@@ -202,7 +203,7 @@ class Journal:
         except OSError as exc:
             raise OutputError(
                 f"{self.folder.parent}: cannot be written ({exc.strerror or exc}); "
-                "give --out a place where this user may write."
+                f"give --out a place where this user may write.{image_hint('user')}"
             ) from exc
         return rows
 

@@ -1,0 +1,223 @@
+"""What `ssclf cv` leaves on disk, and how to read it back.
+
+cv.json         settings, classes, and which networks are asked for
+splits.json     the folds, the same for all networks
+audit.json      how well what should not matter tells the class
+cells/mc3/scratch/1/     a run folder as `ssclf train` leaves it, and cost.json
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_from_dict
+from ssclf.errors import ConfigError, ModelError
+from ssclf.io.results import undefuse
+
+CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
+PREDICTIONS, EPOCHS, PROVENANCE = "predictions.csv", "metrics.csv", "provenance.json"
+FORMAT = 1
+Scheme = Literal["paper", "kfold"]
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training: a network, how it starts, and a fold from 1."""
+
+    architecture: Architecture
+    pretrained: bool
+    fold: int
+
+    @staticmethod
+    def parse(text: str) -> Cell:
+        """Read `mc3/pretrained/2`.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        names = "|".join(get_args(Architecture))
+        match = re.fullmatch(rf"({names})/(scratch|pretrained)/([1-9]\d*)", text)
+        if not match:
+            raise ConfigError(
+                f"cell: expected network/start/fold such as mc3/pretrained/2 (networks {names.replace('|', ', ')}; "
+                f"start scratch or pretrained; folds from 1), found {text!r}."
+            )
+        name = next(a for a in get_args(Architecture) if a == match[1])
+        return Cell(name, match[2] == "pretrained", int(match[3]))
+
+    @property
+    def variant(self) -> str:
+        """Without the fold: `mc3/pretrained`."""
+        return f"{self.architecture}/{'pretrained' if self.pretrained else 'scratch'}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/{self.fold}"
+
+    def folder(self, run: Path) -> Path:
+        return run / CELLS / self.name
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a finished cell says of its test part, in the order of `predictions.csv`.
+
+    Attributes:
+        keys, subjects, sources: one a volume.
+        targets: (N,) class indices.
+        logits: (N, K) float64, not calibrated.
+        epochs: rows of `metrics.csv`, empty cells as None.
+        training: from the cell's provenance.
+        cost: what `cost.json` says, empty without one.
+    """
+
+    keys: tuple[str, ...]
+    subjects: tuple[str, ...]
+    sources: tuple[str, ...]
+    targets: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    epochs: tuple[Mapping[str, float | None], ...]
+    training: Mapping[str, Any]
+    cost: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CvRun:
+    """Attributes:
+    config: settings that all networks share; its architecture, start and seed are replaced by each cell's.
+    cells: asked for, sorted.
+    cohort: class → source → number of volumes.
+    results: of the finished cells.
+    audit: what `audit.json` says, None without one.
+    """
+
+    folder: Path
+    config: TrainConfig
+    preprocess: PreprocessConfig
+    scheme: Scheme
+    folds: int
+    class_names: tuple[str, ...]
+    synthetic: bool
+    data: Path
+    cells: tuple[Cell, ...]
+    cohort: Mapping[str, Mapping[str, int]]
+    results: Mapping[Cell, FoldResult]
+    audit: Mapping[str, Any] | None
+
+    @property
+    def variants(self) -> list[str]:
+        """Networks with at least one finished fold, in order."""
+        return list(dict.fromkeys(cell.variant for cell in self.cells if cell in self.results))
+
+    @property
+    def missing(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell not in self.results]
+
+    def of(self, variant: str) -> dict[int, FoldResult]:
+        """Finished folds of a network, by number."""
+        return {cell.fold: result for cell, result in self.results.items() if cell.variant == variant}
+
+
+def is_cv_run(folder: Path) -> bool:
+    return (folder / CV).is_file()
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """The content of `cv.json`.
+
+    Raises:
+        ModelError: no folder of a cross-validation, or of another format.
+    """
+    try:
+        values: dict[str, Any] = json.loads((run / CV).read_text("utf-8"))
+        if values["format"] != FORMAT:
+            raise ModelError(
+                f"{run / CV}: expected format {FORMAT}, found {values['format']}; run `ssclf cv` anew."
+            )
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"{run / CV}: expected the settings of a cross-validation, found {exc!r}.") from exc
+    return values
+
+
+def planned_cells(settings: Mapping[str, Any]) -> tuple[Cell, ...]:
+    folds = range(1, settings["folds"] + 1)
+    return tuple(
+        sorted(Cell.parse(f"{variant}/{fold}") for variant in settings["variants"] for fold in folds)
+    )
+
+
+def is_finished(cell_folder: Path) -> bool:
+    """`provenance.json` is the last file that training writes."""
+    return (cell_folder / PROVENANCE).is_file()
+
+
+def read_cv_run(run: Path) -> CvRun:
+    """Everything in the folder of a cross-validation, finished or not.
+
+    Raises:
+        ModelError: not such a folder, or a file in it is damaged.
+    """
+    values = read_settings(run)
+    try:
+        class_names = tuple(values["class_names"])
+        cells = planned_cells(values)
+        audit = json.loads((run / AUDIT).read_text("utf-8")) if (run / AUDIT).is_file() else None
+        return CvRun(
+            folder=run,
+            config=config_from_dict(TrainConfig, values["config"]),
+            preprocess=config_from_dict(PreprocessConfig, values["preprocess"]),
+            scheme=values["scheme"],
+            folds=values["folds"],
+            class_names=class_names,
+            synthetic=values["synthetic"],
+            data=Path(values["data"]),
+            cells=cells,
+            cohort=values["cohort"],
+            results={
+                cell: _read_result(cell.folder(run), class_names)
+                for cell in cells
+                if is_finished(cell.folder(run))
+            },
+            audit=audit,
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as exc:
+        raise ModelError(f"{run}: expected a cross-validation as ssclf writes it, found {exc!r}.") from exc
+
+
+def _read_result(folder: Path, class_names: tuple[str, ...]) -> FoldResult:
+    rows = [row for row in _read_rows(folder / PREDICTIONS) if row["part"] == "test"]
+    provenance = json.loads((folder / PROVENANCE).read_text("utf-8"))
+    if tuple(provenance["class_names"]) != class_names:
+        raise ModelError(
+            f"{folder}: its classes {provenance['class_names']} are not those of this cross-validation."
+        )
+    epochs = tuple(
+        {name: float(text) if text else None for name, text in row.items()}
+        for row in _read_rows(folder / EPOCHS)
+    )
+    cost = folder / COST
+    return FoldResult(
+        keys=tuple(row["path"] for row in rows),
+        subjects=tuple(row["subject"] for row in rows),
+        sources=tuple(row["source"] for row in rows),
+        targets=np.array([class_names.index(row["label"]) for row in rows], np.int64),
+        logits=np.array([[float(row[f"logit_{name}"]) for name in class_names] for row in rows]),
+        epochs=epochs,
+        training=provenance["training"],
+        cost=json.loads(cost.read_text("utf-8")) if cost.is_file() else {},
+    )
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: undefuse(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
