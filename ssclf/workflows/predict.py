@@ -30,6 +30,7 @@ from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, OutputError, SsclfError
 from ssclf.io.bundle import open_bundle
+from ssclf.io.container import image_hint
 from ssclf.io.dicom import DicomSeries
 from ssclf.io.ensemble import Ensemble, Verdict
 from ssclf.io.naming import volume_ending
@@ -308,6 +309,32 @@ def predict(
         journal.close(finished=finished)
 
 
+def iterate(
+    paths: Sequence[Path | str], models: Sequence[Path | str], config: PredictConfig | None = None
+) -> Iterator[ResultRow]:
+    """Classify everything found under `paths`, for use from Python; writes no file.
+
+    Args:
+        paths: files, folders, DICOM, zips or manifests.
+        models: bundles; the probabilities of several are averaged.
+
+    Yields:
+        a row per volume as it is finished, failed ones included.
+
+    Raises:
+        SsclfError: nothing can be done at all.
+    """
+    config = config or PredictConfig()
+    ensemble = Ensemble([open_bundle(Path(path)) for path in models], config)
+    places = [Path(path) for path in paths]
+    discovery = discover(places, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
+    if not discovery.scans:
+        raise DatasetError(_nothing_found(places, discovery))
+    with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
+        scans = _chosen(discovery.scans, None, config)
+        yield from _Run(ensemble, config, Path(scratch)).rows(scans, lambda: False)
+
+
 def _describe_run(
     summary: PredictSummary, ensemble: Ensemble, config: PredictConfig, shard: Shard | None
 ) -> dict[str, Any]:
@@ -343,7 +370,7 @@ def _check_output(out: Path, details: Path) -> None:
     if out.is_dir():
         raise OutputError(f"{out}: --out names the CSV to write, found a folder; add a file name.")
     if not out.parent.is_dir():
-        raise OutputError(f"{out}: the folder {out.parent} does not exist; make it first.")
+        raise OutputError(f"{out}: the folder {out.parent} does not exist; make it first.{image_hint('out')}")
     if out.exists() and not details.exists():
         with out.open(encoding="utf-8", errors="replace") as file:
             header = file.readline()

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import ssclf
 from ssclf.cli import app
+from ssclf.config import PredictConfig
 from ssclf.domain.volume import Volume
 from ssclf.io.nifti import write_nifti
 
 runner = CliRunner()
+STRIPPED = PredictConfig(skull_strip="none")
 
 
 def read_table(path: Path) -> dict[str, dict[str, str]]:
@@ -192,17 +196,38 @@ def test_the_engines_agree(predict: Callable[..., tuple[int, str]], scans: Path,
 
 def test_without_torch_prediction_works(tiny_bundle: Path, scans: Path, tmp_path: Path) -> None:
     """In a process (and workers) where torch, scipy and the like cannot be imported."""
-    hidden = (
-        "torch torchvision torchio scipy sklearn SimpleITK matplotlib pandas onnx lightning_fabric".split()
-    )
+    hidden = [
+        "torch",
+        "torchvision",
+        "torchio",
+        "scipy",
+        "sklearn",
+        "SimpleITK",
+        "matplotlib",
+        "pandas",
+        "onnx",
+        "lightning_fabric",
+    ]
     block = tmp_path / "block"
     block.mkdir()
     (block / "sitecustomize.py").write_text(
         f"import sys\nfor name in {hidden!r}:\n    sys.modules[name] = None\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "ssclf", "predict", scans, "--out", tmp_path / "r.csv", "--model", tiny_bundle]
-        + ["--assume-stripped", "--workers", "1"],
+        [
+            sys.executable,
+            "-m",
+            "ssclf",
+            "predict",
+            scans,
+            "--out",
+            tmp_path / "r.csv",
+            "--model",
+            tiny_bundle,
+            "--assume-stripped",
+            "--workers",
+            "1",
+        ],
         env={**os.environ, "PYTHONPATH": str(block)},
         capture_output=True,
         text=True,
@@ -349,3 +374,41 @@ def test_real_orientations_give_one_answer(
     assert len(rows) == 26
     table = np.array([[float(row[f"p_{n}"]) for n in ("LGG", "HGG", "healthy")] for row in rows.values()])
     assert np.ptp(table, axis=0).max() < 1e-4
+
+
+def test_the_python_interface_gives_the_rows_of_the_table(
+    predict: Callable[..., tuple[int, str]], tiny_bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    (scans / "bad.nii").write_text("no volume")
+    predict(scans, "--out", tmp_path / "r.csv")
+    expected = read_table(tmp_path / "r.csv")
+    rows = {row.path: row for row in ssclf.predict([scans], models=[tiny_bundle], config=STRIPPED)}
+    assert set(rows) == set(expected)
+    for path, row in rows.items():
+        assert (row.status, row.prediction, row.error) == tuple(
+            expected[path][name] for name in ("status", "prediction", "error")
+        )
+
+
+def test_maps_lie_in_the_space_of_their_scans_and_the_report_stands_alone(
+    predict: Callable[..., tuple[int, str]], scans: Path, tmp_path: Path
+) -> None:
+    asked = ["--maps", tmp_path / "maps", "--report", tmp_path / "r.html"]
+    code, output = predict(scans, "--out", tmp_path / "r.csv")
+    code, output = predict(scans, "--out", tmp_path / "r.csv", *asked)
+    assert code == 0, output
+    for path in read_table(tmp_path / "r.csv"):
+        scan = nib.load(scans / path)
+        (found,) = (tmp_path / "maps" / Path(path).parent).glob(
+            f"{Path(path).name.split('.')[0]}*.map.nii.gz"
+        )
+        heat = nib.load(found)
+        assert heat.shape == scan.shape
+        np.testing.assert_allclose(heat.affine, scan.affine, atol=1e-4)
+        values = np.asarray(heat.dataobj)
+        assert np.ptp(values) > 0 and not values[np.asarray(scan.dataobj) == 0].any()
+    page = (tmp_path / "r.html").read_text()
+    assert "esearch use only" in page and "SYNTHETIC" in page.upper()
+    assert not re.search(r"(?:src|href)=\"?https?:", page)
+    _, again = predict(scans, "--out", tmp_path / "r.csv", *asked)
+    assert "4 rows kept" in again
