@@ -10,6 +10,7 @@ from pathlib import Path
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.checksums import file_sha256, verify_checksums
+from ssclf.io.container import image_hint
 from ssclf.io.onnx_session import read_metadata
 
 ONNX = "model.onnx"
@@ -44,13 +45,19 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         ModelError: missing, incomplete, changed since its export, or of an incompatible version.
     """
-    if path.is_file():
-        return _open_file(path)
-    if not (path / SPEC).is_file():
-        found = "nothing" if not path.exists() else "a folder without spec.json"
+    try:
+        if path.is_file():
+            return _open_file(path)
+        complete, found = (
+            (path / SPEC).is_file(),
+            "a folder without spec.json" if path.exists() else "nothing",
+        )
+    except PermissionError as exc:
+        raise ModelError(f"{path}: the model may not be read by this user.{image_hint('user')}") from exc
+    if not complete:
         raise ModelError(
             f"{path}: expected an exported model (a folder with {SPEC} and {ONNX}), found {found}; "
-            "make one with `ssclf export`, or pass --model."
+            f"make one with `ssclf export`, or pass --model.{image_hint('model')}"
         )
     sums = verify_checksums(path)
     if SPEC not in sums:
@@ -93,12 +100,16 @@ def choose_bundles(
     """The models to use: those asked for, else $SSCLF_MODEL, else the only bundle under `exported/`.
 
     Raises:
-        ModelError: none or several under `exported/` and nothing asked for.
+        ModelError: none or several under `exported/` and nothing asked for; or an image without a model.
     """
     if models:
         return list(models)
-    if environment.get(ENVIRONMENT):
-        return [Path(environment[ENVIRONMENT])]
+    if named := environment.get(ENVIRONMENT):
+        if (hint := image_hint("model")) and _is_nothing(Path(named)):
+            raise ModelError(
+                f"{named}: this image holds no model, since none trained on patients ships with ssclf.{hint}"
+            )
+        return [Path(named)]
     found = sorted(p.parent for p in exported.glob(f"*/{SPEC}"))
     if len(found) == 1:
         return found
@@ -112,3 +123,11 @@ def choose_bundles(
             "then pass it with --model or set SSCLF_MODEL. `ssclf demo` makes one from synthetic volumes."
         )
     )
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether there is nothing, or an empty folder: a mount of a path that is not there makes one."""
+    try:
+        return next(path.iterdir(), None) is None
+    except OSError:
+        return not path.exists()

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from ssclf.errors import ModelError
+from ssclf.io.container import image_hint
 
 SUMS = "SHA256SUMS"
 
@@ -39,7 +40,7 @@ def verify_checksums(folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as exc:
         raise ModelError(
             f"{folder.name}: expected a bundle with {SUMS}, found none that can be read; "
-            "export the model again, or copy the whole folder."
+            f"export the model again, or copy the whole folder.{image_hint('user')}"
         ) from exc
     sums: dict[str, str] = {}
     for line in text.splitlines():
@@ -49,7 +50,9 @@ def verify_checksums(folder: Path) -> dict[str, str]:
         try:
             found = file_sha256(folder / name)
         except OSError as exc:
-            raise ModelError(f"{folder.name}: {name} is listed in {SUMS} but cannot be read.") from exc
+            raise ModelError(
+                f"{folder.name}: {name} is listed in {SUMS} but cannot be read.{image_hint('user')}"
+            ) from exc
         if found != digest:
             raise ModelError(
                 f"{folder.name}/{name}: expected SHA-256 {digest[:12]}…, found {found[:12]}…; "

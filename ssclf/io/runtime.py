@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import MissingDependencyError, ModelError
 from ssclf.io.bundle import Bundle
+from ssclf.io.container import image_hint
 from ssclf.io.onnx_session import import_onnxruntime, open_session
 
 Engine = Literal["auto", "onnx", "torchscript"]
@@ -97,17 +98,22 @@ class OnnxClassifier:
         self.spec = spec
         ort = import_onnxruntime()
         self._session = None
-        if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
+        cuda_build = "CUDAExecutionProvider" in ort.get_available_providers()
+        if device != "cpu" and cuda_build:
             session = open_session(path, cuda_providers(ort), threads)
             if "CUDAExecutionProvider" in session.get_providers():
                 self._session = session
         if self._session is None:
             if device == "cuda":
+                reason = (
+                    "it does not start on this machine: check with nvidia-smi that there is a GPU and its driver is "
+                    "new enough (CUDA 13 builds need 580 or later; containers need --gpus all)"
+                    if cuda_build
+                    else 'this onnxruntime is a build for the CPU: install `pip install "ssclf[gpu]"` instead of [cpu]'
+                )
                 raise ModelError(
-                    "--device cuda: CUDA is not available to ONNX Runtime on this machine "
-                    f"(providers that work: {', '.join(ort.get_available_providers())}); "
-                    'install `pip install "ssclf[gpu]"` instead of [cpu], check the driver with nvidia-smi '
-                    "(containers need --gpus all), or use --device cpu."
+                    f"--device cuda: CUDA is not available to ONNX Runtime; {reason}, or use --device cpu."
+                    + image_hint("cuda")
                 )
             self._session = open_session(path, ["CPUExecutionProvider"], threads)
         self.device = "cuda" if "CUDA" in self._session.get_providers()[0] else "cpu"

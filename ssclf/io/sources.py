@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ssclf.errors import DatasetError, SsclfError
+from ssclf.io.container import image_hint
 from ssclf.io.dicom import DicomSeries, SeriesSearch, find_series, is_dicom
 from ssclf.io.naming import MASK, canonical_contrast, parse_name, volume_ending
 from ssclf.io.scans import Scan, VoxelSource
@@ -86,9 +87,15 @@ def discover(
         ConfigError: `series` is no regular expression.
     """
     for path in paths:
-        if not path.exists():
+        try:
+            path.stat()
+        except PermissionError as exc:
+            raise DatasetError(f"{path}: may not be looked at by this user.{image_hint('user')}") from exc
+        except OSError as exc:
             what = "a link to nothing" if path.is_symlink() else "nothing there"
-            raise DatasetError(f"{path}: expected a file or a folder, found {what}; check the path.")
+            raise DatasetError(
+                f"{path}: expected a file or a folder, found {what}; check the path.{image_hint('scans')}"
+            ) from exc
     scans: list[Scan] = []
     other: Counter[str] = Counter()
     files: list[Path] = []
@@ -128,7 +135,8 @@ def walk_folder(root: Path, pattern: str | None = None) -> FolderContent:
                 listed = list(entries)
         except OSError as exc:
             if not folder:
-                raise DatasetError(f"{root}: the folder cannot be read ({exc.strerror or exc}).") from exc
+                why = exc.strerror or exc
+                raise DatasetError(f"{root}: the folder cannot be read ({why}).{image_hint('user')}") from exc
             content.problems[folder] = f"the folder cannot be read ({exc.strerror or exc})."
             continue
         names = {entry.name.lower() for entry in listed}

@@ -18,6 +18,7 @@ from ssclf import __version__
 from ssclf.config import PreprocessConfig
 from ssclf.errors import SsclfError
 from ssclf.io.bundle import Bundle, open_bundle
+from ssclf.io.container import image_hint
 from ssclf.io.extraction import available_engines
 from ssclf.io.onnx_session import import_onnxruntime, open_session
 from ssclf.io.runtime import Device, Engine, cuda_providers, open_classifier
@@ -94,7 +95,7 @@ def _onnxruntime(device: Device) -> Iterator[Check]:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         yield Check(
             "ONNX Runtime on CUDA", False if wanted else None,
-            'not in this build; pip install "ssclf[gpu]" instead of [cpu]', required=wanted,
+            f'not in this build; pip install "ssclf[gpu]" instead of [cpu].{image_hint("cuda")}', required=wanted,
         )  # fmt: skip
         return
     session = open_session(_TINY_MODEL, cuda_providers(ort), 1)
@@ -104,7 +105,7 @@ def _onnxruntime(device: Device) -> Iterator[Check]:
         yield Check(
             "ONNX Runtime on CUDA", False if wanted else None,
             "in this build, but it does not start here: check nvidia-smi, the driver's version (CUDA 13 builds "
-            "need 580 or later) and, in a container, --gpus all", required=wanted,
+            f"need 580 or later) and, in a container, --gpus all.{image_hint('cuda')}", required=wanted,
         )  # fmt: skip
 
 
