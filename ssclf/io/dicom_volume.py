@@ -151,10 +151,15 @@ def _number_along_stack(found: list[tuple[Path, Slice]]) -> None:
     if (steps > 0).all() or (steps < 0).all() or len({file for file, _ in found}) < len(found):
         return
     for number, (file, _) in enumerate(found, start=1):
-        header = pydicom.dcmread(file, force=True)
-        header.InstanceNumber = number
-        # A new name: writing to the link would write to the user's own file.
-        header.save_as(file.with_suffix(f".{number}.dcm"))
+        try:
+            header = pydicom.dcmread(file, force=True)
+            header.InstanceNumber = number
+            # A new name: writing to the link would write to the user's own file.
+            header.save_as(file.with_suffix(f".{number}.dcm"))
+        except Exception as exc:  # pydicom raises what its parts raise
+            raise VolumeError(
+                "the slices are numbered out of order, and a header is too damaged to mend that."
+            ) from exc
         file.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,9 +65,6 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
     Raises:
         VolumeError: the reason in one line.
     """
-    if work is None:
-        with tempfile.TemporaryDirectory(prefix="ssclf-") as folder:
-            return read_volume(source, Path(folder))
     if isinstance(source, Path):
         reader = _READERS.get(volume_ending(source))
         if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
@@ -76,8 +74,9 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
                     raise VolumeError("expected a file, found none or something else.")
                 return judge_geometry(reader(source))
         source = _only_series(source)
-    with named(source.location):
-        return judge_geometry(read_series(source, work))
+    with named(source.location), contextlib.ExitStack() as stack:
+        folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssclf-")))
+        return judge_geometry(read_series(source, folder))
 
 
 def _only_series(path: Path) -> DicomSeries:

@@ -27,7 +27,7 @@ def read_mgh(path: Path) -> Volume:
     """
     with named(path), path.open("rb") as file:
         stream = Inflated(file)
-        block = bytes(stream.read(_HEADER_BYTES))
+        block = stream.read(_HEADER_BYTES)
         if int.from_bytes(block[:4], "big") != _VERSION:
             raise VolumeError("expected an MGH header, found something else.")
         if int.from_bytes(block[_GOOD_RAS], "big", signed=True) <= 0:

@@ -107,7 +107,7 @@ def _sibling(path: Path, stem: str, ending: str) -> Path:
     raise VolumeError("expected a header and its voxels (.hdr and .img), found only one of them.")
 
 
-def _read_voxels(stream: Inflated, offset: int, count: int) -> bytearray:
+def _read_voxels(stream: Inflated, offset: int, count: int) -> bytes:
     stream.skip(offset - stream.position)
     raw = stream.read(count)
     stream.finish()
@@ -116,14 +116,14 @@ def _read_voxels(stream: Inflated, offset: int, count: int) -> bytearray:
 
 def _parse_header(stream: Inflated) -> nib.Nifti1Header:
     try:
-        start = bytes(stream.read(4))
+        start = stream.read(4)
     except VolumeError as exc:
         raise VolumeError("expected a NIfTI file, found one too short to have a header.") from exc
     sizes = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
     size = next((n for n in sizes if n in _HEADERS), None)
     if size is None:
         raise VolumeError("expected a NIfTI header, found something else.")
-    header = _HEADERS[size](start + bytes(stream.read(size - 4)), check=False)
+    header = _HEADERS[size](start + stream.read(size - 4), check=False)
     if bytes(header["magic"])[:3] not in (b"n+1", b"ni1", b"n+2", b"ni2"):
         raise VolumeError(
             "expected NIfTI, found ANALYZE 7.5, which has no orientation; convert it to NIfTI first."

@@ -70,25 +70,24 @@ class Inflated:
         self._wbits = None if compression == "none" else _GZIP if gzipped else _WBITS[compression]
         self._inflater = None if self._wbits is None else isal_zlib.decompressobj(self._wbits)
 
-    def read(self, count: int) -> bytearray:
+    def read(self, count: int) -> bytes:
         """Exactly `count` bytes.
 
         Raises:
             VolumeError: there are fewer, or the stream is corrupt.
         """
-        result = bytearray(count)
-        filled = 0
-        while filled < count:
-            if self._inflater is None:
-                part = self._file.read(min(count - filled, _CHUNK * 16))
-            else:
-                part = self._inflate(count - filled)
+        parts = []
+        missing = count
+        while missing:
+            part = self._file.read(missing) if self._inflater is None else self._inflate(missing)
             if not part:
-                raise VolumeError(f"expected {count} bytes of data, found {filled}; the file is cut short.")
-            result[filled : filled + len(part)] = part
-            filled += len(part)
+                raise VolumeError(
+                    f"expected {count} bytes of data, found {count - missing}; the file is cut short."
+                )
+            parts.append(part)
+            missing -= len(part)
         self.position += count
-        return result
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def line(self, limit: int = 1 << 16) -> bytes:
         """Of a plain file, up to and with the next newline; empty at its end."""
@@ -115,14 +114,18 @@ class Inflated:
 
     def _inflate(self, count: int) -> bytes:
         assert self._inflater is not None and self._wbits is not None
+        # As much as `count` bytes take where nothing can be compressed, so that one call does: joining is a copy.
+        enough = count + count // 512 + _CHUNK
         while True:
             if self._inflater.eof:  # several gzip members may follow each other (RFC 1952)
-                rest = self._inflater.unused_data or self._file.read(_CHUNK)
+                rest = self._inflater.unused_data
+                rest += self._file.read(max(enough - len(rest), 0))
                 if self._wbits != _GZIP or not rest.startswith(_GZIP_MAGIC):
                     return b""
                 self._inflater = isal_zlib.decompressobj(self._wbits)
             else:
-                rest = self._inflater.unconsumed_tail or self._file.read(_CHUNK)
+                rest = self._inflater.unconsumed_tail
+                rest += self._file.read(max(enough - len(rest), 0))
             part = self._decompress(rest, count)
             if part or (not rest and not self._inflater.eof):
                 return part
@@ -205,7 +208,7 @@ def scaled(data: Array, slope: float, intercept: float) -> Array:
 
 
 def file_volume(
-    raw: bytearray,
+    raw: bytes,
     dtype: np.dtype[np.generic],
     shape: tuple[int, int, int],
     affine: NDArray[np.float64],
@@ -216,7 +219,7 @@ def file_volume(
     """A volume from bytes as they stand in a file.
 
     Args:
-        raw: the voxels, first index fastest.
+        raw: the voxels, first index fastest; the volume shares them and cannot be written to.
         shape: (i, j, k).
         affine: (4, 4), (i, j, k) to RAS+ mm.
         scaling: slope and intercept.

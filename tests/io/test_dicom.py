@@ -461,6 +461,33 @@ def test_series_that_vanished_since_the_search(
         read_series(series, tmp_path)
 
 
+def test_damaged_headers_end_as_reasons(make_series: Callable[..., WrittenSeries], tmp_path: Path) -> None:
+    """Bytes of one header or of all changed at random: the volume, a reason, never another exception."""
+    series = make_series(10)
+    files = series.write(tmp_path / "in")
+    good = [file.read_bytes() for file in files]
+    rng = np.random.default_rng(2)
+    outcomes = {"read": 0, "refused": 0, "broken": 0}
+    for attempt in range(60):
+        places = rng.integers(132, len(good[0]) - series.pixels[0].nbytes - 16, 3)
+        values = rng.integers(0, 256, 3)
+        for index, (file, content) in enumerate(zip(files, good, strict=True)):
+            raw = bytearray(content)
+            for place, value in zip(places, values, strict=True):
+                if attempt % 2 or index == attempt % 10:
+                    raw[place] = value
+            file.write_bytes(raw)
+        search = find_series(tmp_path / "in")
+        outcomes["broken"] += any(left.broken for left in search.left_out)
+        for found in search.series:
+            try:
+                read_volume(found, tmp_path)
+                outcomes["read"] += 1
+            except VolumeError:
+                outcomes["refused"] += 1
+    assert min(outcomes.values()) > 0
+
+
 def test_no_dicom_at_all(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x" * 400)
     assert not is_dicom(tmp_path / "notes.txt") and not is_dicom(tmp_path / "missing")
