@@ -1,0 +1,84 @@
+"""The house keeps its walls: what may import what, and what starts light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ssclf
+
+PACKAGE = Path(ssclf.__file__).parent
+#: Each layer may import those behind it, never one before it.
+LAYERS = ["cli", "workflows", "learning", "reporting", "io", "domain", "config", "errors"]
+SIDE_BY_SIDE = {("learning", "reporting"), ("reporting", "learning")}
+HEAVY = {
+    "torch", "torchvision", "torchio", "lightning_fabric", "onnx", "onnxscript", "scipy", "sklearn", "SimpleITK",
+    "matplotlib", "pandas", "deepbet", "tensorboard",
+}  # fmt: skip
+
+
+def imports(path: Path, *, top_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    for_types = {id(n) for block in tree.body if _is_for_types(block) for n in ast.walk(block)}
+    nodes = [n for n in (tree.body if top_only else ast.walk(tree)) if id(n) not in for_types]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+    """`if TYPE_CHECKING:`, which no run imports."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def layer(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "ssclf" and len(parts) > 1 and parts[1] in LAYERS else None
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for name in imports(path):
+        other = layer(name)
+        if other and (own, other) not in SIDE_BY_SIDE:
+            assert LAYERS.index(other) >= LAYERS.index(own), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_prediction_needs_imports_nothing_heavy(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).parts
+    training = {"train.py", "export.py", "demo.py", "cross_validate.py", "evaluate.py"}
+    if parts[0] == "learning" or path.name in training or path.name in ("figures.py", "cv_report.py"):
+        pytest.skip("only used where training is installed")
+    heavy = {name.split(".")[0] for name in imports(path, top_only=True)} & HEAVY
+    assert not heavy
+
+
+def test_init_files_are_bare() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        if path.parent != PACKAGE:
+            assert path.read_text("utf-8").strip() == ""
+
+
+@pytest.mark.parametrize("command", [["--help"], ["predict", "--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_no_engine(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom ssclf.cli import app\n"
+        f"try:\n    app({command!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'onnxruntime', 'nibabel', 'numpy', 'pydicom'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
