@@ -304,7 +304,9 @@ def train(
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
     weight_decay: Annotated[float | None, typer.Option("--weight-decay")] = None,
     schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")] = None,
-    augmentation: Annotated[str | None, typer.Option("--augmentation", help="light, heavy or none.")] = None,
+    augmentation: Annotated[
+        str | None, typer.Option("--augmentation", help="light, heavy, flip or none.")
+    ] = None,
     holdout: Annotated[
         float | None,
         typer.Option("--holdout", help="Share of the subjects kept for the final score; 0: none."),

@@ -18,7 +18,7 @@ from ssclf.errors import ConfigError
 Plane = Literal["axial", "coronal", "sagittal"]
 Crop = Literal["none", "brain"]
 Architecture = Literal["mc3", "r2plus1d", "r3d"]
-Augmentation = Literal["light", "heavy", "none"]
+Augmentation = Literal["light", "heavy", "flip", "none"]
 Schedule = Literal["constant", "cosine", "onecycle"]
 Stem = Literal["random", "mean"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]

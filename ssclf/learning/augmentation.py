@@ -1,6 +1,7 @@
 """Random transforms of training volumes, through TorchIO; the same (seed, epoch, volume) gives the same one.
 
-Source: Chatterjee et al., Sec. 2.3 ("light", used; "heavy", tried there and found worse).
+Source: Chatterjee et al., Sec. 2.3 ("light", used; "heavy", tried there and found worse). "flip" is ours: mirror
+images alone, for runs too short to learn what light augmentation adds.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class Augmenter:
         self._seed = seed
         self._heavy = kind == "heavy"
         # By name, not by index: which array axis runs from left to right depends on the plane of the slices.
-        steps: list[tio.Transform] = [
-            tio.RandomAffine(scales=(0.9, 1.2), degrees=10, default_pad_value=0, check_shape=False),
-            tio.RandomFlip(axes=("LR",), flip_probability=0.25),  # type: ignore[arg-type]  # its docstring has names
-        ]
+        chance = 0.5 if kind == "flip" else 0.25
+        flip = tio.RandomFlip(axes=("LR",), flip_probability=chance)  # type: ignore[arg-type]  # its docstring has names
+        affine = tio.RandomAffine(scales=(0.9, 1.2), degrees=10, default_pad_value=0, check_shape=False)
+        steps: list[tio.Transform] = [flip] if kind == "flip" else [affine, flip]
         if self._heavy:
             steps += [
                 tio.RandomElasticDeformation(p=0.5),
