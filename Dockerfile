@@ -21,7 +21,7 @@ ARG VARIANT=cpu
 COPY container/engine-${VARIANT}.txt container/
 COPY constraints.txt pyproject.toml ./
 # The slow layer depends on the versions only, not on ssclf's sources. cuDNN's part for recurrent networks and
-# attention and NVRTC's second build are left out (350 MB): no network of ssclf comes near them. So are the
+# attention and NVRTC's second build are left out (400 MB): no network of ssclf comes near them. So are the
 # packages' own tests.
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
@@ -35,7 +35,7 @@ COPY ssclf ssclf
 RUN /opt/tools/bin/pip wheel --quiet --no-build-isolation --no-deps -w dist . \
  && /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-deps dist/*.whl \
  && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-format JSON \
-      --pyproject pyproject.toml -o sbom.cdx.json /opt/venv/bin/python
+      -o sbom.cdx.json /opt/venv/bin/python
 
 FROM build AS model
 ARG MODEL=

@@ -129,7 +129,11 @@ def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
 @app.command()
 def predict(
     scans: Annotated[
-        list[Path], typer.Argument(help="Files, folders, DICOM, zips or a manifest CSV.", show_default=False)
+        list[Path],
+        # readable: our own message tells the remedy
+        typer.Argument(
+            help="Files, folders, DICOM, zips or a manifest CSV.", show_default=False, readable=False
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The table; results.json goes beside it.")] = Path(
         "results.csv"

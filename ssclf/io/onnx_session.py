@@ -5,12 +5,17 @@ onnxruntime's wheels send telemetry unless told not to before the import: every 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ssclf.errors import MissingDependencyError, ModelError
+
+log = logging.getLogger(__name__)
 
 
 def import_onnxruntime() -> ModuleType:
@@ -49,15 +54,20 @@ def open_session(model: Path | bytes, providers: list[Any], threads: int, *, kee
     # A thread that spins for work steals the core that prepares the next volume.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=providers
-        )
+        # onnxruntime prints where CUDA does not start and takes the CPU; callers look at what it took.
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=providers
+            )
     except Exception as exc:  # onnxruntime's exceptions share no public base
         name = model.name if isinstance(model, Path) else "model"
         raise ModelError(
             f"{name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
             "the file is damaged or newer than this onnxruntime."
         ) from exc
+    if printed.getvalue():
+        log.debug("%s", printed.getvalue())
+    return session
 
 
 def read_metadata(path: Path) -> dict[str, str]:
