@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from ssclf.errors import SsclfError
+from ssclf.errors import MissingDependencyError, SsclfError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,10 +47,20 @@ def run_in_processes(
         items: picklable; taken lazily.
         timeout_s: after this long a worker is killed and its item gets an error.
         stop: asked before each new item; once true, what is in flight is finished and nothing is begun.
+
+    Raises:
+        MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
     # Forked from a small server that has imported what workers need: as clean as spawn, as quick as fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ssclf.io.preparation"])
+    try:
+        context.Lock()
+    except OSError as exc:
+        raise MissingDependencyError(
+            f"worker processes need semaphores, and this system gives none ({exc.strerror}); "
+            "/dev/shm must be there and writable (a few kilobytes are enough)."
+        ) from exc
     pool = ProcessPool(max_workers=workers, context=context, initializer=_start_worker)
     remaining = iter(items)
     pending: dict[Future[Any], Item] = {}

@@ -264,6 +264,19 @@ def test_a_mistyped_run_is_told_what_to_do(
         assert word in said
 
 
+def test_a_container_without_shared_memory_is_told_so(
+    image: Image, bundle: Path, out: Path, tmp_path: Path, make_volume: Callable[..., Volume]
+) -> None:
+    write_nifti(make_volume(), tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "nothing").mkdir()
+    mounts = {tmp_path / "scans": "/scans:ro", bundle: "/model:ro", out: "/out"}
+    mounts[tmp_path / "nothing"] = "/dev/shm:ro"
+    result = image.run("predict", "/scans", "--out", "/out/results.csv", mounts=mounts)
+    assert result.returncode == 1
+    assert "/dev/shm must be there and writable" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
 def test_an_incompatible_bundle_is_refused(
     image: Image, bundle: Path, out: Path, tmp_path: Path, make_volume: Callable[..., Volume]
 ) -> None:
