@@ -59,7 +59,7 @@ def run_in_processes(
     except OSError as exc:
         raise MissingDependencyError(
             f"worker processes need semaphores, and this system gives none ({exc.strerror}); "
-            "/dev/shm must be there and writable (a few kilobytes are enough)."
+            "a container needs a writable /dev/shm (a few kilobytes are enough)."
         ) from exc
     pool = ProcessPool(max_workers=workers, context=context, initializer=_start_worker)
     remaining = iter(items)

@@ -273,7 +273,7 @@ def test_a_container_without_shared_memory_is_told_so(
     mounts[tmp_path / "nothing"] = "/dev/shm:ro"
     result = image.run("predict", "/scans", "--out", "/out/results.csv", mounts=mounts)
     assert result.returncode == 1
-    assert "/dev/shm must be there and writable" in " ".join(result.stderr.split())
+    assert "needs a writable /dev/shm" in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
 
 
