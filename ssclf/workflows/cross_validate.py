@@ -18,8 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ssclf import __version__
 from ssclf.config import Architecture, TrainConfig, check_choice, config_to_dict
+from ssclf.domain.confounds import (
+    Finding,
+    audit,
+    histogram_features,
+    shape_features,
+    table_features,
+    warnings,
+)
 from ssclf.domain.splits import (
     Split,
     check_leakage,
@@ -31,6 +42,7 @@ from ssclf.domain.splits import (
 )
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.cv_runs import (
+    AUDIT,
     COST,
     CV,
     FORMAT,
@@ -44,8 +56,9 @@ from ssclf.io.cv_runs import (
 from ssclf.io.locks import lock
 from ssclf.io.nifti import read_written
 from ssclf.io.results import write_whole
+from ssclf.io.tables import read_table
 from ssclf.learning.cost import PeakMemory, measure_cost
-from ssclf.learning.datasets import PreparedCohort, read_prepared_cohort
+from ssclf.learning.datasets import MANIFEST, PreparedCohort, read_prepared_cohort
 from ssclf.learning.loops import Device
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
@@ -54,6 +67,11 @@ from ssclf.workflows.train import CONFIG, SPLIT, EpochRecord, train
 LOCK = ".lock"
 #: Settings that each cell replaces.
 _PER_CELL = ("architecture", "pretrained")
+#: Of the manifest: what a file says of a volume besides its voxels, and how it was made.
+_HEADER_COLUMNS = (
+    "original_spacing", "original_shape", "original_orientation", "original_dtype", "original_intensity",
+    "extraction",
+)  # fmt: skip
 State = Literal["finished", "trained", "busy", "failed", "interrupted"]
 log = logging.getLogger(__name__)
 
@@ -130,6 +148,8 @@ def cross_validate(
     cohort = read_prepared_cohort(data)
     variants = [Cell(model, start, 1).variant for start in pretrained for model in models]
     splits = _open(data, out, cohort, config, scheme, folds, variants)
+    if not chosen:
+        audit_confounds(out, data, cohort, splits)
     cells = [chosen] if chosen else _in_turn(variants, folds)
     states: dict[Cell, State] = {}
     errors: dict[Cell, str] = {}
@@ -176,6 +196,56 @@ def cross_validate(
         )
     missing = tuple(c for c in planned_cells(read_settings(out)) if not is_finished(c.folder(out)))
     return CvResult(out, states, missing, errors, interrupted)
+
+
+def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
+    """Write `audit.json`, once, and warn of what it says; a minute for some hundred volumes."""
+    with lock(run / f"{LOCK}-audit") as ours:
+        if not ours:
+            return
+        if not (run / AUDIT).is_file():
+            findings = _find_confounds(data, cohort, splits)
+            values = {
+                "findings": [{**dataclasses.asdict(finding), "found": finding.found} for finding in findings],
+                "warnings": warnings(findings, _count_sources(cohort)),
+            }
+            write_whole(run / AUDIT, json.dumps(values, indent=2) + "\n")
+        for text in json.loads((run / AUDIT).read_text("utf-8"))["warnings"]:
+            log.warning("%s", text)
+
+
+def _find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
+    cells = _manifest_cells(data)
+    shapes, histograms, headers = [], [], []
+    for sample in cohort.samples:
+        volume = read_written(sample.path).data
+        shapes.append(shape_features(volume, cohort.preprocess.spacing))
+        histograms.append(histogram_features(volume))
+        headers.append({"array": " x ".join(map(str, volume.shape[1:])), **cells[sample.key]})
+    targets = np.array([cohort.class_names.index(s.label) for s in cohort.samples])
+    position = {sample.key: k for k, sample in enumerate(cohort.samples)}
+
+    def indices(keys: Sequence[str]) -> NDArray[np.intp]:
+        return np.array([position[key] for key in keys], np.intp)
+
+    folds = [(indices(split.train), indices(split.test)) for split in splits]
+    features = {
+        "brain mask shape": np.array(shapes),
+        "intensity histogram": np.array(histograms),
+        "header fields": table_features(headers),
+        "source": table_features([{"source": sample.source} for sample in cohort.samples]),
+    }
+    subjects = [sample.subject for sample in cohort.samples]
+    return [
+        audit(name, values, targets, subjects, folds, cohort.class_names) for name, values in features.items()
+    ]
+
+
+def _manifest_cells(data: Path) -> dict[str, dict[str, str]]:
+    """Volume key → cells that the audit looks at, those the manifest has."""
+    table = read_table(data / MANIFEST)
+    columns = [name for name in _HEADER_COLUMNS if name in table.columns]
+    return {row["path"]: {name: row[name] for name in columns} for row in table.rows}
 
 
 def _in_turn(variants: Sequence[str], folds: int) -> list[Cell]:

@@ -1,0 +1,229 @@
+"""Scores over folds: their spread, how sure they are, and whether two networks differ. scikit-learn and scipy are
+imported where they are used, since prediction does without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.domain.metrics import CALIBRATION_BINS, Metrics, fit_temperature, score_predictions
+from ssclf.domain.scores import softmax
+
+Values = NDArray[np.float64]
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class FoldPredictions:
+    """What a network said of the test part of one fold.
+
+    Attributes:
+        keys, subjects: N names.
+        targets: (N,) class indices.
+        logits: (N, K), not calibrated.
+    """
+
+    keys: tuple[str, ...]
+    subjects: tuple[str, ...]
+    targets: NDArray[np.int64]
+    logits: Values
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions of about the same confidence: mean of it, share that is right, number."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """First minus second network.
+
+    Attributes:
+        difference, sd: of macro F1 over the folds that both have.
+        p: two-sided, None with fewer than two folds or no variance.
+        low, high: 95 % interval of the difference from resampling subjects; it leaves out that another training
+            would have given another network.
+    """
+
+    first: str
+    second: str
+    folds: int
+    difference: float
+    sd: float
+    p: float | None
+    low: float
+    high: float
+
+
+def pool(folds: Sequence[FoldPredictions]) -> FoldPredictions:
+    """All folds as one; a volume in several test parts counts as often."""
+    return FoldPredictions(
+        keys=tuple(key for fold in folds for key in fold.keys),
+        subjects=tuple(subject for fold in folds for subject in fold.subjects),
+        targets=np.concatenate([fold.targets for fold in folds]),
+        logits=np.concatenate([fold.logits for fold in folds]),
+    )
+
+
+def cross_fitted_temperatures(folds: Sequence[FoldPredictions]) -> list[float]:
+    """For each fold a temperature fitted on the others, without the volumes that it tests itself.
+
+    A temperature that scores must not have seen what it scores. 1 where nothing is left to fit it on.
+    """
+    temperatures = []
+    for own in folds:
+        rest = [fold for fold in folds if fold is not own]
+        if not rest:
+            temperatures.append(1.0)
+            continue
+        others = pool(rest)
+        free = ~np.isin(others.keys, own.keys)
+        temperatures.append(fit_temperature(others.logits[free], others.targets[free]))
+    return temperatures
+
+
+def score_folds(
+    folds: Sequence[FoldPredictions], temperatures: Sequence[float], class_names: Sequence[str]
+) -> list[Metrics]:
+    return [
+        score_predictions(fold.targets, softmax(fold.logits, temperature), class_names)
+        for fold, temperature in zip(folds, temperatures, strict=True)
+    ]
+
+
+def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None without values, no deviation of one."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return None, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def bootstrap_scores(
+    folds: Sequence[FoldPredictions], classes: int, *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Values]:
+    """Scores of the same networks on other subjects: those in the test parts, drawn again within each class.
+
+    Calls with equal subjects and seed draw equal samples, so that differences between networks are paired.
+
+    Returns:
+        accuracy, macro_f1, weighted_f1 of shape (draws,) and precision, recall, specificity, f1 of shape
+        (draws, K), each the mean over folds.
+    """
+    owner = {s: int(t) for fold in folds for s, t in zip(fold.subjects, fold.targets, strict=True)}
+    names = sorted(owner)
+    random = np.random.default_rng(seed)
+    weights = np.zeros((draws, len(names)))
+    for c in sorted(set(owner.values())):
+        members = np.array([k for k, name in enumerate(names) if owner[name] == c])
+        drawn = random.integers(len(members), size=(draws, len(members)))
+        np.add.at(weights, (np.arange(draws)[:, None], members[drawn]), 1)
+    position = {name: k for k, name in enumerate(names)}
+    scores = []
+    for fold in folds:
+        cell = np.eye(classes * classes)[fold.targets * classes + fold.logits.argmax(axis=1)]
+        mine = weights[:, [position[s] for s in fold.subjects]]
+        scores.append(_scores((mine @ cell).reshape(draws, classes, classes)))
+    return {name: np.mean([s[name] for s in scores], axis=0) for name in scores[0]}
+
+
+def interval(values: Values) -> tuple[float, float]:
+    """The middle 95 %."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def compare(
+    networks: Mapping[str, Mapping[int, FoldPredictions]],
+    training_sizes: Mapping[int, int],
+    class_names: Sequence[str],
+) -> list[PairedTest]:
+    """Every pair of networks over the folds that both have finished, by macro F1.
+
+    The corrected resampled t-test: folds share training volumes, so their scores vary less than scores of
+    independent experiments would, and a plain t-test finds differences that are not there. The variance is
+    widened by test size / training size. With three folds there are two degrees of freedom: only large, steady
+    differences can reach p < 0.05, and no p says that networks are equal. McNemar's test was no choice, since in
+    the paper's scheme a volume is tested several times, by networks of several trainings.
+
+    Source: Nadeau and Bengio, Inference for the Generalization Error, 2003, Sec. 5.
+
+    Args:
+        networks: name → fold number → predictions.
+        training_sizes: fold number → volumes that trained.
+    """
+    from scipy.stats import t
+
+    tests = []
+    names = list(networks)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            common = sorted(set(networks[first]) & set(networks[second]))
+            if not common:
+                continue
+            one, two = ([networks[name][k] for k in common] for name in (first, second))
+            f1 = [
+                np.array([m.macro_f1 for m in score_folds(folds, [1.0] * len(folds), class_names)])
+                for folds in (one, two)
+            ]
+            differences = f1[0] - f1[1]
+            ratio = float(
+                np.mean([len(f.targets) / training_sizes[k] for f, k in zip(one, common, strict=True)])
+            )
+            n = len(common)
+            sd = float(np.std(differences, ddof=1)) if n > 1 else 0.0
+            statistic = float(differences.mean()) / (sd * np.sqrt(1 / n + ratio)) if sd > 0 else None
+            drawn = [bootstrap_scores(folds, len(class_names))["macro_f1"] for folds in (one, two)]
+            low, high = interval(drawn[0] - drawn[1])
+            tests.append(
+                PairedTest(
+                    first,
+                    second,
+                    n,
+                    float(differences.mean()),
+                    sd,
+                    None if statistic is None else float(2 * t.sf(abs(statistic), n - 1)),
+                    low,
+                    high,
+                )
+            )
+    return tests
+
+
+def reliability(targets: NDArray[np.int64], probabilities: Values) -> list[Bin]:
+    """Predictions in 15 bins of confidence, as in the calibration error; empty ones are left out."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == targets
+    index = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    return [
+        Bin(float(confidence[index == b].mean()), float(right[index == b].mean()), int((index == b).sum()))
+        for b in np.unique(index)
+    ]
+
+
+def _scores(confusion: Values) -> dict[str, Values]:
+    """Scores from (draws, K, K) weighted counts, rows the truth. A ratio of nothing to nothing is 0."""
+
+    def ratio(top: Values, bottom: Values) -> Values:
+        return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+    right = np.diagonal(confusion, axis1=1, axis2=2)
+    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    total = confusion.sum(axis=(1, 2))
+    f1 = ratio(2 * right, true + predicted)
+    return {
+        "accuracy": ratio(right.sum(axis=1), total),
+        "macro_f1": f1.mean(axis=1),
+        "weighted_f1": ratio((f1 * true).sum(axis=1), total),
+        "precision": ratio(right, predicted),
+        "recall": ratio(right, true),
+        "specificity": ratio(total[:, None] - true - predicted + right, total[:, None] - true),
+        "f1": f1,
+    }

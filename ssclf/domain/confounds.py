@@ -1,0 +1,277 @@
+"""How well the class can be told from what should not matter: a network that scores no better may see no more.
+
+Plain features (brain mask shape, intensity histogram, header fields, source) go into two plain classifiers on the
+same folds as the networks: a support vector machine, for many faint hints, and a tree of depth three, for a single
+plain one. The better of them counts, and is judged against the better of them with labels shuffled over subjects.
+scikit-learn is imported where it is used, since prediction does without it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Features = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+#: A predictor is reported when it beats all of so many shuffles: chance does that once in 200 times.
+PERMUTATIONS = 199
+_BINS = 16
+_PROFILE = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one kind of features tells about the class.
+
+    Attributes:
+        score: mean over folds of the balanced accuracy (mean recall of the classes in the test part) of the better
+            classifier.
+        chance: 1 / number of classes.
+        threshold: the highest score with shuffled labels.
+        found: whether the score is above it.
+        recall: class → mean over folds, None where no test part has the class.
+    """
+
+    name: str
+    score: float
+    chance: float
+    threshold: float
+    recall: Mapping[str, float | None]
+
+    @property
+    def found(self) -> bool:
+        return self.score > self.threshold
+
+
+def shape_features(volume: NDArray[np.float32], spacing: Sequence[float]) -> Features:
+    """What a brain mask looks like and where it lies in the array, in mm: no intensity in it.
+
+    Args:
+        volume: (C, D, H, W) network input, background 0.
+        spacing: (D, H, W) in mm.
+
+    Returns:
+        (36,) volume, surface, extents, axes, place in the field of view, and areas of cuts along each axis.
+    """
+    mask = volume.any(axis=0)
+    steps = np.asarray(spacing, float)
+    fov = np.array(mask.shape) * steps
+    where = np.argwhere(mask) * steps
+    if len(where) < 2:
+        return np.zeros(18 + 3 * _PROFILE)
+    low, high = where.min(axis=0), where.max(axis=0) + steps
+    centre = where.mean(axis=0)
+    axes = np.sqrt(np.linalg.eigvalsh(np.cov(where.T) + 1e-6 * np.eye(3)))
+    millilitres = len(where) * steps.prod() / 1000
+    faces = [np.count_nonzero(np.diff(mask, axis=a)) * steps.prod() / steps[a] for a in range(3)]
+    cuts = []
+    for axis in range(3):
+        area = mask.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
+        inside = area[np.flatnonzero(area)[0] : np.flatnonzero(area)[-1] + 1]
+        spots = np.linspace(0, len(inside) - 1, _PROFILE)
+        cuts.append(np.interp(spots, np.arange(len(inside)), inside) / inside.max())
+    return np.concatenate(
+        [
+            [np.cbrt(millilitres), sum(faces) / (1000 * millilitres) ** (2 / 3)],
+            [1000 * millilitres / (high - low).prod()],
+            high - low,
+            axes,
+            (centre - low) / (high - low),
+            low,
+            fov - high,
+            *cuts,
+        ]
+    )
+
+
+def histogram_features(volume: NDArray[np.float32]) -> Features:
+    """Intensities inside the brain, wherever they are.
+
+    Args:
+        volume: (C, D, H, W) network input in [0, 1], background 0.
+
+    Returns:
+        (C * 18,) per channel the shares of 16 bins, as square roots, then mean and deviation.
+    """
+    rows = []
+    for channel in volume:
+        inside = channel[channel > 0].astype(float)
+        counts = np.histogram(inside, _BINS, (0, 1))[0] / max(inside.size, 1)
+        moments = [inside.mean(), inside.std()] if inside.size else [0.0, 0.0]
+        rows.append(np.concatenate([np.sqrt(counts), moments]))
+    return np.concatenate(rows)
+
+
+def table_features(rows: Sequence[Mapping[str, str]]) -> Features:
+    """Cells of a table as numbers: `2 x 2 x 2.5` becomes three, any other text one column for each value.
+
+    Args:
+        rows: the same columns each; the features are what differs between rows.
+
+    Returns:
+        (N, F).
+    """
+    columns: list[Features] = []
+    for name in rows[0]:
+        cells = [row[name] for row in rows]
+        numbers = [_numbers(cell) for cell in cells]
+        lengths = {len(n) for n in numbers if n}
+        if len(lengths) == 1 and all(n or not cell for n, cell in zip(numbers, cells, strict=True)):
+            (length,) = lengths
+            known = np.array([n or [np.nan] * length for n in numbers])
+            columns.append(np.where(np.isnan(known), np.nanmedian(known, axis=0), known))
+            columns.append(np.isnan(known[:, :1]).astype(float))
+        else:
+            values = sorted(set(cells))
+            columns.append(np.array([[cell == value for value in values] for cell in cells], float))
+    return np.concatenate(columns, axis=1) if columns else np.zeros((len(rows), 0))
+
+
+def audit(
+    name: str,
+    features: Features,
+    targets: NDArray[np.integer[Any]],
+    subjects: Sequence[str],
+    folds: Sequence[tuple[Indices, Indices]],
+    class_names: Sequence[str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Finding:
+    """Tell the class from features, on the networks' folds.
+
+    Args:
+        name: of the features, for the report.
+        features: (N, F).
+        targets: (N,) class indices.
+        subjects: N names; labels are shuffled over them, and volumes follow.
+        folds: indices of training and test volumes.
+    """
+    chance = 1 / len(class_names)
+    if features.shape[1] == 0 or not features.std(axis=0).any():
+        return Finding(name, chance, chance, chance, dict.fromkeys(class_names))
+    parts = [_part(features, train, test) for train, test in folds]
+    recalls = _best_recalls(parts, targets, len(class_names))
+    random = np.random.default_rng(seed)
+    owners, index = np.unique(np.asarray(subjects), return_inverse=True)
+    own = np.array([Counter(targets[index == k].tolist()).most_common(1)[0][0] for k in range(len(owners))])
+    shuffled = [
+        _balanced(_best_recalls(parts, random.permutation(own)[index], len(class_names)))
+        for _ in range(permutations)
+    ]
+    means = _mean(recalls, axis=0)
+    return Finding(
+        name=name,
+        score=_balanced(recalls),
+        chance=chance,
+        threshold=max(shuffled),
+        recall={c: None if np.isnan(m) else float(m) for c, m in zip(class_names, means, strict=True)},
+    )
+
+
+def coinciding(cohort: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    """Classes whose every source holds no other class, where there are several sources.
+
+    Args:
+        cohort: class → source → number of volumes.
+    """
+    owners = Counter(source for sources in cohort.values() for source in sources)
+    if len(owners) < 2:
+        return ()
+    return tuple(name for name, sources in cohort.items() if sources and all(owners[s] == 1 for s in sources))
+
+
+def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a reader must know before believing the networks' scores; empty where nothing was found."""
+    found = [
+        f"{f.name} alone tells the class with a balanced accuracy of {f.score:.3f} (chance {f.chance:.3f}; shuffled "
+        f"labels never got above {f.threshold:.3f}): part of any network's score may come from there"
+        for f in findings
+        if f.found
+    ]
+    for name in coinciding(cohort):
+        sources = ", ".join(cohort[name])
+        found.append(
+            f"class {name} comes from {sources} only, and nothing else does: scanner, site and preprocessing "
+            f"tell {name} from the rest as well as the disease does, and no score on these data can tell them apart"
+        )
+    return found
+
+
+def _numbers(cell: str) -> list[float]:
+    try:
+        return [float(part) for part in cell.split(" x ")]
+    except ValueError:
+        return []
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One fold, with everything that does not depend on labels.
+
+    Attributes:
+        train, test: indices of volumes.
+        features: standardised, (train, F) and (test, F).
+        kernels: RBF, (train, train) and (test, train).
+    """
+
+    train: Indices
+    test: Indices
+    features: tuple[Features, Features]
+    kernels: tuple[Features, Features]
+
+
+def _part(features: Features, train: Indices, test: Indices) -> _Part:
+    mean, deviation = features[train].mean(axis=0), features[train].std(axis=0)
+    varies = deviation > 1e-9
+    # what hardly varies in training must not drown the rest in testing
+    scaled = ((features[:, varies] - mean[varies]) / deviation[varies]).clip(-5, 5)
+    inner, outer = scaled[train], scaled[test]
+
+    def kernel(rows: Features) -> Features:
+        squares = (rows**2).sum(axis=1)[:, None] + (inner**2).sum(axis=1) - 2 * rows @ inner.T
+        result: Features = np.exp(-squares / max(varies.sum(), 1))
+        return result
+
+    return _Part(train, test, (inner, outer), (kernel(inner), kernel(outer)))
+
+
+def _best_recalls(parts: Sequence[_Part], targets: NDArray[np.integer[Any]], classes: int) -> Features:
+    """Recall (folds, classes) of the better classifier; NaN where a test part lacks the class."""
+    from sklearn.svm import SVC
+    from sklearn.tree import DecisionTreeClassifier
+
+    found = np.full((2, len(parts), classes), np.nan)
+    for fold, part in enumerate(parts):
+        known, wanted = targets[part.train], targets[part.test]
+        if len(np.unique(known)) > 1 and part.features[0].shape[1]:
+            machine = SVC(kernel="precomputed", class_weight="balanced").fit(part.kernels[0], known)
+            tree = DecisionTreeClassifier(
+                max_depth=3, min_samples_leaf=3, class_weight="balanced", random_state=0
+            ).fit(part.features[0], known)
+            answers = [machine.predict(part.kernels[1]), tree.predict(part.features[1])]
+        else:
+            answers = [np.full(len(wanted), known[0])] * 2
+        for kind, answer in enumerate(answers):
+            for c in np.unique(wanted):
+                found[kind, fold, c] = (answer[wanted == c] == c).mean()
+    return max(found, key=_balanced)
+
+
+def _balanced(recalls: Features) -> float:
+    return float(np.nanmean(recalls, axis=1).mean())
+
+
+def _mean(values: Features, axis: int) -> Features:
+    """Mean of what is there; NaN, without a warning, where nothing is."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=axis)
+    counts = there.sum(axis=axis)
+    result: Features = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+    return result

@@ -1,0 +1,476 @@
+"""`report.html` and `tables.csv` of cross-validations and evaluations: the paper's tables, ours beside them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ssclf.domain import paper
+from ssclf.domain.comparison import (
+    FoldPredictions,
+    bootstrap_scores,
+    compare,
+    cross_fitted_temperatures,
+    interval,
+    mean_and_sd,
+    pool,
+    reliability,
+    score_folds,
+)
+from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
+from ssclf.domain.scores import softmax
+from ssclf.io.cv_runs import CvRun, FoldResult, read_cv_run
+from ssclf.io.results import defuse, write_whole
+from ssclf.reporting.figures import draw_confusions, draw_fold_curves, draw_heat_maps, draw_reliability
+from ssclf.reporting.html import write_page
+
+REPORT, TABLES, FIGURES = "report.html", "tables.csv", "figures"
+PER_CLASS = ("precision", "recall", "specificity", "f1")
+TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "macro_specificity": "mean specificity",
+    "macro_roc_auc": "mean ROC AUC",
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "log_loss": "log loss",
+    "calibration_error": "calibration error",
+    "brier": "Brier score",
+}
+_COLUMNS = (
+    "network", "class", "metric", "probabilities", "mean", "sd", "ci_low", "ci_high", "folds", "paper", "paper_sd",
+    "data",
+)  # fmt: skip
+_ARCHITECTURES = {"mc3": "mixed convolution (mc3)", "r2plus1d": "R(2+1)D", "r3d": "ResNet 3D"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of `tables.csv`. Deviation over folds, 95 % interval over subjects, and what the paper has there."""
+
+    network: str
+    class_name: str
+    metric: str
+    probabilities: str
+    mean: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    folds: int
+    paper: float | None = None
+    paper_sd: float | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one network, or one bundle, said of one or several test parts.
+
+    Attributes:
+        name: as in `--only`, or of the bundle.
+        folds: number → predictions.
+        sources: fold → source of every volume.
+        temperatures: fold → temperature that has not seen what it scores.
+        temperature: that a bundle made of it carries.
+    """
+
+    name: str
+    folds: Mapping[int, FoldPredictions]
+    sources: Mapping[int, Sequence[str]]
+    temperatures: Mapping[int, float]
+    temperature: float
+    class_names: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        architecture, _, start = self.name.partition("/")
+        known = _ARCHITECTURES.get(architecture, architecture)
+        return f"{known}, {'pretrained' if start == 'pretrained' else 'from scratch'}" if start else known
+
+    @cached_property
+    def raw(self) -> list[Metrics]:
+        return score_folds(list(self.folds.values()), [1.0] * len(self.folds), self.class_names)
+
+    @cached_property
+    def calibrated(self) -> list[Metrics]:
+        return score_folds(list(self.folds.values()), list(self.temperatures.values()), self.class_names)
+
+    @cached_property
+    def pooled(self) -> Metrics:
+        found = pool(list(self.folds.values()))
+        return score_predictions(found.targets, softmax(found.logits), self.class_names)
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        return list(self._scores())
+
+    def _scores(self) -> Iterator[Score]:
+        drawn = bootstrap_scores(list(self.folds.values()), len(self.class_names))
+        published = paper.NETWORKS.get(self.name) if set(self.class_names) == set(paper.CLASSES) else None
+        for metric in ("accuracy", "macro_f1", "weighted_f1"):
+            value = getattr(published, metric, None)
+            yield self._row("", metric, "any", interval(drawn[metric]), value)
+        yield self._row("", "macro_specificity", "any")
+        yield self._row("", "macro_roc_auc", "raw")
+        for kind in ("raw", "calibrated"):
+            for metric in ("log_loss", "calibration_error", "brier"):
+                yield self._row("", metric, kind)
+        for index, name in enumerate(self.class_names):
+            ours = published.per_class[name] if published else None
+            for metric in PER_CLASS:
+                spread = ours.f1_sd if ours and metric == "f1" else None
+                limits = interval(drawn[metric][:, index])
+                yield self._row(name, metric, "any", limits, getattr(ours, metric, None), spread)
+            yield self._row(name, "roc_auc", "raw")
+
+    def _row(
+        self,
+        class_name: str,
+        metric: str,
+        probabilities: str,
+        limits: tuple[float | None, float | None] = (None, None),
+        published: float | None = None,
+        published_sd: float | None = None,
+    ) -> Score:
+        folds = self.calibrated if probabilities == "calibrated" else self.raw
+        parts: list[Any] = [fold.per_class[class_name] if class_name else fold for fold in folds]
+        mean, sd = mean_and_sd([getattr(part, metric) for part in parts])
+        return Score(
+            self.name,
+            class_name,
+            metric,
+            probabilities,
+            mean,
+            sd,
+            *limits,
+            len(parts),
+            published,
+            published_sd,
+        )
+
+    def score(self, metric: str, class_name: str = "", probabilities: str = "any") -> Score:
+        wanted = (class_name, metric, probabilities)
+        return next(s for s in self.scores if (s.class_name, s.metric, s.probabilities) == wanted)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall over classes, then over folds: on the scale of the confound audit."""
+        return float(np.mean([self.score("recall", name).mean for name in self.class_names]))
+
+    @property
+    def by_source(self) -> list[dict[str, Any]]:
+        """Share of right predictions, pooled over folds, by source and class."""
+        found = pool(list(self.folds.values()))
+        sources = np.array([s or "not stated" for fold in self.folds for s in self.sources[fold]])
+        right = found.logits.argmax(axis=1) == found.targets
+        rows = []
+        for source in np.unique(sources):
+            here = sources == source
+            recall = {
+                name: float(right[here & (found.targets == k)].mean())
+                for k, name in enumerate(self.class_names)
+                if (here & (found.targets == k)).any()
+            }
+            rows.append(
+                {
+                    "source": str(source),
+                    "volumes": int(here.sum()),
+                    "accuracy": float(right[here].mean()),
+                    "recall": recall,
+                }
+            )
+        return rows
+
+
+def summarise(run: CvRun) -> list[Network]:
+    """Every network with at least one finished fold."""
+    networks = []
+    for variant in run.variants:
+        results = dict(sorted(run.of(variant).items()))
+        folds = {fold: predictions(result) for fold, result in results.items()}
+        temperatures = cross_fitted_temperatures(list(folds.values()))
+        pooled = pool(list(folds.values()))
+        networks.append(
+            Network(
+                name=variant,
+                folds=folds,
+                sources={fold: result.sources for fold, result in results.items()},
+                temperatures=dict(zip(folds, temperatures, strict=True)),
+                temperature=fit_temperature(pooled.logits, pooled.targets),
+                class_names=run.class_names,
+            )
+        )
+    return networks
+
+
+def predictions(result: FoldResult) -> FoldPredictions:
+    return FoldPredictions(result.keys, result.subjects, result.targets, result.logits)
+
+
+def write_cv_report(out: Path) -> Path:
+    """Write `report.html`, `tables.csv` and `figures/` of a cross-validation, whatever of it is finished.
+
+    Args:
+        out: folder that `ssclf cv` wrote.
+
+    Returns:
+        the page.
+
+    Raises:
+        ModelError: no cross-validation, or a damaged one.
+        OutputError: it cannot be written.
+    """
+    run = read_cv_run(out)
+    networks = summarise(run)
+    sizes = {
+        cell.fold: sum(result.training["volumes"]["train"].values()) for cell, result in run.results.items()
+    }
+    curves = {
+        network.title: {fold: result.epochs for fold, result in run.of(network.name).items()}
+        for network in networks
+    }
+    pairs = compare({network.name: network.folds for network in networks}, sizes, run.class_names)
+    titles = {network.name: network.title for network in networks}
+    how = (
+        f"{run.folds} random divisions into training and test part, test share {run.config.holdout:g}, as in the paper"
+        if run.scheme == "paper"
+        else f"{run.folds} disjoint folds"
+    )
+    return _write(
+        out,
+        networks,
+        title="Cross-validation",
+        synthetic=run.synthetic,
+        class_names=run.class_names,
+        curves=curves,
+        facts=[
+            ("folds", f"{how}; stratified by class, grouped by subject, the same for all networks"),
+            ("training", _describe(run)),
+            (
+                "preprocessing",
+                f"{' x '.join(f'{mm:g}' for mm in run.preprocess.spacing)} mm, {run.preprocess.hash}",
+            ),
+        ],
+        missing=[cell.name for cell in run.missing],
+        cohort=run.cohort,
+        audit=run.audit,
+        audited=True,
+        pairs=[{**vars(pair), "first": titles[pair.first], "second": titles[pair.second]} for pair in pairs],
+        costs=[_cost(run, network) for network in networks],
+        overlap=run.scheme == "paper",
+        seen=0,
+    )
+
+
+def write_evaluation_report(
+    out: Path,
+    network: Network,
+    *,
+    synthetic: bool,
+    cohort: Mapping[str, Mapping[str, int]],
+    facts: Sequence[tuple[str, str]],
+    seen: int,
+) -> Path:
+    """The same page for a bundle on a cohort that it has not seen.
+
+    Args:
+        network: with a single fold.
+        synthetic: whether the volumes, or those the model was trained on, are synthetic.
+        cohort: class → source → number of volumes.
+        facts: lines for the head of the page.
+        seen: volumes left out because the model was trained on them.
+    """
+    return _write(
+        out,
+        [network],
+        title="Evaluation",
+        synthetic=synthetic,
+        class_names=network.class_names,
+        curves={},
+        facts=facts,
+        missing=[],
+        cohort=cohort,
+        audit=None,
+        audited=False,
+        pairs=[],
+        costs=[],
+        overlap=False,
+        seen=seen,
+    )
+
+
+def _write(
+    out: Path,
+    networks: Sequence[Network],
+    *,
+    synthetic: bool,
+    class_names: tuple[str, ...],
+    curves: Mapping[str, Any],
+    **values: Any,
+) -> Path:
+    note = "synthetic volumes: nothing here says anything about patients" if synthetic else ""
+    figures = _draw(out / FIGURES, networks, class_names, curves, note) if networks else []
+    _write_tables(out / TABLES, networks, synthetic)
+    comparable = set(class_names) == set(paper.CLASSES) and any(n.name in paper.NETWORKS for n in networks)
+    write_page(
+        "cv_report.html",
+        out / REPORT,
+        networks=networks,
+        synthetic=synthetic,
+        class_names=class_names,
+        figures=figures,
+        metric_titles=TITLES,
+        per_class=PER_CLASS,
+        paper_networks=paper.NETWORKS,
+        paper_tables=paper.TABLES,
+        accuracy_note=paper.ACCURACY_NOTE,
+        comparable=comparable,
+        chance=1 / len(class_names),
+        number=_number,
+        spread=_spread,
+        limits=_limits,
+        **values,
+    )
+    return out / REPORT
+
+
+def _draw(
+    folder: Path,
+    networks: Sequence[Network],
+    class_names: tuple[str, ...],
+    curves: Mapping[str, Any],
+    note: str,
+) -> list[dict[str, str]]:
+    """Figures as files, and as data URIs with their captions."""
+    comparable = set(class_names) == set(paper.CLASSES)
+    rows = []
+    for network in networks:
+        ours = {
+            name: [network.score(metric, name).mean or 0.0 for metric in PER_CLASS] for name in class_names
+        }
+        rows.append((network.title, ours))
+        if comparable and network.name in paper.NETWORKS:
+            published = paper.NETWORKS[network.name].per_class
+            rows.append(
+                (
+                    "the paper's",
+                    {name: [getattr(published[name], m) for m in PER_CLASS] for name in class_names},
+                )
+            )
+    calibration = {}
+    for network in networks:
+        folds = list(network.folds.values())
+        targets = np.concatenate([fold.targets for fold in folds])
+        lines = {}
+        for label, temperatures in (
+            ("as trained", [1.0] * len(folds)),
+            ("calibrated", network.temperatures.values()),
+        ):
+            shares = np.concatenate([softmax(f.logits, t) for f, t in zip(folds, temperatures, strict=True)])
+            lines[label] = [(b.confidence, b.accuracy, b.count) for b in reliability(targets, shares)]
+        calibration[network.title] = lines
+    draw_confusions({n.title: n.pooled.confusion for n in networks}, class_names, folder / "confusion", note)
+    draw_heat_maps(rows, class_names, [TITLES[m] for m in PER_CLASS], folder / "per-class", note)
+    draw_reliability(calibration, folder / "reliability", note)
+    captions = {
+        "confusion": "Confusion matrices over all test parts (the paper's Figs. 4 to 6): counts, and shares of the row.",
+        "per-class": "Scores of each class, mean over folds (the paper's Fig. 7).",
+        "reliability": "Reliability: share of right predictions by confidence, before and after calibration with a "
+        "temperature that was fitted on other volumes.",
+    }
+    if curves:
+        draw_fold_curves(curves, folder / "learning-curves", note)
+        captions["learning-curves"] = "Learning curves: weighted cross-entropy on augmented training volumes."
+    return [
+        {"name": name, "caption": caption, "uri": _data_uri(folder / f"{name}.svg")}
+        for name, caption in captions.items()
+    ]
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _write_tables(path: Path, networks: Sequence[Network], synthetic: bool) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(_COLUMNS)
+    for score in (score for network in networks for score in network.scores):
+        numbers = (score.mean, score.sd, score.low, score.high)
+        writer.writerow(
+            [
+                *map(defuse, (score.network, score.class_name, score.metric, score.probabilities)),
+                *(_number(n, 6) for n in numbers),
+                score.folds,
+                *("" if n is None else f"{n:g}" for n in (score.paper, score.paper_sd)),
+                "synthetic" if synthetic else "as given",
+            ]
+        )
+    write_whole(path, text.getvalue())
+
+
+def _describe(run: CvRun) -> str:
+    c = run.config
+    choice = (
+        f"epoch chosen on {c.validation:.0%} of the training subjects" if c.validation else "last epoch kept"
+    )
+    return (
+        f"{c.epochs} epochs, {choice}; Adam, learning rate {c.learning_rate:g} ({c.schedule}), weight decay "
+        f"{c.weight_decay:g}, batch {c.batch_size * c.accumulate}, augmentation {c.augmentation}, dropout {c.dropout:g}, "
+        f"class weights {c.class_weights}, seed {c.seed}"
+    )
+
+
+def _cost(run: CvRun, network: Network) -> dict[str, Any]:
+    """What a network cost, over its finished folds: times as medians, memory as the least.
+
+    A process that trained before keeps some memory, so the least is nearest to what training needs.
+    """
+    results = list(run.of(network.name).values())
+    costs = [result.cost for result in results if result.cost]
+    seconds = [
+        epoch["seconds"] / sum(result.training["volumes"]["train"].values())
+        for result in results
+        for epoch in result.epochs
+        if epoch["seconds"] is not None
+    ]
+    peaks = [cost["peak_training_mb"] for cost in costs if cost["peak_training_mb"]]
+    published = paper.NETWORKS.get(network.name)
+    return {
+        "title": network.title,
+        "parameters": costs[0]["parameters"] if costs else None,
+        "paper_parameters": published.parameters if published else None,
+        "gflops": costs[0]["gflops"] if costs else None,
+        "shape": " x ".join(map(str, costs[0]["shape"])) if costs else "",
+        "seconds": median(cost["seconds_per_volume"] for cost in costs) if costs else None,
+        "training_seconds": median(seconds) if seconds else None,
+        "peak_mb": min(peaks) if peaks else None,
+        "peak_of": costs[0]["peak_of"] if costs else "",
+        "device": ", ".join(Counter(cost["device"] for cost in costs)),
+    }
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _spread(score: Score) -> str:
+    """`0.854 ± 0.049`, the deviation over folds where there are several."""
+    return _number(score.mean) + ("" if score.sd is None else f" ± {score.sd:.3f}")
+
+
+def _limits(score: Score) -> str:
+    return "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"

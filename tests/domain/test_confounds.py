@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ssclf.config import PreprocessConfig
+from ssclf.domain.confounds import (
+    Features,
+    audit,
+    coinciding,
+    histogram_features,
+    shape_features,
+    table_features,
+    warnings,
+)
+from ssclf.domain.preprocessing import preprocess
+from ssclf.domain.splits import holdout_splits
+from ssclf.domain.synthetic import make_synthetic_volume
+from ssclf.domain.volume import Volume
+
+CLASSES = ("HGG", "LGG", "healthy")
+PER_CLASS = 16
+SPACING = (14.0, 13.0, 12.0)
+TARGETS = np.repeat(np.arange(3), PER_CLASS)
+SUBJECTS = [f"s{k}" for k in range(len(TARGETS))]
+Change = Callable[[Volume, int], Volume]
+
+
+def folds(scheme_seed: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:  # type: ignore[type-arg]
+    subjects = {name: name for name in SUBJECTS}
+    labels = dict(zip(SUBJECTS, (CLASSES[t] for t in TARGETS), strict=True))
+    position = {name: k for k, name in enumerate(SUBJECTS)}
+    return [
+        tuple(np.array([position[key] for key in part]) for part in (split.train, split.test))  # type: ignore[misc]
+        for split in holdout_splits(subjects, labels, seed=scheme_seed)
+    ]
+
+
+@pytest.fixture(scope="module")
+def volumes() -> list[Volume]:
+    rng = np.random.default_rng(5)
+    return [make_synthetic_volume(CLASSES[t], rng, spacing=(7, 6.5, 6)) for t in TARGETS]  # type: ignore[arg-type]
+
+
+def features(volumes: list[Volume], kind: str, change: Change = lambda volume, target: volume) -> Features:
+    config = PreprocessConfig(spacing=SPACING)
+    rows = []
+    for volume, target in zip(volumes, TARGETS, strict=True):
+        data = preprocess(change(volume, int(target)), config).data
+        rows.append(shape_features(data, SPACING) if kind == "shape" else histogram_features(data))
+    return np.array(rows)
+
+
+def find(values: Features, name: str = "it") -> bool:
+    return audit(name, values, TARGETS, SUBJECTS, folds(), CLASSES).found
+
+
+@pytest.mark.parametrize("kind", ["shape", "histogram"])
+def test_quiet_where_the_generator_plants_nothing(volumes: list[Volume], kind: str) -> None:
+    assert not find(features(volumes, kind))
+
+
+def test_quiet_on_noise_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    false = sum(
+        audit(
+            "noise", random.normal(size=(48, 6)), TARGETS, SUBJECTS, folds(k), CLASSES, permutations=39
+        ).found
+        for k in range(40)
+    )
+    assert false <= 5  # 1 in 20 expected each time
+
+
+def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
+    def brighten(volume: Volume, target: int) -> Volume:
+        data = volume.data / volume.data.max()
+        return Volume(data**0.6 if target == 1 else data, volume.affine)
+
+    values = features(volumes, "histogram", brighten)
+    finding = audit("intensity histogram", values, TARGETS, SUBJECTS, folds(), CLASSES)
+    assert finding.found
+    assert finding.recall["LGG"] is not None and finding.recall["LGG"] > 0.8
+    assert not find(features(volumes, "shape", brighten))
+
+
+def test_another_field_of_view_is_found(volumes: list[Volume]) -> None:
+    def cut(volume: Volume, target: int) -> Volume:
+        return Volume(volume.data[:, 4:], volume.affine) if target == 2 else volume
+
+    assert find(features(volumes, "shape", cut))
+
+
+def test_header_fields_are_read_as_numbers_or_as_names() -> None:
+    rows = [
+        {"spacing": f"{1 + 0.1 * (t == 0):g} x 1 x 1", "orientation": "RAS" if t else "LPS", "empty": ""}
+        for t in TARGETS
+    ]
+    values = table_features(rows)
+    assert values.shape == (48, 3 + 1 + 2 + 1)
+    finding = audit("header fields", values, TARGETS, SUBJECTS, folds(), CLASSES)
+    assert finding.found and finding.recall["HGG"] == 1
+    (text,) = warnings([finding], {name: {"one": PER_CLASS} for name in CLASSES})
+    assert text.startswith("header fields alone tells the class")
+
+
+def test_a_table_that_says_the_same_of_all_tells_nothing() -> None:
+    finding = audit("source", table_features([{"source": "a"}] * 48), TARGETS, SUBJECTS, folds(), CLASSES)
+    assert not finding.found and finding.score == pytest.approx(1 / 3)
+
+
+def test_volumes_of_a_subject_are_shuffled_together() -> None:
+    """24 subjects with two equal volumes each: shuffled one by one, the labels would look too hard to guess."""
+    random = np.random.default_rng(3)
+    subjects = [f"s{k // 2}" for k in range(48)]
+    values = np.repeat(random.normal(size=(24, 4)), 2, axis=0)
+    split = [(np.arange(48)[k::2], np.arange(48)[1 - k :: 2]) for k in range(2)]  # twins on both sides
+    assert not audit("it", values, TARGETS, subjects, split, CLASSES).found
+    assert audit("it", values, TARGETS, [f"s{k}" for k in range(48)], split, CLASSES).found
+
+
+def test_classes_that_coincide_with_their_source_are_named() -> None:
+    paper = {"HGG": {"BraTS": 259}, "LGG": {"BraTS": 73}, "healthy": {"IXI-Guys": 200, "IXI-HH": 59}}
+    assert coinciding(paper) == ("healthy",)
+    assert coinciding({"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 1}}) == ()
+    assert coinciding({"a": {"x": 5}, "b": {"x": 5}}) == ()
+    assert coinciding({"a": {"x": 5}, "b": {"y": 5}}) == ("a", "b")
+    assert "healthy comes from IXI-Guys, IXI-HH only" in warnings([], paper)[0]
