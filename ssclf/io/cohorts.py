@@ -435,7 +435,7 @@ def _choose(
         other = search.stand_in(contrast, label)
         if canonical in files:
             chosen.append(files[canonical][0])
-        elif other in files:
+        elif other and other in files:
             chosen.append(files[other][0])
             stand_ins.append(f"{contrast}={other}")
         elif len(search.contrasts) == 1 and set(files) == {""} and (who.contrast_optional or search.pattern):

@@ -21,6 +21,8 @@ from ssclf.io.naming import MASK, canonical_contrast, parse_name, volume_ending
 from ssclf.io.scans import Scan, VoxelSource
 from ssclf.io.tables import TABLE_ENDINGS, TableRow, read_table
 
+#: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
+PREPROCESSED = frozenset({"settings.json", "records", "volumes"})
 OTHER_CONTRAST = "another contrast of a case"
 MASK_BESIDE = "a mask beside a volume"
 _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", "~")
@@ -140,6 +142,9 @@ def walk_folder(root: Path, pattern: str | None = None) -> FolderContent:
             content.problems[folder] = f"the folder cannot be read ({exc.strerror or exc})."
             continue
         names = {entry.name.lower() for entry in listed}
+        if folder and names >= PREPROCESSED:
+            content.other["a folder that ssclf preprocess wrote"] += 1
+            continue
         for entry in listed:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
