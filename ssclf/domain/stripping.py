@@ -1,9 +1,12 @@
 """Is the skull gone already? A rule on geometry and intensity, without a network.
 
-On a coarse grid, the voxels that differ from the background are peeled from the outside in. A head has
-its dark skull between bright scalp and brain: its darkest shell 6–13 mm under the surface is far darker
-than the tissue 25–40 mm deep. A stripped brain has cortex there. Only the top 90 mm count: below them a
-neck or a skull base would blur the picture.
+On a coarse grid, the voxels that differ from the background are peeled from the outside in. A head has its
+dark skull between scalp and brain: either a shell 6–13 mm under the surface is far darker than the tissue
+25–40 mm deep, or, where fat and contrast agent outshine the skull, shells get darker with depth before they
+get brighter. A stripped brain begins with cortex and gets brighter with depth. Only the top 90 mm count:
+below them a neck or a skull base would blur the picture.
+
+Where the rule errs it should err towards "head": that costs a brain extraction, the other a wrong answer.
 """
 
 from __future__ import annotations
@@ -15,23 +18,36 @@ from numpy.typing import NDArray
 
 from ssclf.domain.geometry import reorient, resample
 from ssclf.domain.intensity import background_value
+from ssclf.domain.masks import fill_holes
 from ssclf.domain.volume import Mask, Spacing, Volume
 
 GRID_MM = 3.0
 TOP_MM = 90.0
 MAX_DEPTH_MM = 42.0
 #: Chosen on the volumes named in docs/preprocessing.md, where the limits of the rule are listed too.
-STRIPPED_LITRES = (0.8, 2.7)
+STRIPPED_LITRES = (0.6, 2.7)
 STRIPPED_RATIO = 0.55
+STRIPPED_DROP = 0.15
+#: Middle of the shells, each 3 mm thick, in mm under the surface; the skull is looked for in the second range.
+PROFILE_MM = tuple(np.arange(3.0, 15.1, 1.5).tolist())
+SKULL_MM = (7.5, 12.0)
+CORE_MM = (25.0, 40.0)
 
 
 @dataclass(frozen=True)
 class Stripping:
-    """What the rule saw: volume of everything that is not background, and the shell ratio (0 if unknown)."""
+    """What the rule saw.
+
+    Attributes:
+        foreground_ml: volume of everything that is not background.
+        shell_ratio: darkest shell where the skull would be, over the core; 0 where there is none.
+        drop: how much darker than one further out a shell is, at most, over the core.
+    """
 
     stripped: bool
     foreground_ml: float
     shell_ratio: float
+    drop: float = 0.0
 
 
 def judge_stripping(volume: Volume) -> Stripping:
@@ -48,7 +64,8 @@ def judge_stripping(volume: Volume) -> Stripping:
     foreground_ml = float(np.count_nonzero(inside.data)) * volume.voxel_ml
     d, h, w = first.spacing
     grid = max(GRID_MM, d), max(GRID_MM, h), max(GRID_MM, w)
-    coarse_mask = resample(inside, grid, order=0).data[0]
+    # Ventricles may share the background's value; depth is meant from the outside.
+    coarse_mask = fill_holes(resample(inside, grid, order=0).data[0])
     coarse = resample(first, grid).data[0]
     occupied = np.flatnonzero(coarse_mask.any(axis=(1, 2)))
     if occupied.size == 0:
@@ -56,14 +73,21 @@ def judge_stripping(volume: Volume) -> Stripping:
     depth = _depth_mm(coarse_mask, grid)
     top = slice(max(int(occupied[-1] + 1 - TOP_MM / grid[0]), 0), int(occupied[-1]) + 1)
     depth, values = depth[top], coarse[top] - background
-    shells = [values[(depth > start - 1.5) & (depth <= start + 1.5)] for start in (7.5, 9.0, 10.5, 12.0)]
-    core = values[(depth >= 25) & (depth <= 40)]
-    if core.size == 0 or core.mean() <= 0 or not any(shell.size for shell in shells):
+    core = values[(depth >= CORE_MM[0]) & (depth <= CORE_MM[1])]
+    if core.size == 0 or core.mean() <= 0:
         return Stripping(False, foreground_ml, 0.0)
-    ratio = float(min(shell.mean() for shell in shells if shell.size) / core.mean())
+    shells = {mm: values[(depth > mm - 1.5) & (depth <= mm + 1.5)] for mm in PROFILE_MM}
+    profile = {mm: float(shell.mean() / core.mean()) for mm, shell in shells.items() if shell.size}
+    ratio = min((value for mm, value in profile.items() if SKULL_MM[0] <= mm <= SKULL_MM[1]), default=0.0)
+    means = np.array(list(profile.values()))
+    drop = float((np.maximum.accumulate(means) - means).max())
     litres = foreground_ml / 1000
-    stripped = STRIPPED_LITRES[0] <= litres <= STRIPPED_LITRES[1] and ratio >= STRIPPED_RATIO
-    return Stripping(stripped, foreground_ml, ratio)
+    stripped = (
+        STRIPPED_LITRES[0] <= litres <= STRIPPED_LITRES[1]
+        and ratio >= STRIPPED_RATIO
+        and drop <= STRIPPED_DROP
+    )
+    return Stripping(stripped, foreground_ml, ratio, drop)
 
 
 def _depth_mm(mask: Mask, spacing: Spacing) -> NDArray[np.float32]:
