@@ -144,7 +144,8 @@ def _noise(rng: np.random.Generator, grid: Grid, length: float) -> Field:
         nodes = np.arange(line[0] - 1.5 * length, line[-1] + 2.5 * length, length, dtype=np.float32)
         weight = np.exp(-0.5 * ((line[:, None] - nodes) / (0.6 * length)) ** 2)
         weights.append(weight / np.sqrt((weight**2).sum(axis=1, keepdims=True)))
-    result: Field = rng.standard_normal([weight.shape[1] for weight in weights], np.float32)
+    nodes_per_axis = tuple(len(weight[0]) for weight in weights)
+    result: Field = rng.standard_normal(nodes_per_axis, np.float32)
     for axis, weight in enumerate(weights):
         result = np.moveaxis(np.tensordot(weight, result, (1, axis)), 0, axis)
     return result
@@ -189,7 +190,7 @@ def _tissue(rng: np.random.Generator, grid: Grid, radii: NDArray[np.float64], de
     """White and grey matter, sulci, fissure and ventricles."""
     z, _, x = grid
     rz, ry, rx = radii
-    folds = _noise(rng, grid, 9)
+    folds = _noise(rng, grid, 13)
     tissue = _WHITE + 0.02 * _noise(rng, grid, 20)
     cortex = _step(rng.uniform(6, 9) + 4 * folds - depth, 2)
     tissue = _mix(tissue, cortex, _GREY + 0.03 * folds)
@@ -229,12 +230,12 @@ def _add_high_grade(
     rng: np.random.Generator, grid: Grid, depth: Field, tissue: Field, difficulty: float
 ) -> tuple[Field, Mask]:
     """A dark core, a bright broken ring, oedema; and where the ring is."""
-    radius = rng.uniform(22, 31) * (1 - 0.45 * difficulty)
+    radius = rng.uniform(24, 32) * (1 - 0.45 * difficulty)
     lesion = _lesion(rng, grid, depth, radius)
     oedema = _step(rng.uniform(1.4, 1.8) + 0.2 * _noise(rng, grid, 14) - lesion, 0.1)
-    tissue = _mix(tissue, (0.8 - 0.3 * difficulty) * oedema, _GREY - 0.15)
+    tissue = _mix(tissue, (0.95 - 0.4 * difficulty) * oedema, 0.5)
     tissue = _mix(tissue, _step(1 - lesion, 0.1), _FLUID + 0.1)
-    inner = rng.uniform(0.5, 0.7)
+    inner = rng.uniform(0.6, 0.72)
     ring = _step((1 - inner) / 2 - np.abs(lesion - (1 + inner) / 2), 0.08)
     ring *= _step(_noise(rng, grid, 16) + 1.5 - 0.7 * difficulty, 0.3)  # broken in places
     return _mix(tissue, ring, _ENHANCING - 0.2 * difficulty), ring > 0.5
@@ -244,17 +245,17 @@ def _add_low_grade(
     rng: np.random.Generator, grid: Grid, depth: Field, tissue: Field, difficulty: float
 ) -> Field:
     """A patch darker than white and grey matter, brighter than fluid, with blurred edges."""
-    radius = rng.uniform(28, 37) * (1 - 0.4 * difficulty)
+    radius = rng.uniform(30, 38) * (1 - 0.4 * difficulty)
     lesion = _lesion(rng, grid, depth, radius)
-    value = rng.uniform(0.38, 0.48) + 0.04 * _noise(rng, grid, 10)
-    return _mix(tissue, (0.9 - 0.4 * difficulty) * _step(1 - lesion, 0.25), value)
+    value = rng.uniform(0.36, 0.46) + 0.04 * _noise(rng, grid, 10)
+    return _mix(tissue, (1 - 0.5 * difficulty) * _step(1 - lesion, 0.25), value)
 
 
 def _add_vessels(rng: np.random.Generator, grid: Grid, depth: Field, tissue: Field, ring: Mask) -> Field:
     """Bright tubes near the surface, so many that ring and vessels together do not depend on the label."""
     tubes = _noise(rng, grid, 40) ** 2 + _noise(rng, grid, 40) ** 2 + 0.004 * np.abs(depth)
     inside = depth > 0
-    wanted = rng.uniform(0.03, 0.055) * np.count_nonzero(inside) - np.count_nonzero(ring)
+    wanted = rng.uniform(0.04, 0.06) * np.count_nonzero(inside) - np.count_nonzero(ring)
     share = max(wanted / np.count_nonzero(inside), 0.004)
     limit = float(np.quantile(tubes[inside], share))
     return _mix(tissue, _step(1 - tubes / np.float32(limit), 0.3), _ENHANCING)
