@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -235,14 +236,18 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         # workers draw a seed from torch's global state, which must not depend on their number
         generator=torch.Generator(),
     )
 
 
-def _one_thread(worker: int) -> None:
-    """TorchIO resamples with SimpleITK, which would start as many threads as there are cores in each worker."""
+def _start_worker(worker: int) -> None:
+    # A terminal and Slurm send signals to every process. The main one decides what they mean; the others end with
+    # their queue, or when they find it gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # TorchIO resamples with SimpleITK, which would start as many threads as there are cores in each worker.
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

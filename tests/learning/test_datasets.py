@@ -65,7 +65,7 @@ def test_mixed_settings_are_refused(preprocessed: Callable[..., Path]) -> None:
     used = json.loads((folder / "settings.json").read_text())["hash"]
     lines[3] = lines[3].replace(used, "0123456789abcdef")
     (folder / "manifest.csv").write_text("\n".join(lines))
-    with pytest.raises(DatasetError, match="line 4: .* other settings"):
+    with pytest.raises(DatasetError, match=r"line 4: .* other settings"):
         read_prepared_cohort(folder)
 
 

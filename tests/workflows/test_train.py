@@ -3,6 +3,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,9 +64,6 @@ def test_a_run_leaves_its_files_and_scores_what_it_held_out(
 def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
     preprocessed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-    import signal
-
     config = dataclasses.replace(TINY, accumulate=2, batch_size=1, schedule="onecycle", patience=5)
     data = preprocessed()
     whole = run(data, tmp_path / "whole", config)
@@ -149,3 +150,42 @@ def test_volumes_too_small_for_batch_normalisation_are_explained(
     config = dataclasses.replace(TINY, batch_size=1, architecture="r3d", augmentation="none")
     with pytest.raises(DatasetError, match="single value per channel"):
         run(preprocessed(shape=(4, 12, 9)), tmp_path / "run", config)
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from ssclf.config import TrainConfig
+from ssclf.workflows.train import train
+torch.set_num_threads(1)
+config = TrainConfig(epochs=50, learning_rate=1e-3, batch_size=2, holdout=0.25, precision="32-true")
+result = train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", workers=2,
+               on_step=lambda epoch, step, steps, loss: print(epoch, step, flush=True))
+print("interrupted", result.interrupted, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves_and_ends(
+    number: signal.Signals, preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    # as a terminal and a batch system do: the loader's processes get it too, and must neither die early nor stay
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(preprocessed()), str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("2 1"):
+            os.killpg(process.pid, number)
+            break
+    out, errors = process.communicate(timeout=400)
+    assert out.splitlines()[-1] == f"interrupted {int(number)}", errors
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
