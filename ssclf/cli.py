@@ -384,6 +384,92 @@ def train(
 
 
 @app.command()
+def cv(
+    models: Annotated[str, typer.Option("--models", help="Networks, comma separated.")] = "mc3,r2plus1d,r3d",
+    pretrained: Annotated[
+        str, typer.Option("--pretrained", help="Kinetics-400 weights: no, yes, or both for either start.")
+    ] = "no",
+    data: Annotated[Path, typer.Option("--data", help="Folder that preprocess wrote.")] = _PREPROCESSED,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder; give an earlier one to go on with it. Default: runs/cv-<time>."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="paper (every value as published) or default.")
+    ] = "paper",
+    scheme: Annotated[
+        str, typer.Option("--scheme", help="paper: independent 70/30 divisions; kfold: disjoint test parts.")
+    ] = "paper",
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Divisions, or disjoint parts.")] = 3,
+    only: Annotated[
+        str | None, typer.Option("--only", help="One cell, such as mc3/pretrained/2, for job arrays.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Instead of the imported weights.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")] = None,
+    augmentation: Annotated[
+        str | None, typer.Option("--augmentation", help="light, heavy, flip or none.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="For everything drawn at random.")] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read and augment.")] = 2,
+    quiet: Quiet = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
+    _start(quiet, log_level)
+    from ssclf.config import TrainConfig
+    from ssclf.io.runs import new_run_folder
+    from ssclf.reporting.console import CvDisplay
+    from ssclf.reporting.cv_report import write_cv_report
+    from ssclf.workflows.cross_validate import cross_validate
+
+    starts = {"no": (False,), "yes": (True,), "both": (False, True)}.get(pretrained)
+    if starts is None:
+        raise ConfigError(f"--pretrained: expected no, yes or both, found {pretrained!r}.")
+    changes = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "augmentation": augmentation,
+        "precision": precision,
+        "seed": seed,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    folder = out or new_run_folder("cv")
+    with CvDisplay(quiet=quiet) as display:
+        result = cross_validate(
+            data,
+            folder,
+            models=[name.strip() for name in models.split(",")],  # type: ignore[misc]  # checked there
+            pretrained=starts,
+            config=TrainConfig.preset(preset, **given),  # type: ignore[arg-type]  # checked there
+            scheme=scheme,  # type: ignore[arg-type]
+            folds=folds,
+            only=only,
+            weights=weights,
+            device=device,  # type: ignore[arg-type]
+            workers=workers,
+            on_cell=display.cell,
+            on_epoch=display.epoch,
+        )
+    for cell, error in result.errors.items():
+        typer.echo(f"{cell.name}: {error}", err=True)
+    if result.missing:
+        typer.echo(f"not finished: {', '.join(cell.name for cell in result.missing)}")
+        typer.echo(f"the same command with --out {folder} goes on")
+    if not result.interrupted:
+        typer.echo(f"report: {write_cv_report(folder)}")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def export(
     run: Annotated[
         Path | None, typer.Argument(help="Run folder. Default: the newest one.", show_default=False)

@@ -24,9 +24,7 @@ except RuntimeError as exc:
     for _name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[_name]  # half imported
     # Bound to a name of this module because a declaration ends with its Library object.
-    _operators = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    _operators = torch.library.Library("torchvision", "FRAGMENT")
     for _operator in ("nms", "qnms"):
-        _operators.define(  # type: ignore[no-untyped-call]
-            f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+        _operators.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     video_models = importlib.import_module(_VIDEO_MODELS)

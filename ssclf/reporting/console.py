@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ssclf.io.cohorts import Cohort
+from ssclf.io.cv_runs import Cell
 from ssclf.io.results import ResultRow
 from ssclf.io.scans import Case
 from ssclf.io.sources import Discovery
@@ -252,6 +253,33 @@ class TrainDisplay:
             print_(
                 f"held-out part: accuracy {result.test.accuracy:.4f}, macro F1 {result.test.macro_f1:.4f} "
                 f"on {sum(map(sum, result.test.confusion))} volumes"
+            )
+
+
+class CvDisplay:
+    """Progress of `ssclf cv`: a line a cell and an epoch; there may be days between them."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._cell = ""
+
+    def __enter__(self) -> CvDisplay:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def cell(self, cell: Cell, number: int, total: int, state: str | None) -> None:
+        self._cell = cell.name
+        if not self._quiet:
+            self._console.print(f"{number} of {total}: {cell.name} {state or 'begins'}", highlight=False)
+
+    def epoch(self, record: EpochRecord) -> None:
+        if not self._quiet:
+            self._console.print(
+                f"  {self._cell} epoch {record.epoch}: loss {record.train_loss:.4f}, {record.seconds:.1f} s",
+                highlight=False,
             )
 
 
