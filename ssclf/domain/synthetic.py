@@ -139,13 +139,12 @@ def _grid(
 def _noise(rng: np.random.Generator, grid: Grid, length: float) -> Field:
     """Smooth Gaussian noise (D, H, W), mean about 0, deviation about 1, blobs of about `length` mm."""
     weights = []
-    for axis in grid:
-        line = axis.ravel()
+    for coordinates in grid:
+        line = coordinates.ravel()
         nodes = np.arange(line[0] - 1.5 * length, line[-1] + 2.5 * length, length, dtype=np.float32)
         weight = np.exp(-0.5 * ((line[:, None] - nodes) / (0.6 * length)) ** 2)
         weights.append(weight / np.sqrt((weight**2).sum(axis=1, keepdims=True)))
-    nodes_per_axis = tuple(len(weight[0]) for weight in weights)
-    result: Field = rng.standard_normal(nodes_per_axis, np.float32)
+    result: Field = rng.standard_normal([weight.shape[1] for weight in weights], np.float32)
     for axis, weight in enumerate(weights):
         result = np.moveaxis(np.tensordot(weight, result, (1, axis)), 0, axis)
     return result
