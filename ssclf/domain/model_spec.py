@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.reference import Reference
 from ssclf.errors import ConfigError, ModelError
 
 #: Raised when a bundle written before cannot be read any more, or one written now not by older versions.
@@ -39,11 +41,32 @@ class ModelSpec:
             raise ConfigError(f"class_names: expected two or more different names, found {self.class_names}.")
         if not 0 < self.temperature < 1000:
             raise ConfigError(f"temperature: expected a positive number, found {self.temperature}.")
+        try:  # now, so that damage is found before the first volume
+            known = self.feature_reference, self.contrast_references
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise ConfigError(
+                f"training statistics: expected numbers that belong together, {exc!r}."
+            ) from exc
+        if known[1] and len(known[1]) != len(self.preprocess.contrasts):
+            raise ConfigError(f"training statistics: expected one for each contrast, found {len(known[1])}.")
 
     @property
     def synthetic(self) -> bool:
         """Whether the training volumes were made by ssclf's generator."""
         return bool(self.training.get("synthetic", False))
+
+    @cached_property
+    def feature_reference(self) -> Reference | None:
+        """Where the training volumes' features lie; None in a bundle without statistics."""
+        values = self.training.get("statistics", {}).get("features")
+        return Reference.from_dict(values) if values else None
+
+    @cached_property
+    def contrast_references(self) -> tuple[tuple[Reference, float], ...]:
+        """For each contrast, where the training volumes' intensity profiles lie, and in which share of them the
+        brain's core is brighter than its rim; empty in a bundle without statistics."""
+        values = self.training.get("statistics", {}).get("contrasts", ())
+        return tuple((Reference.from_dict(each), float(each["core_brighter"])) for each in values)
 
     def to_json(self) -> str:
         return json.dumps(

@@ -179,9 +179,11 @@ class _Run:
         except Exception as exc:  # an engine's own: a field of view that does not fit its memory, mostly
             return self._failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
         flags = list(preparation.first.flags)
-        for bundle in self.ensemble.bundles:
+        for bundle, views in zip(self.ensemble.bundles, verdict.views, strict=True):
             prepared = preparation.volumes[bundle.spec.preprocess]
-            flags += trust_flags(bundle.spec, prepared, preparation.extraction)
+            output = views[0].output
+            features = None if output.features is None else output.features[0]
+            flags += trust_flags(bundle.spec, prepared, preparation.extraction, features)
         if verdict.probabilities[verdict.best] < self.config.review_below:
             flags.append("low_confidence")
         extra = self._explain(scan, preparation, verdict)
@@ -348,7 +350,9 @@ def _describe_run(
                 "name": bundle.spec.name,
                 "sha256": bundle.sha256,
                 "synthetic": bundle.spec.synthetic,
-                "training": {k: v for k, v in bundle.spec.training.items() if k != "voxels"},
+                "training": {
+                    k: v for k, v in bundle.spec.training.items() if k not in ("voxels", "statistics")
+                },
             }
             for bundle in ensemble.bundles
         ],

@@ -42,6 +42,7 @@ from ssclf.learning.event_log import open_event_log
 from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
+from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import note_signals
 
@@ -283,6 +284,7 @@ def _score(
                 "calibration": calibration,
                 "training": {
                     **_describe_data(cohort, parts),
+                    "statistics": training_statistics(parts, found),
                     "config": config_to_dict(trainer.config),
                     "initial_weights": progress.initial_weights,
                     "precision": str(trainer.fabric.strategy.precision.precision),

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssclf.config import PredictConfig, TrainConfig
+from ssclf.domain.volume import Volume
+from ssclf.io.bundle import open_bundle
+from ssclf.io.nifti import read_written, write_nifti
+from ssclf.learning.datasets import read_prepared_cohort
+from ssclf.learning.loops import Predictions
+from ssclf.learning.statistics import training_statistics
+from ssclf.workflows.export import export_run
+from ssclf.workflows.predict import iterate, predict
+from ssclf.workflows.train import train
+
+
+def predictions(features: np.ndarray) -> Predictions:
+    count = len(features)
+    return Predictions(np.zeros((count, 3), np.float32), np.zeros(count, np.int64), features, 0.0)
+
+
+def test_held_out_volumes_set_the_limit(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=8, contrasts=("t1", "t1ce")))
+    rng = np.random.default_rng(0)
+    draw = lambda n, spread: (spread * rng.standard_normal((n, 32))).astype(np.float32)  # noqa: E731
+    samples = list(cohort.samples)
+    parts = {"train": samples[:12], "validation": samples[12:16], "test": samples[16:]}
+    found = {
+        "train": predictions(draw(12, 1)),
+        "validation": predictions(draw(4, 3)),
+        "test": predictions(draw(8, 3)),
+    }
+    with_held_out = training_statistics(parts, found)
+    without = training_statistics({"train": parts["train"]}, {"train": found["train"]})
+    assert with_held_out["features"]["centre"] == without["features"]["centre"]
+    assert with_held_out["features"]["limit"] > without["features"]["limit"]
+    assert len(with_held_out["contrasts"]) == 2
+    assert with_held_out["contrasts"][0] != with_held_out["contrasts"][1]
+    few = {"train": parts["train"][:5]}
+    assert training_statistics(few, {"train": predictions(draw(5, 1))}) == {}
+
+
+def test_statistics_reach_the_rows_of_predict(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    """From training to a flag, through the bundle, with both engines and in an ensemble."""
+    torch.set_num_threads(1)
+    data = preprocessed(per_class=5, shape=(9, 20, 18), name="data")
+    config = TrainConfig(
+        epochs=1, learning_rate=1e-3, batch_size=3, holdout=0.0, precision="32-true", augmentation="none"
+    )
+    run = train(data, tmp_path / "run", config, device="cpu", workers=0).run
+    bundle = export_run(run, tmp_path / "with", brain_extraction=False)
+    statistics = open_bundle(bundle).spec.training["statistics"]
+    assert statistics["features"]["volumes"] == 15
+    assert open_bundle(bundle / "model.onnx").spec.training["statistics"] == statistics
+    provenance = json.loads((run / "provenance.json").read_text())
+    del provenance["training"]["statistics"]
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    plain = export_run(run, tmp_path / "without", brain_extraction=False)
+
+    original = read_written(data / "HGG/HGG0.nii.gz")
+    phantom = np.select([original.data > 0.5, original.data > 0], [1, 0.01]).astype(np.float32)
+    write_nifti(Volume(original.data * 0.999, original.affine), tmp_path / "scans" / "like.nii.gz")
+    write_nifti(Volume(phantom, original.affine), tmp_path / "scans" / "unlike.nii.gz")
+
+    def flags(models: list[Path], engine: str) -> dict[str, set[str]]:
+        options = PredictConfig(skull_strip="none", engine=engine, device="cpu", threads=1)  # type: ignore[arg-type]
+        interesting = {"wrong_contrast", "unlike_training"}
+        rows = list(iterate([tmp_path / "scans"], models, options))
+        assert [row.error for row in rows] == ["", ""]
+        return {row.path: interesting.intersection(row.flags) for row in rows}
+
+    alone = flags([bundle], "onnx")
+    assert alone["like.nii.gz"] == set()
+    assert "wrong_contrast" in alone["unlike.nii.gz"]
+    assert flags([bundle], "torchscript") == alone
+    assert flags([plain, bundle], "onnx") == alone
+    assert not any(flags([plain], "onnx").values())
+
+    # thousands of numbers are for the bundle, not for every table
+    predict(
+        [tmp_path / "scans"], tmp_path / "r.csv", [bundle], PredictConfig(skull_strip="none", device="cpu")
+    )
+    (model,) = json.loads((tmp_path / "r.json").read_text())["run"]["models"]
+    assert "statistics" not in model["training"] and model["training"]["synthetic"]
