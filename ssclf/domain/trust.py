@@ -88,7 +88,7 @@ def contrast_profiles(data: NDArray[np.float32], affine: NDArray[np.float64]) ->
     Returns:
         (C, len(QUANTILES) + SHELLS) in [0, 1].
     """
-    brain = data.any(axis=0)
+    brain: Mask = np.any(data, axis=0)
     if not brain.any():
         return np.zeros((len(data), len(QUANTILES) + SHELLS))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
