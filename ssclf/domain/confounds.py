@@ -30,19 +30,23 @@ class Finding:
     """What one kind of features tells about the class.
 
     Attributes:
-        score: mean over folds of the balanced accuracy (mean recall of the classes in the test part) of the better
-            classifier.
-        chance: 1 / number of classes.
-        threshold: the highest score with shuffled labels.
-        found: whether the score is above it.
-        recall: class → mean over folds, None where no test part has the class.
+        per_class: class → how well it is told from the rest: mean of recall and specificity, then over folds;
+            chance is 0.5.
+        threshold: the highest such value, of any class, with shuffled labels.
     """
 
     name: str
-    score: float
-    chance: float
+    per_class: Mapping[str, float]
     threshold: float
-    recall: Mapping[str, float | None]
+
+    @property
+    def best(self) -> str:
+        """The class that is told best."""
+        return max(self.per_class, key=lambda name: self.per_class[name])
+
+    @property
+    def score(self) -> float:
+        return self.per_class[self.best]
 
     @property
     def found(self) -> bool:
@@ -153,26 +157,17 @@ def audit(
         subjects: N names; labels are shuffled over them, and volumes follow.
         folds: indices of training and test volumes.
     """
-    chance = 1 / len(class_names)
     if features.shape[1] == 0 or not features.std(axis=0).any():
-        return Finding(name, chance, chance, chance, dict.fromkeys(class_names))
+        return Finding(name, dict.fromkeys(class_names, 0.5), 0.5)
     parts = [_part(features, train, test) for train, test in folds]
-    recalls = _best_recalls(parts, targets, len(class_names))
+    told = _told(parts, targets, len(class_names))
     random = np.random.default_rng(seed)
     owners, index = np.unique(np.asarray(subjects), return_inverse=True)
     own = np.array([Counter(targets[index == k].tolist()).most_common(1)[0][0] for k in range(len(owners))])
     shuffled = [
-        _balanced(_best_recalls(parts, random.permutation(own)[index], len(class_names)))
-        for _ in range(permutations)
+        _told(parts, random.permutation(own)[index], len(class_names)).max() for _ in range(permutations)
     ]
-    means = _mean(recalls, axis=0)
-    return Finding(
-        name=name,
-        score=_balanced(recalls),
-        chance=chance,
-        threshold=max(shuffled),
-        recall={c: None if np.isnan(m) else float(m) for c, m in zip(class_names, means, strict=True)},
-    )
+    return Finding(name, dict(zip(class_names, told.tolist(), strict=True)), float(max(shuffled)))
 
 
 def coinciding(cohort: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
@@ -190,7 +185,7 @@ def coinciding(cohort: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
 def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]]) -> list[str]:
     """What a reader must know before believing the networks' scores; empty where nothing was found."""
     found = [
-        f"{f.name} alone tells the class with a balanced accuracy of {f.score:.3f} (chance {f.chance:.3f}; shuffled "
+        f"{f.name} alone tells {f.best} from the rest with a balanced accuracy of {f.score:.3f} (chance 0.5; shuffled "
         f"labels never got above {f.threshold:.3f}): part of any network's score may come from there"
         for f in findings
         if f.found
@@ -242,36 +237,31 @@ def _part(features: Features, train: Indices, test: Indices) -> _Part:
     return _Part(train, test, (inner, outer), (kernel(inner), kernel(outer)))
 
 
-def _best_recalls(parts: Sequence[_Part], targets: NDArray[np.integer[Any]], classes: int) -> Features:
-    """Recall (folds, classes) of the better classifier; NaN where a test part lacks the class."""
+def _told(parts: Sequence[_Part], targets: NDArray[np.integer[Any]], classes: int) -> Features:
+    """(classes,) mean over folds of (recall + specificity) / 2, of the classifier whose best class is better.
+
+    A class that a fold's test part lacks, or fills, counts 0.5 there.
+    """
+    from sklearn import config_context
     from sklearn.svm import SVC
     from sklearn.tree import DecisionTreeClassifier
 
-    found = np.full((2, len(parts), classes), np.nan)
-    for fold, part in enumerate(parts):
-        known, wanted = targets[part.train], targets[part.test]
-        if len(np.unique(known)) > 1 and part.features[0].shape[1]:
+    told = np.full((2, len(parts), classes), 0.5)
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for fold, part in enumerate(parts):
+            known, wanted = targets[part.train], targets[part.test]
+            if len(np.unique(known)) < 2 or not part.features[0].shape[1]:
+                continue
             machine = SVC(kernel="precomputed", class_weight="balanced").fit(part.kernels[0], known)
             tree = DecisionTreeClassifier(
                 max_depth=3, min_samples_leaf=3, class_weight="balanced", random_state=0
             ).fit(part.features[0], known)
-            answers = [machine.predict(part.kernels[1]), tree.predict(part.features[1])]
-        else:
-            answers = [np.full(len(wanted), known[0])] * 2
-        for kind, answer in enumerate(answers):
-            for c in np.unique(wanted):
-                found[kind, fold, c] = (answer[wanted == c] == c).mean()
-    return max(found, key=_balanced)
-
-
-def _balanced(recalls: Features) -> float:
-    return float(np.nanmean(recalls, axis=1).mean())
-
-
-def _mean(values: Features, axis: int) -> Features:
-    """Mean of what is there; NaN, without a warning, where nothing is."""
-    there = ~np.isnan(values)
-    total = np.where(there, values, 0).sum(axis=axis)
-    counts = there.sum(axis=axis)
-    result: Features = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
-    return result
+            answers = (machine.predict(part.kernels[1]), tree.predict(part.features[1]))
+            for kind, answer in enumerate(answers):
+                for c in range(classes):
+                    true = wanted == c
+                    if 0 < true.sum() < len(true):
+                        told[kind, fold, c] = ((answer[true] == c).mean() + (answer[~true] != c).mean()) / 2
+    means = told.mean(axis=1)
+    best: Features = means[means.max(axis=1).argmax()]
+    return best

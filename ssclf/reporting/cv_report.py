@@ -165,10 +165,13 @@ class Network:
         wanted = (class_name, metric, probabilities)
         return next(s for s in self.scores if (s.class_name, s.metric, s.probabilities) == wanted)
 
-    @property
-    def balanced_accuracy(self) -> float:
-        """Mean recall over classes, then over folds: on the scale of the confound audit."""
-        return float(np.mean([self.score("recall", name).mean for name in self.class_names]))
+    def told(self, class_name: str) -> float:
+        """Mean of recall and specificity: on the scale of the confound audit."""
+        return float(
+            np.mean(
+                [(m.per_class[class_name].recall + m.per_class[class_name].specificity) / 2 for m in self.raw]
+            )
+        )
 
     @property
     def by_source(self) -> list[dict[str, Any]]:
@@ -338,7 +341,6 @@ def _write(
         paper_tables=paper.TABLES,
         accuracy_note=paper.ACCURACY_NOTE,
         comparable=comparable,
-        chance=1 / len(class_names),
         number=_number,
         spread=_spread,
         limits=_limits,
@@ -386,7 +388,7 @@ def _draw(
     draw_heat_maps(rows, class_names, [TITLES[m] for m in PER_CLASS], folder / "per-class", note)
     draw_reliability(calibration, folder / "reliability", note)
     captions = {
-        "confusion": "Confusion matrices over all test parts (the paper's Figs. 4 to 6): counts, and shares of the row.",
+        "confusion": "Confusion matrices over all test parts (the paper's Figs. 4 to 6): counts, shares of rows.",
         "per-class": "Scores of each class, mean over folds (the paper's Fig. 7).",
         "reliability": "Reliability: share of right predictions by confidence, before and after calibration with a "
         "temperature that was fitted on other volumes.",
@@ -429,8 +431,8 @@ def _describe(run: CvRun) -> str:
     )
     return (
         f"{c.epochs} epochs, {choice}; Adam, learning rate {c.learning_rate:g} ({c.schedule}), weight decay "
-        f"{c.weight_decay:g}, batch {c.batch_size * c.accumulate}, augmentation {c.augmentation}, dropout {c.dropout:g}, "
-        f"class weights {c.class_weights}, seed {c.seed}"
+        f"{c.weight_decay:g}, batch {c.batch_size * c.accumulate}, augmentation {c.augmentation}, "
+        f"dropout {c.dropout:g}, class weights {c.class_weights}, seed {c.seed}"
     )
 
 

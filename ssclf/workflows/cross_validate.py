@@ -168,7 +168,7 @@ def cross_validate(
                     pretrained=cell.pretrained,
                     seed=config.seed + cell.fold,
                 ),
-                resume=_can_resume(cell.folder(out)),
+                resume=can_resume(cell.folder(out)),
                 split=splits[cell.fold - 1],
                 weights=weights if cell.pretrained else None,
                 device=device,
@@ -206,8 +206,8 @@ def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Seque
         if not (run / AUDIT).is_file():
             findings = _find_confounds(data, cohort, splits)
             values = {
-                "findings": [{**dataclasses.asdict(finding), "found": finding.found} for finding in findings],
-                "warnings": warnings(findings, _count_sources(cohort)),
+                "findings": [_finding_to_dict(finding) for finding in findings],
+                "warnings": warnings(findings, count_sources(cohort)),
             }
             write_whole(run / AUDIT, json.dumps(values, indent=2) + "\n")
         for text in json.loads((run / AUDIT).read_text("utf-8"))["warnings"]:
@@ -241,6 +241,15 @@ def _find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split])
     ]
 
 
+def _finding_to_dict(finding: Finding) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(finding),
+        "best": finding.best,
+        "score": finding.score,
+        "found": finding.found,
+    }
+
+
 def _manifest_cells(data: Path) -> dict[str, dict[str, str]]:
     """Volume key → cells that the audit looks at, those the manifest has."""
     table = read_table(data / MANIFEST)
@@ -268,7 +277,7 @@ def _take(cell: Cell, out: Path, work: Callable[[], int]) -> tuple[State, int]:
     return ("interrupted" if interrupted else "trained"), interrupted
 
 
-def _can_resume(folder: Path) -> bool:
+def can_resume(folder: Path) -> bool:
     """Whether a run began here; one that was killed while it began is begun anew."""
     if (folder / CONFIG).is_file() and not (folder / SPLIT).is_file():
         (folder / CONFIG).unlink()
@@ -333,8 +342,8 @@ def _open(
         "class_names": list(cohort.class_names),
         "preprocess": config_to_dict(cohort.preprocess),
         "synthetic": cohort.synthetic,
-        "volumes": _fingerprint(cohort),
-        "cohort": _count_sources(cohort),
+        "volumes": fingerprint(cohort),
+        "cohort": count_sources(cohort),
         "data": str(data.resolve()),
         "ssclf_version": __version__,
     }
@@ -391,13 +400,13 @@ def _draw(cohort: PreparedCohort, config: TrainConfig, scheme: Scheme, folds: in
     return splits
 
 
-def _fingerprint(cohort: PreparedCohort) -> str:
+def fingerprint(cohort: PreparedCohort) -> str:
     """Of who is in it, of which class, and with which voxels."""
     rows = sorted((s.key, s.subject, s.label, s.voxels) for s in cohort.samples)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _count_sources(cohort: PreparedCohort) -> dict[str, dict[str, int]]:
+def count_sources(cohort: PreparedCohort) -> dict[str, dict[str, int]]:
     return {
         name: dict(
             sorted(Counter(s.source or "not stated" for s in cohort.samples if s.label == name).items())

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ def export_run(
     formats: Sequence[Format] = ("onnx", "torchscript"),
     brain_extraction: bool = True,
     replace: bool = False,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Export the chosen weights of a run.
 
@@ -42,6 +43,7 @@ def export_run(
         out: the bundle's folder; its name becomes the model's. It appears whole, after every check.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
+        provenance: what to say of the model instead of the run's own `provenance.json`.
 
     Returns:
         `out`.
@@ -58,7 +60,7 @@ def export_run(
         check_choice("format", name, Format)
     if out.exists() and not (replace and (out / SPEC).is_file()):
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
-    network, spec = read_run(run, name=out.name)
+    network, spec = read_run(run, name=out.name, provenance=provenance)
     channels = len(spec.preprocess.contrasts)
     metadata = {SPEC: spec.to_json()}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,9 @@ def export_run(
     return out
 
 
-def read_run(run: Path, *, name: str) -> tuple[VolumeNetwork, ModelSpec]:
+def read_run(
+    run: Path, *, name: str, provenance: Mapping[str, Any] | None = None
+) -> tuple[VolumeNetwork, ModelSpec]:
     """The network of a finished run, in eval mode, and what is known about it.
 
     Raises:
@@ -96,7 +100,7 @@ def read_run(run: Path, *, name: str) -> tuple[VolumeNetwork, ModelSpec]:
             f"{run}: expected a finished run, found one that was interrupted; go on with `ssclf train --resume`."
         )
     try:
-        values: dict[str, Any] = json.loads((run / PROVENANCE).read_text("utf-8"))
+        values = provenance or json.loads((run / PROVENANCE).read_text("utf-8"))
         spec = ModelSpec(
             name=name,
             architecture=config.architecture,

@@ -54,7 +54,7 @@ def features(volumes: list[Volume], kind: str, change: Change = lambda volume, t
 
 
 def find(values: Features, name: str = "it") -> bool:
-    return audit(name, values, TARGETS, SUBJECTS, folds(), CLASSES).found
+    return audit(name, values, TARGETS, SUBJECTS, folds(), CLASSES, permutations=99).found
 
 
 @pytest.mark.parametrize("kind", ["shape", "histogram"])
@@ -70,7 +70,7 @@ def test_quiet_on_noise_as_often_as_it_says() -> None:
         ).found
         for k in range(40)
     )
-    assert false <= 5  # 1 in 20 expected each time
+    assert false <= 3  # 1 in 20 expected each time
 
 
 def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
@@ -81,7 +81,7 @@ def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
     values = features(volumes, "histogram", brighten)
     finding = audit("intensity histogram", values, TARGETS, SUBJECTS, folds(), CLASSES)
     assert finding.found
-    assert finding.recall["LGG"] is not None and finding.recall["LGG"] > 0.8
+    assert finding.best == "LGG"
     assert not find(features(volumes, "shape", brighten))
 
 
@@ -100,14 +100,14 @@ def test_header_fields_are_read_as_numbers_or_as_names() -> None:
     values = table_features(rows)
     assert values.shape == (48, 3 + 1 + 2 + 1)
     finding = audit("header fields", values, TARGETS, SUBJECTS, folds(), CLASSES)
-    assert finding.found and finding.recall["HGG"] == 1
+    assert finding.found and finding.per_class["HGG"] == 1
     (text,) = warnings([finding], {name: {"one": PER_CLASS} for name in CLASSES})
-    assert text.startswith("header fields alone tells the class")
+    assert text.startswith("header fields alone tells HGG from the rest")
 
 
 def test_a_table_that_says_the_same_of_all_tells_nothing() -> None:
     finding = audit("source", table_features([{"source": "a"}] * 48), TARGETS, SUBJECTS, folds(), CLASSES)
-    assert not finding.found and finding.score == pytest.approx(1 / 3)
+    assert not finding.found and finding.score == 0.5
 
 
 def test_volumes_of_a_subject_are_shuffled_together() -> None:

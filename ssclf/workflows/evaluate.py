@@ -1,0 +1,233 @@
+"""`ssclf evaluate`: a bundle on a labelled cohort that it has not seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ssclf.config import check_choice, config_to_dict
+from ssclf.domain.comparison import FoldPredictions
+from ssclf.domain.metrics import Metrics
+from ssclf.domain.scores import softmax
+from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.bundle import Bundle, open_bundle
+from ssclf.io.nifti import read_written
+from ssclf.io.results import defuse, write_whole
+from ssclf.io.runtime import Device, Engine, open_classifier
+from ssclf.learning.datasets import SETTINGS, PreparedCohort, Sample, read_prepared_cohort
+from ssclf.reporting.cv_report import Network, write_evaluation_report
+from ssclf.workflows.cross_validate import count_sources
+from ssclf.workflows.preprocess import MANIFEST, preprocess_cohort
+
+PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
+Seen = Literal["refuse", "leave-out"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Attributes:
+    out: folder with `report.html`, `tables.csv`, `figures/`, `predictions.csv` and `metrics.json`.
+    raw, calibrated: scores before and after the bundle's temperature.
+    volumes: that were scored.
+    seen: that were left out because the model was trained on them.
+    failed: raw volumes that could not be preprocessed.
+    unchecked: volumes that nothing says whether the model was trained on them.
+    interrupted: signal that stopped preprocessing, 0 when all ended; then there are no scores.
+    """
+
+    out: Path
+    raw: Metrics | None
+    calibrated: Metrics | None
+    volumes: int
+    seen: int
+    failed: int
+    unchecked: int
+    synthetic: bool
+    interrupted: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """Contract, "Exit codes"."""
+        if self.interrupted:
+            return 128 + self.interrupted
+        return 3 if self.failed else 0
+
+
+def evaluate(
+    data: Path,
+    bundle: Path,
+    out: Path,
+    *,
+    seen: Seen = "refuse",
+    skull_strip: str = "auto",
+    engine: Engine = "auto",
+    device: Device = "auto",
+    workers: int = 1,
+    threads: int = 0,
+    on_volume: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score a bundle.
+
+    Args:
+        data: folder that `ssclf preprocess` wrote with the bundle's own settings; or scans in any layout that
+            it reads, which then are preprocessed so into `out/preprocessed`.
+        bundle: exported model.
+        out: folder to write.
+        seen: what to do where the model was trained on some of the volumes: refuse, or leave those out.
+        skull_strip, workers: of preprocessing, see `preprocess_cohort`.
+        engine, device, threads: see `open_classifier`.
+        on_volume: called after each volume with the number done and their number.
+
+    Raises:
+        LeakageError: the model was trained on volumes of this cohort.
+        DatasetError: the cohort has classes that the model does not know, or other settings.
+        SsclfError: see `open_bundle` and `preprocess_cohort`.
+    """
+    check_choice("seen", seen, Seen)
+    model = open_bundle(bundle)
+    failed = 0
+    folder = data
+    if not (data / SETTINGS).is_file():
+        folder = out / PREPROCESSED
+        summary = preprocess_cohort(
+            [data], folder, model.spec.preprocess, skull_strip=skull_strip, workers=workers
+        )
+        failed = len(summary.failures)
+        if summary.interrupted:
+            return Evaluation(out, None, None, 0, 0, failed, 0, False, summary.interrupted)
+    cohort = read_prepared_cohort(folder)
+    _check(cohort, model, folder)
+    samples, left_out = _unseen(cohort, model, seen)
+    classifier = open_classifier(model, engine=engine, device=device, threads=threads)
+    logits = []
+    for number, sample in enumerate(samples, 1):
+        logits.append(classifier.classify(read_written(sample.path).data[None]).logits[0].astype(np.float64))
+        on_volume(number, len(samples))
+    network = _network(model, samples, np.array(logits))
+    synthetic = cohort.synthetic or model.spec.synthetic
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
+    _write_predictions(out / PREDICTIONS, network, samples)
+    raw, calibrated = network.raw[0], network.calibrated[0]
+    unchecked = (
+        sum(not sample.voxels for sample in samples) if model.spec.training.get("voxels") else len(samples)
+    )
+    evaluation = Evaluation(out, raw, calibrated, len(samples), left_out, failed, unchecked, synthetic)
+    _write_metrics(out / METRICS, evaluation, model, classifier.device)
+    write_evaluation_report(
+        out,
+        network,
+        synthetic=synthetic,
+        cohort=count_sources(
+            PreparedCohort(tuple(samples), cohort.class_names, cohort.preprocess, synthetic)
+        ),
+        facts=_facts(evaluation, model, classifier.device),
+        seen=left_out,
+    )
+    return evaluation
+
+
+def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
+    unknown = sorted(set(cohort.class_names) - set(model.spec.class_names))
+    if unknown:
+        raise DatasetError(
+            f"{folder / MANIFEST}: expected the classes {', '.join(model.spec.class_names)} of the model, found "
+            f"{', '.join(unknown)}; rename labels with `ssclf preprocess --class FOUND=NAME`."
+        )
+    if cohort.preprocess.hash != model.spec.preprocess.hash:
+        raise DatasetError(
+            f"{folder}: was preprocessed with other settings ({cohort.preprocess.hash}) than the model was trained "
+            f"with ({model.spec.preprocess.hash}): {json.dumps(config_to_dict(model.spec.preprocess))}. Give the scans "
+            "themselves to evaluate, and they are preprocessed as the model needs it."
+        )
+
+
+def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sample], int]:
+    known = set(model.spec.training.get("voxels", ()))
+    samples = [sample for sample in cohort.samples if not (sample.voxels and sample.voxels in known)]
+    left_out = len(cohort.samples) - len(samples)
+    if left_out and (seen == "refuse" or not samples):
+        raise LeakageError(
+            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, so its score on them says "
+            "nothing; take another cohort"
+            + (", or leave them out with --seen leave-out." if samples else ".")
+        )
+    return samples, left_out
+
+
+def _network(
+    model: Bundle, samples: Sequence[Sample], logits: np.ndarray[Any, np.dtype[np.float64]]
+) -> Network:
+    names = model.spec.class_names
+    if logits.shape[1] != len(names):
+        raise ModelError(f"{model.path.name}: expected {len(names)} logits, found {logits.shape[1]}.")
+    predictions = FoldPredictions(
+        keys=tuple(sample.key for sample in samples),
+        subjects=tuple(sample.subject for sample in samples),
+        targets=np.array([names.index(sample.label) for sample in samples], np.int64),
+        logits=logits,
+    )
+    return Network(
+        name=model.spec.name,
+        folds={1: predictions},
+        sources={1: [sample.source for sample in samples]},
+        temperatures={1: model.spec.temperature},
+        temperature=model.spec.temperature,
+        class_names=names,
+    )
+
+
+def _write_predictions(path: Path, network: Network, samples: Sequence[Sample]) -> None:
+    names = network.class_names
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    head = ["path", "subject", "source", "label", "prediction"]
+    writer.writerow([*head, *(f"p_{name}" for name in names), *(f"logit_{name}" for name in names)])
+    logits = network.folds[1].logits
+    for sample, row, p in zip(samples, logits, softmax(logits, network.temperature), strict=True):
+        cells = (sample.key, sample.subject, sample.source, sample.label, names[p.argmax()])
+        writer.writerow([*map(defuse, cells), *(f"{v:.8g}" for v in (*p, *row))])
+    write_whole(path, text.getvalue())
+
+
+def _write_metrics(path: Path, found: Evaluation, model: Bundle, device: str) -> None:
+    assert found.raw and found.calibrated
+    values = {
+        "model": model.spec.name,
+        "model_sha256": model.sha256,
+        "synthetic": found.synthetic,
+        "volumes": found.volumes,
+        "left_out_as_seen": found.seen,
+        "not_checked_for_being_seen": found.unchecked,
+        "failed": found.failed,
+        "temperature": model.spec.temperature,
+        "device": device,
+        "raw": found.raw.to_dict(),
+        "calibrated": found.calibrated.to_dict(),
+    }
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str]]:
+    facts = [
+        ("model", f"{model.spec.name}, {model.spec.architecture}, sha256 {model.sha256}"),
+        (
+            "volumes",
+            f"{found.volumes} scored, {found.seen} left out as seen in training, {found.failed} failed",
+        ),
+        ("device", device),
+    ]
+    if found.unchecked:
+        facts.append(
+            ("not checked", f"whether the model was trained on {found.unchecked} of them: no hashes")
+        )
+    return facts
