@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -66,6 +66,7 @@ def run_demo(
     seed: int = 0,
     training_volumes: int = 160,
     held_out_volumes: int = 30,
+    epochs: int = TRAIN.epochs,
     workers: int = 2,
     on_stage: Callable[[str], None] = lambda title: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
@@ -89,7 +90,7 @@ def run_demo(
     data = out / "preprocessed"
     preprocess_cohort([out / MANIFEST], data, PREPROCESS, workers=workers)
     on_stage(f"training {TRAIN.architecture} from scratch (ssclf train)")
-    config = TrainConfig(**{**vars(TRAIN), "seed": seed})
+    config = replace(TRAIN, seed=seed, epochs=epochs)
     train(data, out / "run", config, workers=0, on_epoch=on_epoch)
     on_stage("exporting (ssclf export)")
     bundle = export_run(out / "run", out / "exported" / BUNDLE)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ssclf import __version__
+from ssclf.cli import app
+
+runner = CliRunner()
+
+
+def test_version() -> None:
+    assert runner.invoke(app, ["--version"]).output.strip() == f"ssclf {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [["predict"], ["nonsense"], ["predict", "a", "--no-such-option"]])
+def test_wrong_usage_is_2(arguments: list[str]) -> None:
+    assert runner.invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["preprocess", "absent"], "absent"),
+        (["preprocess", ".", "--spacing", "2,2"], "--spacing"),
+        (["preprocess", ".", "--limit", "healthy"], "--limit"),
+        (["train", "--data", "absent"], "absent"),
+        (["train", "--model", "vgg"], "vgg"),
+        (["export", "absent"], "absent"),
+        (["cv", "--data", "absent"], "absent"),
+        (["merge", "absent.csv"], "absent.csv"),
+        (["predict", ".", "--shard", "0/3", "--model", "absent"], "--shard"),
+        (["predict", "."], "ssclf demo"),
+    ],
+)
+def test_what_cannot_be_done_is_one_message_and_1(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSCLF_MODEL", raising=False)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 1, result.output
+    assert result.output.startswith("error: ") and words in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ssclf", "train"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ssclf[train]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_doctor_fails_only_for_what_was_asked_for() -> None:
+    assert runner.invoke(app, ["doctor"]).exit_code == 0
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        assert runner.invoke(app, ["doctor", "--device", "cuda"]).exit_code == 1
+
+
+def test_doctor_verifies_and_times_a_model(tiny_bundle: Path) -> None:
+    result = runner.invoke(app, ["doctor", "--model", str(tiny_bundle), "--bench", "--engine", "onnx"])
+    assert result.exit_code == 0, result.output
+    assert "speed of onnx on cpu" in result.output
+    (tiny_bundle.parent / "broken").mkdir(exist_ok=True)
+    assert runner.invoke(app, ["doctor", "--model", str(tiny_bundle.parent / "broken")]).exit_code == 1

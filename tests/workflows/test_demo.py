@@ -1,0 +1,33 @@
+"""Every command in its turn on real files: generate, preprocess, train, export, predict."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from ssclf.errors import OutputError
+from ssclf.io.bundle import open_bundle
+from ssclf.workflows.demo import TRUTH, run_demo
+
+
+def test_the_whole_way_leaves_what_the_contract_names(tmp_path: Path) -> None:
+    stages: list[str] = []
+    out = tmp_path / "demo"
+    result = run_demo(out, training_volumes=3, held_out_volumes=2, epochs=1, on_stage=stages.append)
+    assert len(stages) == 5
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (out / TRUTH).open(encoding="utf-8", newline="") as file:
+        truth = {f"{row['subject']}.nii.gz": row["label"] for row in csv.DictReader(file)}
+    assert [row["path"] for row in rows] == sorted(truth)
+    assert {row["status"] for row in rows} == {"ok"}
+    right = sum(row["prediction"] == truth[row["path"]] for row in rows)
+    assert result.accuracy == pytest.approx(right / len(truth))
+    bundle = open_bundle(result.bundle)
+    assert bundle.spec.synthetic and bundle.onnx and bundle.torchscript and len(bundle.extraction) == 2
+    for page in (out / "results.html", out / "preprocessed" / "qc.html", result.bundle / "MODEL_CARD.md"):
+        assert "synthetic" in page.read_text("utf-8").lower(), page
+    with pytest.raises(OutputError, match="exists already"):
+        run_demo(out)
