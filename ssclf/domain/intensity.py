@@ -32,10 +32,17 @@ def background_value(data: Array) -> float | None:
     Returns:
         None where no single value fills half of the faces: such a volume has no clean background.
     """
-    faces = np.concatenate([np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)])
-    values, counts = np.unique(faces, return_counts=True)
-    top = int(counts.argmax())
-    return float(values[top]) if counts[top] * 2 >= faces.size else None
+    # Slices, since np.take would first copy a volume that is not contiguous.
+    faces = np.concatenate(
+        [face.ravel() for end in (0, -1) for face in (data[end], data[:, end], data[:, :, end])]
+    )
+    # What fills half of a list lies in the middle of it once sorted; finding that is faster than counting all.
+    middle = ((faces.size - 1) // 2, faces.size // 2)
+    ordered = np.partition(faces, middle)
+    for value in ordered[list(middle)]:
+        if np.count_nonzero(faces == value) * 2 >= faces.size:
+            return float(value)
+    return None
 
 
 def foreground(data: Array) -> Mask:

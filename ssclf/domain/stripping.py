@@ -66,7 +66,9 @@ def judge_stripping(volume: Volume) -> Stripping:
     grid = max(GRID_MM, d), max(GRID_MM, h), max(GRID_MM, w)
     # Ventricles may share the background's value; depth is meant from the outside.
     coarse_mask = fill_holes(resample(inside, grid, order=0).data[0])
-    coarse = resample(first, grid).data[0]
+    coarse = resample(first, grid, order=0).data[
+        0
+    ]  # means over shells even out what nearest voxels leave rough
     occupied = np.flatnonzero(coarse_mask.any(axis=(1, 2)))
     if occupied.size == 0:
         return Stripping(False, foreground_ml, 0.0)
