@@ -661,13 +661,12 @@ def demo(
         ),
     )
     header, *rows = read_first_rows(result.results)
-    shown = [i for i, name in enumerate(header) if name.startswith("p_")]
-    shown = [header.index(name) for name in ("path", "status", "prediction", "confidence")] + shown
+    shown = [i for i, name in enumerate(header) if name in ("path", "prediction") or name.startswith("p_")]
     table = Table(title=f"first rows of {result.results} (synthetic volumes)", title_justify="left")
     for i in shown:
         table.add_column(header[i])
     for row in rows:
-        table.add_row(*(row[i] for i in shown))
+        table.add_row(*(f"{float(row[i]):.3f}" if header[i].startswith("p_") else row[i] for i in shown))
     console.print(table)
     volumes = len(result.summary.rows)
     console.print(f"held-out accuracy on {volumes} synthetic volumes: {result.accuracy:.1%} (chance: 33.3%)")

@@ -34,7 +34,7 @@ PREPROCESS = PreprocessConfig(spacing=(14.0, 10.0, 10.0), crop="brain")
 #: Measured on synthetic volumes: scripts/measure_demo repeats it. The paper's rate and batch size need far more steps.
 TRAIN = TrainConfig(
     architecture="mc3",
-    epochs=14,
+    epochs=9,
     batch_size=8,
     learning_rate=5e-4,
     weight_decay=1e-4,
@@ -64,7 +64,7 @@ def run_demo(
     out: Path,
     *,
     seed: int = 0,
-    training_volumes: int = 160,
+    training_volumes: int = 220,
     held_out_volumes: int = 30,
     epochs: int = TRAIN.epochs,
     workers: int = 2,
