@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from dicom_writer import WrittenSeries
 
 from ssclf.errors import DatasetError
 from ssclf.io.cohorts import Cohort, find_cases
@@ -173,6 +177,22 @@ def test_a_folder_per_class_and_a_folder_per_subject(tmp_path: Path) -> None:
 def test_classes_that_number_their_subjects_alike_do_not_share_them(tmp_path: Path) -> None:
     touch(tmp_path, "a/001.nii.gz", "b/001.nii.gz", "b/002.nii.gz")
     assert [case.subject for case in find(tmp_path).cases] == ["002", "a-001", "b-001"]
+
+
+def test_dicom_in_class_folders(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 500, (9, 10, 11), np.uint16)
+    WrittenSeries(pixels, number=3).write(tmp_path / "HGG/ann/study/series")
+    WrittenSeries(pixels, number=5).write(tmp_path / "slices")
+    (tmp_path / "LGG").mkdir()
+    with zipfile.ZipFile(tmp_path / "LGG/bob.zip", "w") as archive:
+        for path in (tmp_path / "slices").iterdir():
+            archive.write(path, path.name)
+    shutil.rmtree(tmp_path / "slices")
+    cohort = find(tmp_path)
+    assert summary(cohort) == [("ann", "HGG", tmp_path.name), ("bob", "LGG", tmp_path.name)]
+    assert [case.scan.series[:2] for case in cohort.cases] == ["3-", "5-"]
+    with pytest.raises(DatasetError, match="several contrasts are wanted"):
+        find(tmp_path, contrasts=("t1", "t1ce"))
 
 
 def test_a_folder_of_subjects_is_not_taken_for_classes(tmp_path: Path) -> None:
