@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,11 @@ def _save(figure: Any, stem: Path, note: str) -> None:
     if note:
         figure.suptitle(note, fontsize=9)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=110)
-    figure.savefig(stem.with_name(f"{stem.name}.svg"), metadata={"Date": None})
+    for ending, options in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
+        # several processes may report on the same folder
+        partial = stem.with_name(f".{os.getpid()}-{stem.name}.{ending}")
+        figure.savefig(partial, **options)
+        partial.replace(stem.with_name(f"{stem.name}.{ending}"))
 
 
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:

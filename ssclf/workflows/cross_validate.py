@@ -148,8 +148,7 @@ def cross_validate(
     cohort = read_prepared_cohort(data)
     variants = [Cell(model, start, 1).variant for start in pretrained for model in models]
     splits = _open(data, out, cohort, config, scheme, folds, variants)
-    if not chosen:
-        audit_confounds(out, data, cohort, splits)
+    audit_confounds(out, data, cohort, splits)
     cells = [chosen] if chosen else _in_turn(variants, folds)
     states: dict[Cell, State] = {}
     errors: dict[Cell, str] = {}

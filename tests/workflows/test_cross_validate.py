@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ssclf.config import PreprocessConfig, TrainConfig, config_to_dict
+from ssclf.domain.volume import Volume
+from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
+from ssclf.io.bundle import open_bundle
+from ssclf.io.cv_runs import Cell, read_cv_run
+from ssclf.io.locks import lock
+from ssclf.io.nifti import write_nifti
+from ssclf.workflows.cross_validate import CvResult, cross_validate
+from ssclf.workflows.export_cv import export_cv
+
+CONFIG = TrainConfig(epochs=2, learning_rate=1e-3, batch_size=2, precision="32-true", augmentation="none")
+FIRST, SECOND = Cell("mc3", False, 1), Cell("mc3", False, 2)
+LABELS = ("HGG", "LGG", "healthy")
+
+
+def write_cohort(folder: Path) -> Path:
+    """Nine preprocessed volumes of unequal shapes; the healthy ones have a source of their own. Synthetic."""
+    settings = PreprocessConfig(spacing=(8.0, 7.0, 7.5))
+    random = np.random.default_rng(0)
+    rows = ["subject,label,source,path,settings,voxels,extraction,original_spacing,original_shape"]
+    for number in range(9):
+        label = LABELS[number % 3]
+        shape = (5 + number % 2, 16 + number % 3, 17)
+        data = 0.3 * random.random((1, *shape), np.float32)
+        data[:, :, 4 * (number % 3) : 4 * (number % 3) + 4] += 0.6
+        key = f"volumes/s{number}.nii.gz"
+        write_nifti(Volume(data, np.diag([8.0, 7.0, 7.5, 1])[[2, 1, 0, 3]]), folder / key)
+        source = "synthetic-b" if label == "healthy" else "synthetic-a"
+        cells = (
+            f"s{number}",
+            label,
+            source,
+            key,
+            settings.hash,
+            f"{number:064x}",
+            "none",
+            "2 x 2 x 2",
+            "9 x 8 x 7",
+        )
+        rows.append(",".join(cells))
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n", "utf-8")
+    values = {"preprocess": config_to_dict(settings), "hash": settings.hash, "synthetic": True}
+    (folder / "settings.json").write_text(json.dumps(values), "utf-8")
+    return folder
+
+
+def run(data: Path, out: Path, **options: Any) -> CvResult:
+    torch.set_num_threads(1)
+    values: dict[str, Any] = {
+        "models": ("mc3",),
+        "config": CONFIG,
+        "scheme": "kfold",
+        "folds": 2,
+        "workers": 0,
+    }
+    return cross_validate(data, out, device="cpu", **{**values, **options})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cv") / "run"
+    assert run(data, out).states == {FIRST: "trained", SECOND: "trained"}
+    return out
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_every_volume_is_tested_once_on_folds_that_all_networks_share(data: Path, finished: Path) -> None:
+    found = read_cv_run(finished)
+    assert found.missing == [] and found.variants == ["mc3/scratch"] and found.synthetic
+    keys = [key for result in found.results.values() for key in result.keys]
+    assert sorted(keys) == [f"volumes/s{k}.nii.gz" for k in range(9)]
+    splits = json.loads((finished / "splits.json").read_text())["splits"]
+    for cell, result in found.results.items():
+        assert set(result.keys) == set(splits[cell.fold - 1]["test"])
+        assert not set(result.keys) & set(splits[cell.fold - 1]["train"])
+        assert result.cost["parameters"] == 11_472_963  # the paper's Table 1
+        assert result.cost["shape"] in ([1, 5, 16, 17], [1, 5, 17, 17], [1, 5, 18, 17], [1, 6, 17, 17])
+        assert result.cost["gflops"] > 0.1 and len(result.epochs) == 2
+    calls: list[Any] = []
+    again = run(data, finished, on_cell=lambda *call: calls.append(call))
+    assert calls == [(FIRST, 1, 2, "finished"), (SECOND, 2, 2, "finished")]
+    assert again.exit_code == 0 and again.missing == ()
+
+
+def test_the_audit_names_the_class_with_a_source_of_its_own(finished: Path) -> None:
+    audit = read_cv_run(finished).audit
+    assert audit is not None
+    assert [f["name"] for f in audit["findings"]] == [
+        "brain mask shape", "intensity histogram", "header fields", "source",
+    ]  # fmt: skip
+    assert any("class healthy comes from synthetic-b only" in text for text in audit["warnings"])
+
+
+def test_it_goes_on_with_the_same_settings_and_volumes_only(data: Path, copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="learning_rate differ"):
+        run(data, copy, config=dataclasses.replace(CONFIG, learning_rate=1e-4))
+    with pytest.raises(ConfigError, match="folds differ"):
+        run(data, copy, folds=3)
+    fewer = Path(shutil.copytree(data, tmp_path / "fewer"))
+    lines = (fewer / "manifest.csv").read_text().splitlines()
+    (fewer / "manifest.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(DatasetError, match="not those it began with"):
+        run(fewer, copy)
+    with pytest.raises(OutputError, match="holds a training run"):
+        run(data, FIRST.folder(copy))
+
+
+def test_one_cell_alone_also_where_a_kill_left_half_a_beginning(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    SECOND.folder(out).mkdir(parents=True)
+    (SECOND.folder(out) / "config.json").write_text("{}")  # killed before split.json
+    result = run(data, out, models=("r3d",), only="mc3/scratch/2")
+    assert result.states == {SECOND: "trained"} and result.missing == (FIRST,)
+    assert predictions(out, SECOND) == predictions(finished, SECOND)
+    assert read_cv_run(out).audit == read_cv_run(finished).audit
+    with pytest.raises(ConfigError, match="fold from 1 to 2"):
+        run(data, out, only="mc3/scratch/3")
+    with pytest.raises(ConfigError, match="expected network/start/fold"):
+        run(data, out, only="mc3/2")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import ssclf.workflows.train
+from test_cross_validate import run
+ssclf.workflows.train.SAVE_INTERVAL_S = 0  # as if epochs were longer
+
+def on_step(epoch, step, steps, loss):
+    if epoch == 2:
+        print("second epoch", flush=True)
+        sys.stdin.read()
+
+run(Path(sys.argv[1]), Path(sys.argv[2]), only="mc3/scratch/1", on_step=on_step)
+"""
+
+
+def test_a_killed_cell_is_free_and_goes_on_to_the_same_numbers(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(data), str(out), str(Path(__file__).parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "second epoch\n"
+        with pytest.raises(OutputError, match="another ssclf process is training this cell"):
+            run(data, out, only=FIRST.name)
+        process.send_signal(signal.SIGKILL)
+    epochs = []
+    result = run(data, out, only=FIRST.name, on_epoch=lambda record: epochs.append(record.epoch))
+    assert result.states == {FIRST: "trained"}
+    assert epochs == [2]
+    assert predictions(out, FIRST) == predictions(finished, FIRST)
+
+
+def test_a_cell_of_another_process_is_left_to_it(data: Path, copy: Path) -> None:
+    (FIRST.folder(copy) / "provenance.json").unlink()
+    with lock(FIRST.folder(copy) / ".lock"):
+        result = run(data, copy)
+    assert result.states == {FIRST: "busy", SECOND: "finished"}
+    assert result.missing == (FIRST,) and result.exit_code == 0
+
+
+def test_a_cell_that_fails_costs_itself(data: Path, copy: Path) -> None:
+    (FIRST.folder(copy) / "provenance.json").unlink()
+    (FIRST.folder(copy) / "checkpoints" / "last.pt").write_bytes(b"no checkpoint")
+    result = run(data, copy)
+    assert result.states == {FIRST: "failed", SECOND: "finished"}
+    assert "last.pt" in result.errors[FIRST] and result.exit_code == 3
+    with pytest.raises(ModelError, match=r"last\.pt"):
+        run(data, copy, only=FIRST.name)
+
+
+def test_a_signal_stops_all_cells(data: Path, tmp_path: Path) -> None:
+    def interrupt(epoch: int, step: int, steps: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    result = run(data, tmp_path / "run", on_step=interrupt)
+    assert result.states == {FIRST: "interrupted"}
+    assert result.exit_code == 143 and result.missing == (FIRST, SECOND)
+
+
+def test_pretrained_cells_miss_their_weights_before_anything_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("SSCLF_WEIGHTS", str(tmp_path / "weights"))
+    with pytest.raises(ModelError, match="ssclf weights import mc3_18"):
+        run(data, tmp_path / "run", pretrained=(False, True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_started_together_are_told_how(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="--only"):
+        run(data, tmp_path / "run")
+
+
+def test_the_divisions_of_the_paper_overlap_and_share_no_subject(data: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, validation=0.34)
+
+    def interrupt(epoch: int, step: int, steps: int, loss: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run(data, tmp_path / "run", scheme="paper", folds=3, config=config, on_step=interrupt)
+    splits = json.loads((tmp_path / "run" / "splits.json").read_text())["splits"]
+    assert [[len(split[role]) for role in ("train", "validation", "test")] for split in splits] == [
+        [3, 3, 3]
+    ] * 3
+    assert len({tuple(split["test"]) for split in splits}) > 1
+
+
+def test_a_bundle_of_everything_carries_the_folds_scores(data: Path, copy: Path, tmp_path: Path) -> None:
+    exported = export_cv(
+        copy, tmp_path / "all", formats=("torchscript",), brain_extraction=False, device="cpu", workers=0
+    )
+    assert exported.bundles == (tmp_path / "all",)
+    spec = open_bundle(tmp_path / "all").spec
+    training = spec.training
+    assert training["volumes"]["train"] == {"HGG": 3, "LGG": 3, "healthy": 3}
+    assert training["calibration"] == {
+        "temperature": spec.temperature,
+        "fitted_on": "out-of-fold",
+        "volumes": 9,
+    }
+    assert sum(map(sum, training["scores"]["out-of-fold"]["raw"]["confusion"])) == 9
+    assert len(training["voxels"]) == 9 and spec.synthetic
+    card = (tmp_path / "all" / "MODEL_CARD.md").read_text()
+    assert "Out-of-fold part, synthetic" in card
+    with pytest.raises(DatasetError, match="volumes of the cross-validation"):
+        lines = (data / "manifest.csv").read_text().splitlines()
+        other = Path(shutil.copytree(data, tmp_path / "other"))
+        (other / "manifest.csv").write_text("\n".join(lines[:-1]))
+        export_cv(copy, tmp_path / "second", data=other)
+
+
+def test_a_bundle_a_fold_carries_the_same_temperature(copy: Path, tmp_path: Path) -> None:
+    exported = export_cv(
+        copy, tmp_path / "mine", per_fold=True, formats=("torchscript",), brain_extraction=False
+    )
+    assert [path.name for path in exported.bundles] == ["mine-fold1", "mine-fold2"]
+    specs = [open_bundle(path).spec for path in exported.bundles]
+    assert specs[0].temperature == specs[1].temperature != 1
+    assert not set(specs[0].training["voxels"]) & {f"{k:064x}" for k in numbers_tested(copy, FIRST)}
+    assert specs[1].training["cross_validation"]["fold"] == 2
+    (SECOND.folder(copy) / "provenance.json").unlink()
+    with pytest.raises(ModelError, match="mc3/scratch/2 missing"):
+        export_cv(copy, tmp_path / "none", per_fold=True)
+
+
+def predictions(out: Path, cell: Cell) -> list[dict[str, str]]:
+    with (cell.folder(out) / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers_tested(out: Path, cell: Cell) -> list[int]:
+    return [int(row["subject"][1:]) for row in predictions(out, cell)]
