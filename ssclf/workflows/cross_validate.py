@@ -70,7 +70,7 @@ _PER_CELL = ("architecture", "pretrained")
 #: Of the manifest: what a file says of a volume besides its voxels, and how it was made.
 _HEADER_COLUMNS = (
     "original_spacing", "original_shape", "original_orientation", "original_dtype", "original_intensity",
-    "extraction",
+    "extraction", "contrasts",
 )  # fmt: skip
 State = Literal["finished", "trained", "busy", "failed", "interrupted"]
 log = logging.getLogger(__name__)

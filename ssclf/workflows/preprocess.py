@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ssclf import __version__
 from ssclf.config import PreprocessConfig, config_to_dict
 from ssclf.domain.geometry import orientation
@@ -48,11 +50,12 @@ from ssclf.workflows.interruption import note_signals
 COLUMNS = (
     "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
     "voxels", "settings", "original", "series", "original_shape", "original_spacing", "original_orientation",
+    "original_dtype", "original_intensity",
 )  # fmt: skip
 VOLUMES, RECORDS = "volumes", "records"
 MANIFEST, SETTINGS, FAILED, QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
 #: Raised when records say something else than before: volumes are then made again.
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 Status = Literal["made", "reused", "failed", "head", "unwritable"]
 
 
@@ -271,6 +274,9 @@ def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
         "original_shape": _by(original.shape[::-1]),
         "original_spacing": _by(original.spacing[::-1]),
         "original_orientation": orientation(original)[::-1],
+        "original_dtype": original.data.dtype.name,
+        # inside the brain, of the first contrast: the audit of `ssclf cv` looks whether scales tell the class
+        "original_intensity": _by(np.percentile(original.data[0][prepared.brain], (1, 50, 99))),
     }
 
 
