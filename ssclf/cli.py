@@ -484,22 +484,93 @@ def export(
         bool, typer.Option("--brain-extraction/--no-brain-extraction", help="Put deepbet's networks into it.")
     ] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle of that name.")] = False,
+    network: Annotated[
+        str | None, typer.Option("--network", help="Of a cv run, such as mc3/scratch. Default: its best.")
+    ] = None,
+    per_fold: Annotated[
+        bool, typer.Option("--folds", help="Of a cv run: a bundle a fold, instead of training on everything.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Of a cv run: the preprocessed folder, where it has moved.")
+    ] = None,
+    device: DeviceOption = "auto",
     log_level: LogLevel = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
     _start(False, log_level)
+    from ssclf.io.cv_runs import is_cv_run
     from ssclf.io.runs import newest_run
-    from ssclf.workflows.export import export_run
 
     folder = run or newest_run()
-    bundle = export_run(
-        folder,
-        out or Path("exported") / folder.name,
-        formats=formats or ("onnx", "torchscript"),  # type: ignore[arg-type]  # checked there
-        brain_extraction=brain_extraction,
-        replace=replace,
+    target = out or Path("exported") / folder.name
+    formats_: Any = tuple(formats) if formats else ("onnx", "torchscript")
+    if is_cv_run(folder):
+        from ssclf.workflows.export_cv import export_cv
+
+        made = export_cv(
+            folder,
+            target,
+            network=network,
+            per_fold=per_fold,
+            formats=formats_,
+            brain_extraction=brain_extraction,
+            replace=replace,
+            data=data,
+            device=device,  # type: ignore[arg-type]  # checked there
+            on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True),
+        )
+        bundles = made.bundles
+    else:
+        from ssclf.workflows.export import export_run
+
+        bundles = (
+            export_run(folder, target, formats=formats_, brain_extraction=brain_extraction, replace=replace),
+        )
+    for bundle in bundles:
+        typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path, typer.Argument(help="Labelled cohort: preprocessed, or any layout preprocess reads.")
+    ],
+    model: Annotated[Path | None, typer.Option("--model", help="A bundle; default as for predict.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("evaluation"),
+    leave_out_seen: Annotated[
+        bool,
+        typer.Option("--leave-out-seen", help="Leave out volumes the model was trained on, not refuse them."),
+    ] = False,
+    skull_strip: SkullStrip = "auto",
+    engine: Annotated[str, typer.Option("--engine", help="auto, onnx or torchscript.")] = "auto",
+    device: DeviceOption = "auto",
+    workers: Workers = 0,
+    quiet: Quiet = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Score a model on a labelled cohort that it has not seen; metrics and figures as cv makes them."""
+    _start(quiet, log_level)
+    from ssclf.io.bundle import choose_bundles
+    from ssclf.workflows.evaluate import evaluate as run
+
+    (bundle,) = choose_bundles([model] if model else [], os.environ)
+    result = run(
+        data,
+        bundle,
+        out,
+        seen="leave-out" if leave_out_seen else "refuse",
+        skull_strip=skull_strip,
+        engine=engine,  # type: ignore[arg-type]  # checked there
+        device=device,  # type: ignore[arg-type]
+        workers=_count(workers),
     )
-    typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
+    if result.calibrated is not None:
+        kind = "synthetic volumes" if result.synthetic else "volumes"
+        typer.echo(
+            f"{result.volumes} {kind}: accuracy {result.calibrated.accuracy:.4f}, "
+            f"macro F1 {result.calibrated.macro_f1:.4f}; report: {out / 'report.html'}"
+        )
+    raise typer.Exit(result.exit_code)
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Kinetics-400 weights on a machine without network.")
