@@ -76,7 +76,8 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         VolumeError: the files are no single complete volume, or dcm2niix cannot read them.
         MissingDependencyError: dcm2niix is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="dicom-", dir=work) as folder:
+    # Absolute: dcm2niix runs inside this folder.
+    with tempfile.TemporaryDirectory(prefix="dicom-", dir=work.absolute()) as folder:
         source, target = Path(folder, "in"), Path(folder, "out")
         source.mkdir()
         target.mkdir()

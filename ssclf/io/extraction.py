@@ -316,7 +316,7 @@ def _run_program(engine: str, head: Volume, work_dir: Path | None, threads: int,
     program = _find_program(engine)
     if program is None:
         raise MissingDependencyError(f"brain extraction with {engine}: not on the PATH; {REMEDIES[engine]}.")
-    with tempfile.TemporaryDirectory(prefix="extraction-", dir=work_dir) as folder:
+    with tempfile.TemporaryDirectory(prefix="extraction-", dir=work_dir and work_dir.absolute()) as folder:
         source = Path(folder, "head.nii.gz")
         write_nifti(Volume(head.data.astype(np.float32, copy=False), head.affine), source)
         command, target = _command(engine, program, source, device)

@@ -111,6 +111,17 @@ def test_nested_folders_and_archives_give_the_same(
     assert find_series(tmp_path / "series.zip").series[0].location == tmp_path / "series.zip"
 
 
+def test_relative_places_serve_as_well(
+    make_series: Callable[..., WrittenSeries], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dcm2niix runs inside the work folder, where a relative path of that folder led nowhere."""
+    made = make_series()
+    made.write(tmp_path / "scans")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert_same(the_only(Path("scans"), Path("work")), made.volume)
+
+
 def test_a_file_list_is_searched_like_a_folder(
     make_series: Callable[..., WrittenSeries], tmp_path: Path
 ) -> None:
