@@ -74,17 +74,16 @@ def percentile_range(values: Array, percentiles: tuple[float, float]) -> tuple[f
     return float(result[0]), float(result[1])
 
 
-def clip_inside(data: Array, mask: Mask, percentiles: tuple[float, float]) -> tuple[Array, float, float]:
-    """Clip one contrast to percentiles of its brain; the background becomes the lower bound.
+def scale_inside(data: Array, mask: Mask, percentiles: tuple[float, float]) -> NDArray[np.float32]:
+    """Clip one contrast to percentiles of its brain, and scale those to 0 and 1.
 
     Args:
         data: (D, H, W), any real dtype, finite.
         mask: brain, (D, H, W).
 
     Returns:
-        clipped data (float32, or the integer type that came in), the lower and the upper bound.
-        (clipped - lower) / (upper - lower) is the normalised contrast; the scaling is left to the
-        caller because it commutes with linear resampling and is cheaper on the smaller grid.
+        float32 in [0, 1], exactly 0 outside the brain: scaled before any resampling, so that rounding
+        cannot leave a trace of the background.
 
     Raises:
         VolumeError: the brain is empty or has one intensity only.
@@ -95,6 +94,9 @@ def clip_inside(data: Array, mask: Mask, percentiles: tuple[float, float]) -> tu
     low, high = percentile_range(values, percentiles)
     if not high > low:
         raise VolumeError(f"expected varying intensities inside the brain, found the constant {low:g}.")
-    clipped: NDArray[np.float32] = np.full(data.shape, low, np.float32)
-    clipped[mask] = np.clip(values.astype(np.float32, copy=False), np.float32(low), np.float32(high))
-    return clipped, low, high
+    exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
+    inside = values.astype(exact, copy=False) - exact(low)
+    inside /= exact(high - low)
+    scaled = np.zeros(data.shape, np.float32)
+    scaled[mask] = np.clip(inside, 0, 1, out=inside)
+    return scaled

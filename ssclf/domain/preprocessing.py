@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssclf.config import PreprocessConfig
 from ssclf.domain import geometry
-from ssclf.domain.intensity import check_finite, clip_inside, foreground
+from ssclf.domain.intensity import check_finite, foreground, scale_inside
 from ssclf.domain.volume import Mask, Volume
 
 
@@ -59,12 +59,9 @@ def preprocess(volume: Volume, config: PreprocessConfig, brain: Mask | None = No
         oriented, mask = geometry.crop(oriented, box), mask[box]
     channels = []
     for channel in oriented.data:
-        clipped, low, high = clip_inside(channel, mask, config.percentiles)
-        resampled = geometry.resample(Volume(clipped[None], oriented.affine), config.spacing)
-        scaled = resampled.data
-        scaled -= np.float32(low)
-        scaled /= np.float32(high - low)
-        channels.append(np.clip(scaled, 0, 1, out=scaled))
+        scaled = scale_inside(channel, mask, config.percentiles)
+        resampled = geometry.resample(Volume(scaled[None], oriented.affine), config.spacing)
+        channels.append(np.minimum(resampled.data, np.float32(1), out=resampled.data))
         affine = resampled.affine
     return PreparedVolume(np.concatenate(channels), affine, brain_ml, volume.flags)
 
