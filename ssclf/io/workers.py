@@ -9,7 +9,9 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -54,6 +56,8 @@ def run_in_processes(
     # Forked from a small server that has imported what workers need: as clean as spawn, as quick as fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ssclf.io.preparation"])
+    with _one_thread_each():
+        forkserver.ensure_running()
     try:
         context.Lock()
     except OSError as exc:
@@ -82,6 +86,22 @@ def run_in_processes(
     finally:
         pool.stop()
         pool.join()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers inherit their server's environment: a thread each for numpy, or they fight over the cores."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start_worker() -> None:
