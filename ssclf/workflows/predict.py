@@ -267,9 +267,8 @@ def predict(
     discovery = replace(discovery, scans=_chosen(discovery.scans, shard, config))
     journal = Journal(out)
     run = _Run(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
-    run.fingerprints = {
-        (scan.path, scan.series): _fingerprint(scan, ensemble, config) for scan in discovery.scans
-    }
+    method = _method(ensemble, config)
+    run.fingerprints = {(scan.path, scan.series): _fingerprint(scan, method) for scan in discovery.scans}
     finished = False
     try:
         kept = {row.key: row for row in [*read_rows(details), *journal.open()]}
@@ -382,9 +381,17 @@ def _check_output(out: Path, details: Path) -> None:
             raise OutputError(f"{out}: exists and was not written by ssclf; choose another --out.")
 
 
-def _fingerprint(scan: Scan, ensemble: Ensemble, config: PredictConfig) -> str:
+def _method(ensemble: Ensemble, config: PredictConfig) -> bytes:
+    """Everything but the scan that decides what is in a row: models and settings."""
+    specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
+    relevant = replace(config, workers=1, threads=0, timeout_s=None, retry_failed=False, device="auto")
+    text = json.dumps([ensemble.sha256, specs, config_to_dict(relevant)])
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _fingerprint(scan: Scan, method: bytes) -> str:
     """What a row was made from: equal fingerprints mean that the row need not be made again."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(method)
     for path in (path for source in scan.contrasts for path in _stored_files(source)):
         try:
             stat = path.stat()
@@ -393,9 +400,7 @@ def _fingerprint(scan: Scan, ensemble: Ensemble, config: PredictConfig) -> str:
             continue
         name = path.name.encode("utf-8", "surrogateescape")
         digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
-    relevant = replace(config, workers=1, threads=0, timeout_s=None, retry_failed=False, device="auto")
-    digest.update(json.dumps([ensemble.sha256, specs, config_to_dict(relevant), scan.problem]).encode())
+    digest.update(json.dumps(scan.problem).encode())
     return digest.hexdigest()[:32]
 
 
