@@ -7,8 +7,10 @@ import importlib.metadata
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from ssclf.domain.scores import softmax
 from ssclf.errors import ParityError
 from ssclf.io.onnx_session import open_session
 from ssclf.learning.networks import VolumeNetwork
+from ssclf.learning.planar import PlanarNetwork
 
 #: Contract, "What must always hold", 3.
 PARITY_TOLERANCE = 1e-4
@@ -33,7 +36,7 @@ Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 class ExportedNetwork(nn.Module):
     """The function that a bundle holds: a volume to its logits, their class activation map and its features."""
 
-    def __init__(self, network: VolumeNetwork) -> None:
+    def __init__(self, network: VolumeNetwork | PlanarNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -49,7 +52,7 @@ class ExportedNetwork(nn.Module):
 
 
 def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside.
+    """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside; its convolutions are 2-D ones.
 
     Raises:
         ParityError: ONNX Runtime computes something else than the network.
@@ -59,7 +62,7 @@ def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Map
     shapes = {"volume": {0: dim("N"), 2: dim("D"), 3: dim("H"), 4: dim("W")}}
     with _quiet():
         program = torch.onnx.export(
-            module,
+            ExportedNetwork(PlanarNetwork(network)).eval(),
             (torch.zeros(2, channels, 12, 20, 18),),
             dynamo=True,
             input_names=["volume"],
@@ -68,6 +71,7 @@ def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Map
             verbose=False,
         )
         assert program is not None
+        _forget_origins(program.model)
         program.model.metadata_props.update(metadata)
         program.save(str(path), external_data=False)
     session = open_session(path, ["CPUExecutionProvider"], torch.get_num_threads())
@@ -90,6 +94,7 @@ def export_torchscript(
             torch.jit.trace(module, torch.zeros(2, channels, 12, 20, 18), check_trace=False)
         )
         torch.jit.save(traced, str(path), _extra_files=dict(metadata))
+        _forget_source_lines(path)
         loaded = torch.jit.load(str(path), map_location="cpu")
 
     def run(volume: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
@@ -133,6 +138,29 @@ def check_parity(module: ExportedNetwork, channels: int, run: Run, name: str) ->
 def export_versions() -> dict[str, str]:
     """Packages that decide what an exported file holds."""
     return {name: importlib.metadata.version(name) for name in ("onnx", "onnxscript")}
+
+
+def _forget_origins(model: Any) -> None:
+    """Drop notes of the exporter about each node, among them paths of this machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _forget_source_lines(path: Path) -> None:
+    """Drop TorchScript's debugging files, which hold paths of this machine."""
+    whole = path.with_suffix(".whole")
+    path.rename(whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for entry in source.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                target.writestr(entry.filename, source.read(entry))
+    whole.unlink()
 
 
 @contextlib.contextmanager
