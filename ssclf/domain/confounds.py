@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 Features = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-#: A predictor is reported when it beats all of so many shuffles: chance does that once in 200 times.
+#: A predictor counts when it beats all of so many shuffles: chance does that once in 200 times.
 PERMUTATIONS = 199
+#: A hint below this, half-way from chance to certainty, is shown and not warned of: with many volumes even a
+#: difference in age between classes beats every shuffle, and lesions do change a histogram.
+PLAIN = 0.75
 _BINS = 16
 _PROFILE = 6
 
@@ -49,8 +52,10 @@ class Finding:
         return self.per_class[self.best]
 
     @property
-    def found(self) -> bool:
-        return self.score > self.threshold
+    def verdict(self) -> Literal["found", "faint", "nothing"]:
+        if self.score <= self.threshold:
+            return "nothing"
+        return "found" if self.score >= PLAIN else "faint"
 
 
 def shape_features(volume: NDArray[np.float32], spacing: Sequence[float]) -> Features:
@@ -188,7 +193,7 @@ def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]
         f"{f.name} alone tells {f.best} from the rest with a balanced accuracy of {f.score:.3f} (chance 0.5; shuffled "
         f"labels never got above {f.threshold:.3f}): part of any network's score may come from there"
         for f in findings
-        if f.found
+        if f.verdict == "found"
     ]
     for name in coinciding(cohort):
         sources = ", ".join(cohort[name])

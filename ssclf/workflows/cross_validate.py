@@ -245,7 +245,7 @@ def _finding_to_dict(finding: Finding) -> dict[str, Any]:
         **dataclasses.asdict(finding),
         "best": finding.best,
         "score": finding.score,
-        "found": finding.found,
+        "verdict": finding.verdict,
     }
 
 

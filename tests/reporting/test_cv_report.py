@@ -18,7 +18,7 @@ AUDIT = {
     "findings": [
         {
             "name": "header fields", "per_class": dict.fromkeys(PAPER, 0.9), "threshold": 0.7, "best": "HGG",
-            "score": 0.9, "found": True,
+            "score": 0.9, "verdict": "found",
         }
     ],
     "warnings": ["class healthy comes from <IXI> only"],
