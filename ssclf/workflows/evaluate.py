@@ -159,7 +159,7 @@ def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sam
         raise LeakageError(
             f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, so its score on them says "
             "nothing; take another cohort"
-            + (", or leave them out with --seen leave-out." if samples else ".")
+            + (", or leave them out with --leave-out-seen." if samples else ".")
         )
     return samples, left_out
 
