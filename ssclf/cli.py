@@ -93,6 +93,29 @@ SkullStrip = Annotated[
 AssumeStripped = Annotated[bool, typer.Option("--assume-stripped", help="The same as --skull-strip none.")]
 Seed = Annotated[int, typer.Option("--seed", help="For everything drawn at random.")]
 
+# Settings of training, left out: the preset's.
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training part.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Volumes a step; smaller ones are padded.")
+]
+Accumulate = Annotated[int | None, typer.Option("--accumulate", help="Batches averaged before a step.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The highest of the schedule.")]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")]
+Augmentation = Annotated[str | None, typer.Option("--augmentation", help="light, heavy, flip or none.")]
+Stem = Annotated[str | None, typer.Option("--stem", help="With --pretrained: random or mean.")]
+Holdout = Annotated[
+    float | None, typer.Option("--holdout", help="Share of the subjects kept for the final score; 0: none.")
+]
+Validation = Annotated[
+    float | None, typer.Option("--validation", help="Share of the training subjects that choose the epoch.")
+]
+Patience = Annotated[int | None, typer.Option("--patience", help="Epochs without gain before stopping.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="32-true, bf16-mixed or 16-mixed (GPU).")]
+ChannelsLast = Annotated[bool | None, typer.Option("--channels-last/--no-channels-last")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")]
+TrainSeed = Annotated[int | None, typer.Option("--seed", help="For everything drawn at random.")]
+
 _PREPROCESS = PreprocessConfig()
 _PREDICT = PredictConfig()
 _PREPROCESSED = Path("data/preprocessed")
@@ -111,6 +134,11 @@ def _start(quiet: bool, log_level: str) -> None:
 
 def _count(workers: int) -> int:
     return workers or len(os.sched_getaffinity(0))
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """The options that were used; the others come from the preset."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
@@ -299,35 +327,21 @@ def train(
         Path | None,
         typer.Option("--weights", help="Weights in torchvision's format, instead of those imported."),
     ] = None,
-    stem: Annotated[str | None, typer.Option("--stem", help="With --pretrained: random or mean.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training part.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size")] = None,
-    accumulate: Annotated[
-        int | None, typer.Option("--accumulate", help="Batches averaged before a step.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")] = None,
-    augmentation: Annotated[
-        str | None, typer.Option("--augmentation", help="light, heavy, flip or none.")
-    ] = None,
-    holdout: Annotated[
-        float | None,
-        typer.Option("--holdout", help="Share of the subjects kept for the final score; 0: none."),
-    ] = None,
-    validation: Annotated[
-        float | None,
-        typer.Option("--validation", help="Share of the training subjects that choose the epoch."),
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option("--patience", help="Epochs without gain before stopping.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="32-true, bf16-mixed or 16-mixed (GPU).")
-    ] = None,
-    channels_last: Annotated[bool | None, typer.Option("--channels-last/--no-channels-last")] = None,
-    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="For everything drawn at random.")] = None,
+    stem: Stem = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    weight_decay: WeightDecay = None,
+    schedule: Schedule = None,
+    augmentation: Augmentation = None,
+    holdout: Holdout = None,
+    validation: Validation = None,
+    patience: Patience = None,
+    precision: Precision = None,
+    channels_last: ChannelsLast = None,
+    compile_: Compile = None,
+    seed: TrainSeed = None,
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read and augment.")] = 2,
     quiet: Quiet = False,
@@ -346,26 +360,25 @@ def train(
         config = read_config(folder)
     else:
         folder = out or new_run_folder(model)
-        changes = {
-            "architecture": model,
-            "pretrained": pretrained or weights is not None,
-            "stem": stem,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "accumulate": accumulate,
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "schedule": schedule,
-            "augmentation": augmentation,
-            "holdout": holdout,
-            "validation": validation,
-            "patience": patience,
-            "precision": precision,
-            "channels_last": channels_last,
-            "compile": compile_,
-            "seed": seed,
-        }
-        given = {name: value for name, value in changes.items() if value is not None}
+        given = _given(
+            architecture=model,
+            pretrained=pretrained or weights is not None,
+            stem=stem,
+            epochs=epochs,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            augmentation=augmentation,
+            holdout=holdout,
+            validation=validation,
+            patience=patience,
+            precision=precision,
+            channels_last=channels_last,
+            compile=compile_,
+            seed=seed,
+        )
         config = TrainConfig.preset(preset, **given)  # type: ignore[arg-type]  # checked there
     with TrainDisplay(config.epochs, quiet=quiet) as display:
         result = run(
@@ -407,15 +420,21 @@ def cv(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Instead of the imported weights.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")] = None,
-    augmentation: Annotated[
-        str | None, typer.Option("--augmentation", help="light, heavy, flip or none.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option("--precision")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="For everything drawn at random.")] = None,
+    stem: Stem = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    weight_decay: WeightDecay = None,
+    schedule: Schedule = None,
+    augmentation: Augmentation = None,
+    holdout: Holdout = None,
+    validation: Validation = None,
+    patience: Patience = None,
+    precision: Precision = None,
+    channels_last: ChannelsLast = None,
+    compile_: Compile = None,
+    seed: TrainSeed = None,
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read and augment.")] = 2,
     quiet: Quiet = False,
@@ -432,16 +451,23 @@ def cv(
     starts = {"no": (False,), "yes": (True,), "both": (False, True)}.get(pretrained)
     if starts is None:
         raise ConfigError(f"--pretrained: expected no, yes or both, found {pretrained!r}.")
-    changes = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "augmentation": augmentation,
-        "precision": precision,
-        "seed": seed,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = _given(
+        stem=stem,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        augmentation=augmentation,
+        holdout=holdout,
+        validation=validation,
+        patience=patience,
+        precision=precision,
+        channels_last=channels_last,
+        compile=compile_,
+        seed=seed,
+    )
     folder = out or new_run_folder("cv")
     with CvDisplay(quiet=quiet) as display:
         result = cross_validate(
@@ -519,6 +545,8 @@ def export(
             device=device,  # type: ignore[arg-type]  # checked there
             on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True),
         )
+        if made.interrupted:
+            raise typer.Exit(128 + made.interrupted)
         bundles = made.bundles
     else:
         from ssclf.workflows.export import export_run
