@@ -308,7 +308,9 @@ def merge(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option("--model", help="mc3 (the paper's winner), r2plus1d or r3d.")] = "mc3",
+    model: Annotated[
+        str | None, typer.Option("--model", help="mc3 (the paper's winner, default), r2plus1d or r3d.")
+    ] = None,
     data: Annotated[Path, typer.Option("--data", help="Folder that preprocess wrote.")] = _PREPROCESSED,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder. Default: runs/<model>-<time>.")
@@ -326,6 +328,10 @@ def train(
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Weights in torchvision's format, instead of those imported."),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Bundle or run to go on from (fine-tuning), on this data."),
     ] = None,
     stem: Stem = None,
     epochs: Epochs = None,
@@ -352,13 +358,18 @@ def train(
     from ssclf.config import TrainConfig
     from ssclf.io.runs import new_run_folder, newest_run
     from ssclf.reporting.console import TrainDisplay
+    from ssclf.workflows.starting import open_start
     from ssclf.workflows.train import read_config
     from ssclf.workflows.train import train as run
 
+    begin = open_start(start) if start and not resume else None
     if resume:
         folder = out or newest_run(model)
         config = read_config(folder)
     else:
+        if start and (pretrained or weights):
+            raise ConfigError("--from: expected it alone, found --pretrained or --weights beside it.")
+        model = model or (begin.spec.architecture if begin else "mc3")
         folder = out or new_run_folder(model)
         given = _given(
             architecture=model,
@@ -387,6 +398,7 @@ def train(
             config,
             resume=resume,
             weights=weights,
+            start=begin,
             device=device,  # type: ignore[arg-type]  # checked there
             workers=workers,
             on_step=display.step,

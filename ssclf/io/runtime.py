@@ -152,7 +152,9 @@ class TorchScriptClassifier:
         if threads:
             torch.set_num_threads(threads)
         try:
-            self._module = torch.jit.load(str(path), map_location=self.device).eval()
+            module = torch.jit.load(str(path), map_location=self.device).eval()
+            # an older export is frozen already, and has no weights by name
+            self._module = torch.jit.freeze(module) if module.state_dict() else module
         except (RuntimeError, ValueError) as exc:
             raise ModelError(f"{path.name}: TorchScript cannot load it; the file is damaged.") from exc
         self._torch = torch

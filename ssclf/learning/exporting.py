@@ -51,8 +51,13 @@ class ExportedNetwork(nn.Module):
         return self.network.fc(features), cam, features
 
 
-def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside; its convolutions are 2-D ones.
+def export_onnx(
+    network: VolumeNetwork, channels: int, path: Path, metadata: Mapping[str, str], *, planar: bool = True
+) -> None:
+    """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside.
+
+    Args:
+        planar: with 2-D convolutions alone, which are faster on CPUs.
 
     Raises:
         ParityError: ONNX Runtime computes something else than the network.
@@ -62,7 +67,7 @@ def export_onnx(network: VolumeNetwork, channels: int, path: Path, metadata: Map
     shapes = {"volume": {0: dim("N"), 2: dim("D"), 3: dim("H"), 4: dim("W")}}
     with _quiet():
         program = torch.onnx.export(
-            ExportedNetwork(PlanarNetwork(network)).eval(),
+            ExportedNetwork(PlanarNetwork(network) if planar else network).eval(),
             (torch.zeros(2, channels, 12, 20, 18),),
             dynamo=True,
             input_names=["volume"],
@@ -90,12 +95,11 @@ def export_torchscript(
     """
     module = ExportedNetwork(network).eval()
     with _quiet(), torch.inference_mode():
-        traced = torch.jit.freeze(
-            torch.jit.trace(module, torch.zeros(2, channels, 12, 20, 18), check_trace=False)
-        )
+        # not frozen: with its weights by name the file can be trained on (`ssclf train --from`); who loads it freezes
+        traced = torch.jit.trace(module, torch.zeros(2, channels, 12, 20, 18), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files=dict(metadata))
         _forget_source_lines(path)
-        loaded = torch.jit.load(str(path), map_location="cpu")
+        loaded = torch.jit.freeze(torch.jit.load(str(path), map_location="cpu").eval())
 
     def run(volume: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         with torch.inference_mode():

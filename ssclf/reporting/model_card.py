@@ -17,4 +17,10 @@ def write_model_card(spec: ModelSpec) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown, not HTML
     )
-    return environment.get_template("model_card.md.j2").render(spec=spec, training=spec.training)
+    training = spec.training
+    start = "random weights"
+    if training.get("initial_weights"):
+        start = f"Kinetics-400 weights {training['initial_weights']}"
+    if parent := training.get("started_from"):
+        start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…)"
+    return environment.get_template("model_card.md.j2").render(spec=spec, training=training, start=start)

@@ -34,11 +34,12 @@ from ssclf.domain.splits import (
     splits_from_json,
     splits_to_json,
 )
-from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
+from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
 from ssclf.io.results import defuse, write_whole
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.datasets import PreparedCohort, Sample, read_prepared_cohort
 from ssclf.learning.event_log import open_event_log
+from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
@@ -99,6 +100,7 @@ def train(
     resume: bool = False,
     split: Split | None = None,
     weights: Path | None = None,
+    start: Start | None = None,
     device: Device = "auto",
     workers: int = 2,
     on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, loss: None,
@@ -111,6 +113,8 @@ def train(
         out: the run folder; new, or with `resume` the one to go on with.
         split: who trains and who tests; None draws it as the config says.
         weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        start: trained network to go on from; subjects that trained it stay in training, since a score on them says
+            nothing.
         workers: processes that read and augment volumes; 0 does so in this one.
         on_step: called with epoch (from 1), steps done in it, steps in it and its mean loss so far.
         on_epoch: called after every epoch.
@@ -119,7 +123,7 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     cohort = read_prepared_cohort(data)
-    split = _open_run(out, cohort, config, split, resume=resume)
+    split = _open_run(out, cohort, config, split, start, resume=resume)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
     fabric = start_fabric(config, device)
@@ -131,15 +135,22 @@ def train(
         classes=len(cohort.class_names),
         dropout=config.dropout,
     )
-    initial = ""
-    if config.pretrained and not (out / LAST).is_file():
-        initial = load_pretrained(network, config.architecture, stem=config.stem, path=weights)
+    progress = _Progress()
+    begun = resume and (out / LAST).is_file()
+    if start and not begun:
+        adopt_weights(network, start, cohort.class_names)
+        progress.started_from, progress.seen = start.describe(), sorted(start.voxels)
+    elif config.pretrained and not begun:
+        progress.initial_weights = load_pretrained(
+            network, config.architecture, stem=config.stem, path=weights
+        )
     trainer = Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
-    progress = _Progress(initial_weights=initial)
-    if resume and (out / LAST).is_file():
+    if begun:
         state = load_checkpoint(out / LAST)
         trainer.load_state_dict(state["trainer"])
         progress.load_state_dict(state["progress"])
+    elif start and main:  # to go on after a kill must not need the other model again
+        save_checkpoint({"trainer": trainer.state_dict(), "progress": progress.state_dict()}, out / LAST)
     if main:
         _write_json(out / CONFIG, config_to_dict(config))
         write_whole(out / SPLIT, splits_to_json([split]))
@@ -157,8 +168,12 @@ def train(
 class _Progress:
     """What a run remembers beside its trainer: the epochs so far and the best weights among them."""
 
-    def __init__(self, initial_weights: str) -> None:
-        self.initial_weights = initial_weights
+    def __init__(self) -> None:
+        #: File of Kinetics-400 weights that the run began with.
+        self.initial_weights = ""
+        #: Model that it began with instead, and the hashes of the volumes that trained it.
+        self.started_from: dict[str, Any] = {}
+        self.seen: list[str] = []
         self.records: list[EpochRecord] = []
         self.best: dict[str, Any] | None = None
         self.best_epoch = 0
@@ -179,6 +194,8 @@ class _Progress:
     def state_dict(self) -> dict[str, Any]:
         return {
             "initial_weights": self.initial_weights,
+            "started_from": self.started_from,
+            "seen": self.seen,
             "records": [asdict(record) for record in self.records],
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -187,6 +204,8 @@ class _Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.initial_weights = state["initial_weights"]
+        self.started_from = state["started_from"]
+        self.seen = state["seen"]
         self.records = [EpochRecord(**record) for record in state["records"]]
         self.best = state["best"]
         self.best_epoch, self.best_loss = state["best_epoch"], state["best_loss"]
@@ -283,10 +302,11 @@ def _score(
                 "preprocess": config_to_dict(cohort.preprocess),
                 "calibration": calibration,
                 "training": {
-                    **_describe_data(cohort, parts),
+                    **_describe_data(cohort, parts, progress),
                     "statistics": training_statistics(parts, found),
                     "config": config_to_dict(trainer.config),
                     "initial_weights": progress.initial_weights,
+                    "started_from": progress.started_from,
                     "precision": str(trainer.fabric.strategy.precision.precision),
                     "epochs": len(progress.records),
                     "chosen_epoch": progress.best_epoch,
@@ -310,7 +330,13 @@ def _score(
 
 
 def _open_run(
-    out: Path, cohort: PreparedCohort, config: TrainConfig, split: Split | None, *, resume: bool
+    out: Path,
+    cohort: PreparedCohort,
+    config: TrainConfig,
+    split: Split | None,
+    start: Start | None,
+    *,
+    resume: bool,
 ) -> Split:
     """The split of a new run, or that of the run to resume, whose settings must be the same."""
     exists = (out / CONFIG).is_file()
@@ -320,7 +346,8 @@ def _open_run(
         raise ModelError(f"{out}: expected a run to resume ({CONFIG}), found none; leave --resume out.")
     if not exists:
         out.mkdir(parents=True, exist_ok=True)
-        return split or _draw_split(cohort, config)
+        split = split or _draw_split(cohort, config)
+        return _keep_seen_in_training(split, cohort, start.voxels) if start else split
     stored = read_config(out)
     different = [f.name for f in fields(config) if getattr(stored, f.name) != getattr(config, f.name)]
     if different:
@@ -357,6 +384,29 @@ def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
     return split
 
 
+def _keep_seen_in_training(split: Split, cohort: PreparedCohort, seen: frozenset[str]) -> Split:
+    """Move subjects that trained an earlier model out of the parts that score this one."""
+    subjects = {sample.subject for sample in cohort.samples if sample.voxels in seen}
+    moved = {
+        role: tuple(key for key in keys if cohort.subjects[key] in subjects)
+        for role, keys in split.roles.items()
+        if role != "train"
+    }
+    if count := sum(map(len, moved.values())):
+        log.info("%d volumes of subjects that trained the model to start from stay in training", count)
+    kept = {
+        role: tuple(key for key in keys if key not in moved.get(role, ()))
+        for role, keys in split.roles.items()
+    }
+    for role in moved:
+        if split.roles[role] and not kept[role]:
+            raise LeakageError(
+                f"{role}: all {len(split.roles[role])} volumes belong to subjects that trained the model to start "
+                "from, so no score on them means anything; add new subjects, or pass --holdout 0."
+            )
+    return Split(**{**kept, "train": kept["train"] + tuple(key for keys in moved.values() for key in keys)})
+
+
 def _check_parts(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> None:
     split = Split(**{role: tuple(s.key for s in samples) for role, samples in parts.items()})
     check_leakage(split, cohort.subjects)
@@ -367,10 +417,12 @@ def _check_parts(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> None
             raise DatasetError(f"class {name}: expected volumes in the training part, found none.")
 
 
-def _describe_data(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> dict[str, Any]:
+def _describe_data(
+    cohort: PreparedCohort, parts: dict[str, list[Sample]], progress: _Progress
+) -> dict[str, Any]:
     """What the bundle says about its data: counts and hashes, never subjects or paths."""
     return {
-        "synthetic": cohort.synthetic,
+        "synthetic": cohort.synthetic or bool(progress.started_from.get("synthetic")),
         "settings_hash": cohort.preprocess.hash,
         "volumes": {
             role: dict(zip(cohort.class_names, cohort.counts(samples), strict=True))
@@ -382,7 +434,7 @@ def _describe_data(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> di
             name: _count(s.source for s in parts["train"] if s.label == name) for name in cohort.class_names
         },
         "extraction": _count(sample.extraction for sample in parts["train"]),
-        "voxels": sorted({sample.voxels for sample in parts["train"] if sample.voxels}),
+        "voxels": sorted({sample.voxels for sample in parts["train"] if sample.voxels}.union(progress.seen)),
     }
 
 

@@ -1,0 +1,99 @@
+"""Going on from a trained network instead of random weights: `ssclf train --from`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssclf.domain.model_spec import ModelSpec
+from ssclf.errors import ModelError
+from ssclf.io.bundle import Bundle
+from ssclf.learning.networks import VolumeNetwork
+
+#: Where `ExportedNetwork` holds the network.
+_PREFIX = "network."
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained network and what is known about it.
+
+    Attributes:
+        weights: state dict of a `VolumeNetwork`.
+        sha256: of the file that the weights come from.
+    """
+
+    spec: ModelSpec
+    weights: Mapping[str, Tensor]
+    sha256: str
+
+    @property
+    def voxels(self) -> frozenset[str]:
+        """Hashes of the volumes that trained it, and those that trained what it began with."""
+        return frozenset(self.spec.training.get("voxels", ()))
+
+    def describe(self) -> dict[str, Any]:
+        """What the next model says of this one."""
+        training = self.spec.training
+        facts = {key: training.get(key) for key in ("synthetic", "volumes", "sources", "started_from")}
+        return {"name": self.spec.name, "sha256": self.sha256, **{k: v for k, v in facts.items() if v}}
+
+
+def start_from_bundle(bundle: Bundle) -> Start:
+    """The weights in a bundle's TorchScript file; those in model.onnx are rearranged and cannot be trained on.
+
+    Raises:
+        ModelError: the bundle has no TorchScript file, or one whose weights were merged for speed.
+    """
+    path = bundle.torchscript
+    if path is None:
+        raise ModelError(
+            f"{bundle.path}: expected a TorchScript file to start from, found none; export the model again with "
+            "`ssclf export --format onnx --format torchscript`, or give the run folder."
+        )
+    try:
+        module = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as exc:
+        raise ModelError(f"{path}: TorchScript cannot load it; the file is damaged.") from exc
+    weights = {key.removeprefix(_PREFIX): value.detach() for key, value in module.state_dict().items()}
+    if not weights:
+        raise ModelError(
+            f"{path}: expected named weights, found a file of an older export, in which they are merged; export the "
+            "run again, or give the run folder."
+        )
+    return Start(bundle.spec, weights, bundle.sha256)
+
+
+def adopt_weights(network: VolumeNetwork, start: Start, class_names: Sequence[str]) -> None:
+    """Load every layer; of the last one the rows of classes that both know, the others stay as they are.
+
+    Raises:
+        ModelError: another architecture or another number of contrasts.
+    """
+    own = network.state_dict()
+    loaded = dict(start.weights)
+    for name in ("fc.weight", "fc.bias"):
+        rows = own[name].clone()
+        for target, class_name in enumerate(class_names):
+            if class_name in start.spec.class_names:
+                rows[target] = loaded[name][start.spec.class_names.index(class_name)]
+        loaded[name] = rows
+    wrong = sorted(key for key in own if key not in loaded or loaded[key].shape != own[key].shape)
+    if wrong:
+        raise ModelError(
+            f"{start.spec.name}: expected weights that fit this network and its contrasts, found "
+            f"{start.spec.architecture} for {', '.join(start.spec.preprocess.contrasts)}: {len(wrong)} of {len(own)} "
+            f"tensors differ, for instance {wrong[0]}."
+        )
+    network.load_state_dict(loaded)
+    new = [name for name in class_names if name not in start.spec.class_names]
+    if new:
+        log.info(
+            "classes that %s does not know start from random weights: %s", start.spec.name, ", ".join(new)
+        )
