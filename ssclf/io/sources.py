@@ -9,17 +9,18 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from ssclf.errors import DatasetError, SsclfError
 from ssclf.io.container import image_hint
 from ssclf.io.dicom import DicomSeries, SeriesSearch, find_series, is_dicom
 from ssclf.io.naming import MASK, canonical_contrast, parse_name, volume_ending
 from ssclf.io.scans import Scan, VoxelSource
-from ssclf.io.tables import TABLE_ENDINGS, TableRow, read_table
+from ssclf.io.tables import TABLE_ENDINGS, Table, TableRow, read_table
 
 #: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
 PREPROCESSED = frozenset({"settings.json", "records", "volumes"})
@@ -30,6 +31,7 @@ _NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vt
 _LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
 #: The folder that was given, seen from itself.
 _ITSELF = "."
+_PREPROCESSED_FOLDER = "a folder that ssclf preprocess wrote"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,53 @@ class FolderContent:
     tables: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: FolderContent) -> None:
+        """Take in what another folder holds."""
+        for ours, theirs in (
+            (self.volumes, part.volumes),
+            (self.dicom, part.dicom),
+            (self.archives, part.archives),
+            (self.tables, part.tables),
+        ):
+            ours += theirs
+        self.problems |= part.problems
+        self.other += part.other
+
+    def sort(self, path: str, names: Set[str], pattern: str | None, file: StoredFile) -> None:
+        """Put a file where it belongs.
+
+        Args:
+            path: below the folder that was given.
+            names: of everything beside it, in lower case.
+            pattern: see `discover`.
+        """
+        name = path.rpartition("/")[2]
+        lower = name.lower()
+        if pattern and not _matches(path, name, pattern):
+            self.other["not matching --pattern"] += 1
+        elif lower.endswith(_UNFINISHED):
+            self.other["an unfinished or temporary file"] += 1
+        elif ending := volume_ending(lower):
+            stem = lower[: -len(ending)]
+            if not ending.startswith(".img"):
+                self.volumes.append(path)
+            elif not names & {stem + ".hdr", stem + ".hdr.gz"}:
+                (self.dicom if file.is_dicom() else self.volumes).append(path)
+        elif lower.endswith(".zip"):
+            self.archives.append(path)
+        elif lower.endswith(_NOT_READ):
+            self.other[f"a volume in a format that is not read ({PurePosixPath(lower).suffix})"] += 1
+        elif file.is_dicom():
+            self.dicom.append(path)
+        elif not file.is_readable():
+            self.other["a file that may not be read"] += 1
+        else:
+            suffix = PurePosixPath(lower).suffix
+            if suffix in TABLE_ENDINGS:
+                self.tables.append(path)
+            kind = suffix if 1 < len(suffix) <= 6 and suffix[1:].isalnum() else "no ending of a volume"
+            self.other[f"not a volume ({kind})"] += 1
 
 
 def discover(
@@ -104,7 +153,7 @@ def discover(
     for path in paths:
         if path.is_dir():
             content = walk_folder(path, pattern)
-            inside = list(_folder_scans(path, content, contrasts, series))
+            inside = list(folder_scans(path, content, contrasts, series))
             scans += _keyed(path.as_posix(), inside, alone=len(paths) == 1)
             other += content.other
         elif path.name.lower().endswith(TABLE_ENDINGS):
@@ -128,39 +177,80 @@ def walk_folder(root: Path, pattern: str | None = None) -> FolderContent:
         DatasetError: the folder itself cannot be read.
     """
     content = FolderContent()
+    for part in walk_folders(root, pattern):
+        content.add(part)
+    return content
+
+
+def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderContent]:
+    """As `walk_folder`, one folder after the other, each before those inside it, by name.
+
+    Raises:
+        DatasetError: the folder itself cannot be read.
+    """
     inside = os.path.realpath(root)
     pending = [""]
     while pending:
         folder = pending.pop()
+        content = FolderContent()
         try:
             with os.scandir(root / folder) as entries:
-                listed = list(entries)
+                listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as exc:
             if not folder:
                 why = exc.strerror or exc
                 raise DatasetError(f"{root}: the folder cannot be read ({why}).{image_hint('user')}") from exc
             content.problems[folder] = f"the folder cannot be read ({exc.strerror or exc})."
+            yield content
             continue
         names = {entry.name.lower() for entry in listed}
-        if folder and names >= PREPROCESSED:
-            content.other["a folder that ssclf preprocess wrote"] += 1
-            continue
+        folders = []
+        if is_preprocessed(folder, names):
+            content.other[_PREPROCESSED_FOLDER] += 1
+            listed = []
         for entry in listed:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_hidden(entry.name):
                 content.other["hidden"] += 1
             elif entry.is_symlink() and (reason := _bad_link(entry, inside, content.other)) is not None:
                 if reason:
                     content.problems[path] = reason
             elif entry.is_dir(follow_symlinks=False):
-                pending.append(path)
+                folders.append(path)
             elif not entry.is_file():
                 content.other["neither a file nor a folder"] += 1
-            elif pattern and not _matches(path, entry.name, pattern):
-                content.other["not matching --pattern"] += 1
             else:
-                _sort_file(entry, path, names, content)
-    return content
+                content.sort(path, names, pattern, _LocalFile(Path(entry.path)))
+        pending += reversed(folders)
+        yield content
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_preprocessed(folder: str, names: Set[str]) -> bool:
+    """Whether a folder below the one that was given is what `ssclf preprocess` wrote."""
+    return bool(folder) and names >= PREPROCESSED
+
+
+class StoredFile(Protocol):
+    """What sorting a file may ask beyond its name."""
+
+    def is_dicom(self) -> bool: ...
+
+    def is_readable(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _LocalFile:
+    path: Path
+
+    def is_dicom(self) -> bool:
+        return is_dicom(self.path)
+
+    def is_readable(self) -> bool:
+        return os.access(self.path, os.R_OK)
 
 
 def _matches(path: str, name: str, pattern: str) -> bool:
@@ -183,35 +273,10 @@ def _bad_link(entry: os.DirEntry[str], inside: str, other: Counter[str]) -> str 
     return None
 
 
-def _sort_file(entry: os.DirEntry[str], path: str, names: set[str], content: FolderContent) -> None:
-    lower = entry.name.lower()
-    if lower.endswith(_UNFINISHED):
-        content.other["an unfinished or temporary file"] += 1
-    elif ending := volume_ending(lower):
-        stem = lower[: -len(ending)]
-        if not ending.startswith(".img"):
-            content.volumes.append(path)
-        elif not names & {stem + ".hdr", stem + ".hdr.gz"}:
-            (content.dicom if is_dicom(Path(entry.path)) else content.volumes).append(path)
-    elif lower.endswith(".zip"):
-        content.archives.append(path)
-    elif lower.endswith(_NOT_READ):
-        content.other[f"a volume in a format that is not read ({PurePosixPath(lower).suffix})"] += 1
-    elif is_dicom(Path(entry.path)):
-        content.dicom.append(path)
-    elif not os.access(entry.path, os.R_OK):
-        content.other["a file that may not be read"] += 1
-    else:
-        suffix = PurePosixPath(lower).suffix
-        if suffix in TABLE_ENDINGS:
-            content.tables.append(path)
-        kind = suffix if 1 < len(suffix) <= 6 and suffix[1:].isalnum() else "no ending of a volume"
-        content.other[f"not a volume ({kind})"] += 1
-
-
-def _folder_scans(
+def folder_scans(
     root: Path, content: FolderContent, contrasts: tuple[str, ...], series: str | None
 ) -> Iterator[Scan]:
+    """The scans in what was found in a folder; their paths are below it."""
     for path, reason in content.problems.items():
         yield Scan(path, (root / path,), problem=reason)
     for key, sources, problem in group_contrasts(content.volumes, contrasts, content.other):
@@ -363,27 +428,48 @@ def _manifest_scans(
     path: Path, contrasts: tuple[str, ...], series: str | None, *, alone: bool
 ) -> Iterator[Scan]:
     table = read_table(path)
+    columns = manifest_columns(table, contrasts)
+    for row, name in named_rows(table):
+        yield manifest_scan(path, row, name, columns, series, alone=alone)
+
+
+def manifest_columns(table: Table, contrasts: tuple[str, ...]) -> tuple[str, ...]:
+    """The column of each contrast, in channel order.
+
+    Raises:
+        DatasetError: a contrast has none.
+    """
     columns = contrast_columns(table.columns, contrasts)
     missing = [contrast for contrast in contrasts if contrast not in columns]
     if missing:
         raise DatasetError(
-            f"{path.name}: expected a column for each of {', '.join(contrasts)}"
+            f"{table.path.name}: expected a column for each of {', '.join(contrasts)}"
             f"{' (or a column path)' if len(contrasts) == 1 else ''}, found {', '.join(table.columns)}."
         )
+    return tuple(columns[contrast] for contrast in contrasts)
+
+
+def named_rows(table: Table) -> Iterator[tuple[TableRow, str]]:
+    """Rows and what to call them: the subject where no other row has it, else the line."""
     subjects = Counter(row["subject"] for row in table.rows)
     for row in table.rows:
-        cells = [row[columns[contrast]] for contrast in contrasts]
-        name = row["subject"] if subjects[row["subject"]] == 1 and row["subject"] else f"line {row.line}"
-        key = f"{path.as_posix()}#{name}"
-        if len(contrasts) == 1 and cells[0]:
-            key = cells[0] if alone else (path.parent / cells[0]).as_posix()
-        try:
-            sources = [table_source(path, row, columns[contrast], series) for contrast in contrasts]
-        except SsclfError as exc:
-            yield Scan(key, (path,), problem=str(exc))
-            continue
-        names = "+".join(source.name for source in sources if isinstance(source, DicomSeries))
-        yield Scan(key, tuple(sources), names)
+        yield row, row["subject"] if subjects[row["subject"]] == 1 and row["subject"] else f"line {row.line}"
+
+
+def manifest_scan(
+    path: Path, row: TableRow, name: str, columns: tuple[str, ...], series: str | None, *, alone: bool = True
+) -> Scan:
+    """What a row of a manifest stands for; what cannot be found is a scan with a `problem`."""
+    cells = [row[column] for column in columns]
+    key = f"{path.as_posix()}#{name}"
+    if len(columns) == 1 and cells[0]:
+        key = cells[0] if alone else (path.parent / cells[0]).as_posix()
+    try:
+        sources = [table_source(path, row, column, series) for column in columns]
+    except SsclfError as exc:
+        return Scan(key, (path,), problem=str(exc))
+    names = "+".join(source.name for source in sources if isinstance(source, DicomSeries))
+    return Scan(key, tuple(sources), names)
 
 
 def contrast_columns(columns: Sequence[str], contrasts: tuple[str, ...]) -> dict[str, str]:
