@@ -41,7 +41,8 @@ class Metrics:
     Attributes:
         per_class: by class name.
         accuracy: share of volumes classified right.
-        macro_f1, macro_specificity, macro_roc_auc: mean over classes, each counting the same.
+        macro_f1, macro_specificity, macro_roc_auc: mean over the classes that these volumes have, each counting the
+            same; an external cohort may lack some.
         weighted_f1: mean over classes, weighted by support.
         confusion: (K, K) counts, rows the truth, columns the prediction.
         log_loss: mean negative log probability of the true class.
@@ -105,9 +106,9 @@ def score_predictions(
             for c, name in enumerate(class_names)
         },
         accuracy=float(confusion.diagonal().sum() / confusion.sum()),
-        macro_f1=float(f1.mean()),
+        macro_f1=float(f1[support > 0].mean()),
         weighted_f1=float(np.average(f1, weights=support)),
-        macro_specificity=float(specificity.mean()),
+        macro_specificity=float(specificity[support > 0].mean()),
         macro_roc_auc=float(np.mean(defined)) if defined else None,
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
         log_loss=_log_loss(targets, probabilities),

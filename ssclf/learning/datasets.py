@@ -78,14 +78,15 @@ class PreparedCohort:
         return [found[name] for name in self.class_names]
 
 
-def read_prepared_cohort(folder: Path) -> PreparedCohort:
+def read_prepared_cohort(folder: Path, *, min_classes: int = 2) -> PreparedCohort:
     """Read what `ssclf preprocess` wrote.
 
     Args:
         folder: with `manifest.csv` and `settings.json`.
+        min_classes: 2 to train on it, 1 to score a model on it.
 
     Raises:
-        DatasetError: missing, incomplete, of mixed settings, or of one class only.
+        DatasetError: missing, incomplete, of mixed settings, or of too few classes.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -100,9 +101,9 @@ def read_prepared_cohort(folder: Path) -> PreparedCohort:
     if twice:
         raise DatasetError(f"{path}: expected every volume once, found {twice[0]} more than once.")
     class_names = tuple(sorted({sample.label for sample in samples}))
-    if len(class_names) < 2:
+    if len(class_names) < min_classes:
         raise DatasetError(
-            f"{path}: expected volumes of two classes or more, found {len(samples)} volumes of "
+            f"{path}: expected volumes of {min_classes} classes or more, found {len(samples)} volumes of "
             f"{'the class ' + class_names[0] if class_names else 'no class'}; add the other classes."
         )
     return PreparedCohort(samples, class_names, preprocess, synthetic)

@@ -97,12 +97,12 @@ def evaluate(
     if not (data / SETTINGS).is_file():
         folder = out / PREPROCESSED
         summary = preprocess_cohort(
-            [data], folder, model.spec.preprocess, skull_strip=skull_strip, workers=workers
+            [data], folder, model.spec.preprocess, skull_strip=skull_strip, workers=workers, min_classes=1
         )
         failed = len(summary.failures)
         if summary.interrupted:
             return Evaluation(out, None, None, 0, 0, failed, 0, False, summary.interrupted)
-    cohort = read_prepared_cohort(folder)
+    cohort = read_prepared_cohort(folder, min_classes=1)
     _check(cohort, model, folder)
     samples, left_out = _unseen(cohort, model, seen)
     classifier = open_classifier(model, engine=engine, device=device, threads=threads)

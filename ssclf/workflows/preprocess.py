@@ -133,6 +133,7 @@ def preprocess_cohort(
     label_column: str | None = None,
     class_map: Mapping[str, str] | None = None,
     limit: Mapping[str, int] | None = None,
+    min_classes: int = 2,
     seed: int = 0,
     pattern: str | None = None,
     series: str | None = None,
@@ -142,7 +143,8 @@ def preprocess_cohort(
     """Preprocess a cohort into a folder; what is there already and would come out the same is kept.
 
     Args:
-        sources, labels, label_column, class_map, limit, seed, pattern, series: see `find_cases`.
+        sources, labels, label_column, class_map, limit, seed, min_classes, pattern, series: see
+            `find_cases`.
         out: folder to write; created.
         skull_strip: see `SkullStrip.parse`.
         workers: processes; the voxels do not depend on their number.
@@ -165,6 +167,7 @@ def preprocess_cohort(
         class_map=class_map,
         limit=limit,
         seed=seed,
+        min_classes=min_classes,
         pattern=pattern,
         series=series,
     )

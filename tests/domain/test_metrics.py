@@ -58,6 +58,7 @@ def test_a_class_that_is_absent_gives_no_area_and_no_warning() -> None:
     assert metrics.per_class["healthy"].f1 == 0
     assert metrics.per_class["healthy"].specificity == 1
     assert metrics.macro_roc_auc == 1
+    assert metrics.macro_f1 == metrics.macro_specificity == 1, "a class that is not here does not count"
     alone = score_predictions(np.array([1, 1]), probabilities, NAMES)
     assert alone.macro_roc_auc is None
     assert alone.per_class["LGG"].specificity == 0

@@ -70,7 +70,7 @@ def test_mixed_settings_are_refused(preprocessed: Callable[..., Path]) -> None:
 
 
 def test_one_class_is_not_enough(preprocessed: Callable[..., Path]) -> None:
-    with pytest.raises(DatasetError, match="two classes or more, found 4 volumes of the class HGG"):
+    with pytest.raises(DatasetError, match="2 classes or more, found 4 volumes of the class HGG"):
         read_prepared_cohort(preprocessed(labels=("HGG",)))
 
 

@@ -133,3 +133,16 @@ def test_scans_are_preprocessed_as_the_model_needs_them(
     assert again.raw == found.raw
     # HGG is a class of the model, and none is here
     assert again.raw is not None and again.raw.per_class["HGG"].roc_auc is None
+
+
+def test_a_cohort_of_one_class_can_be_scored_though_not_trained_on(
+    make_volume: Callable[..., Volume], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        write_nifti(make_volume(seed=number), tmp_path / "scans" / "LGG" / f"s{number}.nii.gz")
+    found = evaluate(tmp_path / "scans", tiny_bundle, tmp_path / "out", device="cpu", threads=1)
+    assert found.raw is not None
+    recall = found.raw.per_class["LGG"].recall
+    assert recall == found.raw.accuracy
+    assert found.raw.macro_f1 == found.raw.per_class["LGG"].f1, "absent classes are no zeros in the mean"
+    assert (tmp_path / "out" / "report.html").is_file()
