@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -111,11 +110,10 @@ def write_csv(path: Path, rows: Iterable[ResultRow], class_names: Sequence[str])
     Raises:
         OutputError: the folder is not writable or the disk is full.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([defuse(name) for name in csv_columns(class_names)])
-    writer.writerows(_cells(row, class_names) for row in rows)
-    write_whole(path, text.getvalue())
+    with _whole(path) as file:
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow([defuse(name) for name in csv_columns(class_names)])
+        writer.writerows(_cells(row, class_names) for row in rows)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -124,17 +122,25 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    with _whole(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    """A text file to write, which takes its place when the block ends well, and leaves nothing otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as exc:
+        raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
 
 
 def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow]) -> None:

@@ -113,8 +113,8 @@ def prepare_for_models(
 
 
 @dataclass
-class _Run:
-    """What `predict` and `iterate` share."""
+class RowMaker:
+    """Turns scans into rows: what every way of running prediction shares."""
 
     ensemble: Ensemble
     config: PredictConfig
@@ -128,7 +128,7 @@ class _Run:
         readable = [scan for scan in scans if not scan.problem]
         for scan in scans:
             if scan.problem:
-                yield self._failed(scan, scan.problem)
+                yield self.failed(scan, scan.problem)
         work = partial(
             prepare_for_models,
             settings=self.ensemble.settings,
@@ -144,9 +144,9 @@ class _Run:
         for outcome in outcomes:
             loading.result()
             if outcome.result is None:
-                yield self._failed(outcome.item, outcome.error)
+                yield self.failed(outcome.item, outcome.error)
             else:
-                yield self._classified(outcome.item, outcome.result)
+                yield self.classified(outcome.item, outcome.result)
 
     def is_explained(self, row: ResultRow) -> bool:
         """Whether a row of an earlier run has the map and the picture that this run was asked for."""
@@ -167,17 +167,17 @@ class _Run:
             **values,
         )
 
-    def _failed(self, scan: Scan, reason: str) -> ResultRow:
+    def failed(self, scan: Scan, reason: str) -> ResultRow:
         return self._row(scan, "failed", error=" ".join(reason.split()))
 
-    def _classified(self, scan: Scan, preparation: Preparation) -> ResultRow:
+    def classified(self, scan: Scan, preparation: Preparation) -> ResultRow:
         begin = time.perf_counter()
         try:
             verdict = self.ensemble.judge(preparation.volumes)
         except (SsclfError, KeyboardInterrupt):
             raise
         except Exception as exc:  # an engine's own: a field of view that does not fit its memory, mostly
-            return self._failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
+            return self.failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
         flags = list(preparation.first.flags)
         for bundle, views in zip(self.ensemble.bundles, verdict.views, strict=True):
             prepared = preparation.volumes[bundle.spec.preprocess]
@@ -266,9 +266,9 @@ def predict(
         raise DatasetError(_nothing_found(paths, discovery))
     discovery = replace(discovery, scans=_chosen(discovery.scans, shard, config))
     journal = Journal(out)
-    run = _Run(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
-    method = _method(ensemble, config)
-    run.fingerprints = {(scan.path, scan.series): _fingerprint(scan, method) for scan in discovery.scans}
+    run = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
+    method = method_digest(ensemble, config)
+    run.fingerprints = {(scan.path, scan.series): scan_fingerprint(scan, method) for scan in discovery.scans}
     finished = False
     try:
         kept = {row.key: row for row in [*read_rows(details), *journal.open()]}
@@ -333,7 +333,7 @@ def iterate(
         raise DatasetError(_nothing_found(places, discovery))
     with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
         scans = _chosen(discovery.scans, None, config)
-        yield from _Run(ensemble, config, Path(scratch)).rows(scans, lambda: False)
+        yield from RowMaker(ensemble, config, Path(scratch)).rows(scans, lambda: False)
 
 
 def _describe_run(
@@ -381,7 +381,7 @@ def _check_output(out: Path, details: Path) -> None:
             raise OutputError(f"{out}: exists and was not written by ssclf; choose another --out.")
 
 
-def _method(ensemble: Ensemble, config: PredictConfig) -> bytes:
+def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
     """Everything but the scan that decides what is in a row: models and settings."""
     specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
     relevant = replace(config, workers=1, threads=0, timeout_s=None, retry_failed=False, device="auto")
@@ -389,7 +389,7 @@ def _method(ensemble: Ensemble, config: PredictConfig) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _fingerprint(scan: Scan, method: bytes) -> str:
+def scan_fingerprint(scan: Scan, method: bytes) -> str:
     """What a row was made from: equal fingerprints mean that the row need not be made again."""
     digest = hashlib.sha256(method)
     for path in (path for source in scan.contrasts for path in _stored_files(source)):
