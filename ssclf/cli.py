@@ -531,6 +531,10 @@ def export(
     data: Annotated[
         Path | None, typer.Option("--data", help="Of a cv run: the preprocessed folder, where it has moved.")
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Of a cv run that began with --weights: the same file again."),
+    ] = None,
     device: DeviceOption = "auto",
     log_level: LogLevel = "info",
 ) -> None:
@@ -554,6 +558,7 @@ def export(
             brain_extraction=brain_extraction,
             replace=replace,
             data=data,
+            weights=weights,
             device=device,  # type: ignore[arg-type]  # checked there
             on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True),
         )

@@ -203,7 +203,7 @@ def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Seque
         if not ours:
             return
         if not (run / AUDIT).is_file():
-            findings = _find_confounds(data, cohort, splits)
+            findings = find_confounds(data, cohort, splits)
             values = {
                 "findings": [_finding_to_dict(finding) for finding in findings],
                 "warnings": warnings(findings, count_sources(cohort)),
@@ -213,7 +213,8 @@ def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Seque
             log.warning("%s", text)
 
 
-def _find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
+def find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
+    """What mask shape, histogram, header and source each tell about the class, on the networks' folds."""
     cells = _manifest_cells(data)
     shapes, histograms, headers = [], [], []
     for sample in cohort.samples:

@@ -22,6 +22,8 @@ from ssclf.io.bundle import open_bundle
 from ssclf.io.cv_runs import Cell, read_cv_run
 from ssclf.io.locks import lock
 from ssclf.io.nifti import write_nifti
+from ssclf.learning.vision import video_models
+from ssclf.reporting.cv_report import write_cv_report
 from ssclf.workflows.cross_validate import CvResult, cross_validate
 from ssclf.workflows.export_cv import export_cv
 
@@ -221,6 +223,34 @@ def test_pretrained_cells_miss_their_weights_before_anything_is_trained(
     with pytest.raises(ModelError, match="ssclf weights import mc3_18"):
         run(data, tmp_path / "run", pretrained=(False, True))
     assert not (tmp_path / "run").exists()
+
+
+def test_two_classes_from_kinetics_weights(data: Path, tmp_path: Path) -> None:
+    """A file as torchvision writes it; two classes, which the paper's tables do not fit."""
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+    lines = (data / "manifest.csv").read_text().splitlines()
+    (other / "manifest.csv").write_text("\n".join(line for line in lines if ",healthy," not in line))
+    weights = tmp_path / "weights.pth"
+    torch.manual_seed(1)
+    torch.save(video_models.mc3_18(weights=None).state_dict(), weights)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    out = tmp_path / "run"
+    result = run(other, out, config=config, pretrained=(True,), weights=weights)
+    cells = [Cell("mc3", True, fold) for fold in (1, 2)]
+    assert result.states == dict.fromkeys(cells, "trained")
+    training = json.loads((cells[0].folder(out) / "provenance.json").read_text())["training"]
+    assert training["initial_weights"] == "weights.pth"
+    page = write_cv_report(out).read_text()
+    assert "mc3" in page and "Table 2" not in page
+    with (out / "tables.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {"HGG", "LGG", ""} or {"HGG", "LGG"} < {
+        row["class"] for row in rows
+    }
+    assert not any(row["paper"] for row in rows)
+    options = {"formats": ("onnx",), "brain_extraction": False, "device": "cpu", "workers": 0}
+    (bundle,) = export_cv(out, tmp_path / "two", weights=weights, **options).bundles  # type: ignore[arg-type]
+    assert open_bundle(bundle).spec.class_names == ("HGG", "LGG")
 
 
 def test_processes_started_together_are_told_how(
