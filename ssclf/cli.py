@@ -5,8 +5,11 @@ Heavy imports live inside the commands, so that `ssclf --help` answers at once.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,29 +96,6 @@ SkullStrip = Annotated[
 AssumeStripped = Annotated[bool, typer.Option("--assume-stripped", help="The same as --skull-strip none.")]
 Seed = Annotated[int, typer.Option("--seed", help="For everything drawn at random.")]
 
-# Settings of training, left out: the preset's.
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training part.")]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", help="Volumes a step; smaller ones are padded.")
-]
-Accumulate = Annotated[int | None, typer.Option("--accumulate", help="Batches averaged before a step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The highest of the schedule.")]
-WeightDecay = Annotated[float | None, typer.Option("--weight-decay")]
-Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, cosine or onecycle.")]
-Augmentation = Annotated[str | None, typer.Option("--augmentation", help="light, heavy, flip or none.")]
-Stem = Annotated[str | None, typer.Option("--stem", help="With --pretrained: random or mean.")]
-Holdout = Annotated[
-    float | None, typer.Option("--holdout", help="Share of the subjects kept for the final score; 0: none.")
-]
-Validation = Annotated[
-    float | None, typer.Option("--validation", help="Share of the training subjects that choose the epoch.")
-]
-Patience = Annotated[int | None, typer.Option("--patience", help="Epochs without gain before stopping.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="32-true, bf16-mixed or 16-mixed (GPU).")]
-ChannelsLast = Annotated[bool | None, typer.Option("--channels-last/--no-channels-last")]
-Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")]
-TrainSeed = Annotated[int | None, typer.Option("--seed", help="For everything drawn at random.")]
-
 _PREPROCESS = PreprocessConfig()
 _PREDICT = PredictConfig()
 _PREPROCESSED = Path("data/preprocessed")
@@ -136,11 +116,6 @@ def _count(workers: int) -> int:
     return workers or len(os.sched_getaffinity(0))
 
 
-def _given(**settings: Any) -> dict[str, Any]:
-    """The options that were used; the others come from the preset."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
 def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
     """`2` or `2,2,3` → three numbers."""
     try:
@@ -152,6 +127,50 @@ def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
     if len(values) != count:
         raise ConfigError(f"{option}: expected {count} numbers separated by commas, found {text!r}.")
     return values
+
+
+#: Settings of training, the same for every command that trains. Left out, a setting is the preset's.
+_SETTINGS: dict[str, Any] = {
+    name: Annotated[kind | None, typer.Option(*flags, help=about)]
+    for name, kind, flags, about in (
+        ("stem", str, ["--stem"], "With --pretrained: random or mean."),
+        ("epochs", int, ["--epochs"], "Passes over the training part."),
+        ("batch_size", int, ["--batch-size"], "Volumes a step; smaller ones are padded."),
+        ("accumulate", int, ["--accumulate"], "Batches averaged before a step."),
+        ("learning_rate", float, ["--learning-rate"], "The highest of the schedule."),
+        ("weight_decay", float, ["--weight-decay"], "Of Adam."),
+        ("schedule", str, ["--schedule"], "constant, cosine or onecycle."),
+        ("augmentation", str, ["--augmentation"], "light, heavy, flip or none."),
+        ("holdout", float, ["--holdout"], "Share of the subjects kept for the final score; 0: none."),
+        ("validation", float, ["--validation"], "Share of the training subjects that choose the epoch."),
+        ("patience", int, ["--patience"], "Epochs without gain before stopping."),
+        ("precision", str, ["--precision"], "32-true, bf16-mixed or 16-mixed (GPU)."),
+        ("channels_last", bool, ["--channels-last/--no-channels-last"], "Memory layout of convolutions."),
+        ("compile", bool, ["--compile/--no-compile"], "torch.compile."),
+        ("seed", int, ["--seed"], "For everything drawn at random."),
+    )
+}
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command those options in the place of its parameter `settings`, a dict of the ones that were used."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        settings = {name: options.pop(name) for name in _SETTINGS}
+        command(**options, settings={k: v for k, v in settings.items() if v is not None})
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "settings":
+            parameters += [
+                parameter.replace(name=k, annotation=v, default=None) for k, v in _SETTINGS.items()
+            ]
+        else:
+            parameters.append(parameter)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 @app.command()
@@ -307,6 +326,7 @@ def merge(
 
 
 @app.command()
+@_with_settings
 def train(
     model: Annotated[
         str | None, typer.Option("--model", help="mc3 (the paper's winner, default), r2plus1d or r3d.")
@@ -333,21 +353,7 @@ def train(
         Path | None,
         typer.Option("--from", help="Bundle or run to go on from (fine-tuning), on this data."),
     ] = None,
-    stem: Stem = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = None,
-    learning_rate: LearningRate = None,
-    weight_decay: WeightDecay = None,
-    schedule: Schedule = None,
-    augmentation: Augmentation = None,
-    holdout: Holdout = None,
-    validation: Validation = None,
-    patience: Patience = None,
-    precision: Precision = None,
-    channels_last: ChannelsLast = None,
-    compile_: Compile = None,
-    seed: TrainSeed = None,
+    settings: Any = None,
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read and augment.")] = 2,
     quiet: Quiet = False,
@@ -371,25 +377,7 @@ def train(
             raise ConfigError("--from: expected it alone, found --pretrained or --weights beside it.")
         model = model or (begin.spec.architecture if begin else "mc3")
         folder = out or new_run_folder(model)
-        given = _given(
-            architecture=model,
-            pretrained=pretrained or weights is not None,
-            stem=stem,
-            epochs=epochs,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            augmentation=augmentation,
-            holdout=holdout,
-            validation=validation,
-            patience=patience,
-            precision=precision,
-            channels_last=channels_last,
-            compile=compile_,
-            seed=seed,
-        )
+        given = {"architecture": model, "pretrained": pretrained or weights is not None, **settings}
         config = TrainConfig.preset(preset, **given)  # type: ignore[arg-type]  # checked there
     with TrainDisplay(config.epochs, quiet=quiet) as display:
         result = run(
@@ -409,6 +397,7 @@ def train(
 
 
 @app.command()
+@_with_settings
 def cv(
     models: Annotated[str, typer.Option("--models", help="Networks, comma separated.")] = "mc3,r2plus1d,r3d",
     pretrained: Annotated[
@@ -432,21 +421,7 @@ def cv(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Instead of the imported weights.")
     ] = None,
-    stem: Stem = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = None,
-    learning_rate: LearningRate = None,
-    weight_decay: WeightDecay = None,
-    schedule: Schedule = None,
-    augmentation: Augmentation = None,
-    holdout: Holdout = None,
-    validation: Validation = None,
-    patience: Patience = None,
-    precision: Precision = None,
-    channels_last: ChannelsLast = None,
-    compile_: Compile = None,
-    seed: TrainSeed = None,
+    settings: Any = None,
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read and augment.")] = 2,
     quiet: Quiet = False,
@@ -463,23 +438,6 @@ def cv(
     starts = {"no": (False,), "yes": (True,), "both": (False, True)}.get(pretrained)
     if starts is None:
         raise ConfigError(f"--pretrained: expected no, yes or both, found {pretrained!r}.")
-    given = _given(
-        stem=stem,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        augmentation=augmentation,
-        holdout=holdout,
-        validation=validation,
-        patience=patience,
-        precision=precision,
-        channels_last=channels_last,
-        compile=compile_,
-        seed=seed,
-    )
     folder = out or new_run_folder("cv")
     with CvDisplay(quiet=quiet) as display:
         result = cross_validate(
@@ -487,7 +445,7 @@ def cv(
             folder,
             models=[name.strip() for name in models.split(",")],  # type: ignore[misc]  # checked there
             pretrained=starts,
-            config=TrainConfig.preset(preset, **given),  # type: ignore[arg-type]  # checked there
+            config=TrainConfig.preset(preset, **settings),  # type: ignore[arg-type]  # checked there
             scheme=scheme,  # type: ignore[arg-type]
             folds=folds,
             only=only,

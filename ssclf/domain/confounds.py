@@ -134,7 +134,7 @@ def table_features(rows: Sequence[Mapping[str, str]]) -> Features:
         if len(lengths) == 1 and all(n or not cell for n, cell in zip(numbers, cells, strict=True)):
             (length,) = lengths
             known = np.array([n or [np.nan] * length for n in numbers])
-            columns.append(np.where(np.isnan(known), np.nanmedian(known, axis=0), known))
+            columns.append(_even(np.where(np.isnan(known), np.nanmedian(known, axis=0), known)))
             columns.append(np.isnan(known[:, :1]).astype(float))
         else:
             values = sorted(set(cells))
@@ -202,6 +202,14 @@ def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]
             f"tell {name} from the rest as well as the disease does, and no score on these data can tell them apart"
         )
     return found
+
+
+def _even(values: Features) -> Features:
+    """Logarithms of columns whose numbers span orders of magnitude, as intensities of different scanners do."""
+    low, high = values.min(axis=0), values.max(axis=0)
+    wide = (low > 0) & (high > 10 * low)
+    result: Features = np.where(wide, np.log(np.where(wide, values, 1)), values)
+    return result
 
 
 def _numbers(cell: str) -> list[float]:
