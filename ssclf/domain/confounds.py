@@ -1,8 +1,9 @@
 """How well the class can be told from what should not matter: a network that scores no better may see no more.
 
-Plain features (brain mask shape, intensity histogram, header fields, source) go into two plain classifiers on the
-same folds as the networks: a support vector machine, for many faint hints, and a tree of depth three, for a single
-plain one. The better of them counts, and is judged against the better of them with labels shuffled over subjects.
+Plain features (brain mask shape, intensity histogram, stored intensities, header fields, source) go into two plain
+classifiers on the same folds as the networks: a support vector machine, for many faint hints, and a tree of depth
+three, for a single plain one. The better of them counts, and is judged against the better of them with labels
+shuffled over subjects.
 scikit-learn is imported where it is used, since prediction does without it.
 """
 
@@ -205,10 +206,9 @@ def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]
 
 
 def _even(values: Features) -> Features:
-    """Logarithms of columns whose numbers span orders of magnitude, as intensities of different scanners do."""
-    low, high = values.min(axis=0), values.max(axis=0)
-    wide = (low > 0) & (high > 10 * low)
-    result: Features = np.where(wide, np.log(np.where(wide, values, 1)), values)
+    """Columns (N, F) on a logarithmic scale from their middle on, since scanners' intensities span orders of magnitude."""
+    middle = np.median(np.abs(values), axis=0)
+    result: Features = np.arcsinh(values / np.where(middle > 0, middle, 1))
     return result
 
 

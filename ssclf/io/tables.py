@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssclf.errors import DatasetError
-from ssclf.io.results import defuse, write_whole
+from ssclf.io.results import defuse, undefuse, write_whole
 
 #: Tables end so; anything else is taken for a volume.
 TABLE_ENDINGS = (".csv", ".tsv")
@@ -47,6 +47,8 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read a CSV or TSV file: UTF-8 (or Latin-1), separated by comma, semicolon or tab, header first.
 
+    Cells come back as they were before `write_table` kept them from running as formulas.
+
     Raises:
         DatasetError: unreadable, empty, a column twice, or a row with more cells than columns.
     """
@@ -66,7 +68,7 @@ def read_table(path: Path) -> Table:
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                lines.append((start, [cell.strip() for cell in cells]))
+                lines.append((start, [undefuse(cell.strip()) for cell in cells]))
             start = reader.line_num + 1
     except csv.Error as exc:
         raise DatasetError(f"{path.name} line {reader.line_num}: expected a table, found {exc}.") from exc

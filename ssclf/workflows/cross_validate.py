@@ -69,9 +69,11 @@ LOCK = ".lock"
 _PER_CELL = ("architecture", "pretrained")
 #: Of the manifest: what a file says of a volume besides its voxels, and how it was made.
 _HEADER_COLUMNS = (
-    "original_spacing", "original_shape", "original_orientation", "original_dtype", "original_intensity",
+    "original_spacing", "original_shape", "original_orientation", "original_dtype",
     "extraction", "contrasts",
 )  # fmt: skip
+#: Percentiles of the brain before normalisation: on their own, since a scale is easily lost among other columns.
+_INTENSITIES = "original_intensity"
 State = Literal["finished", "trained", "busy", "failed", "interrupted"]
 log = logging.getLogger(__name__)
 
@@ -214,14 +216,16 @@ def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Seque
 
 
 def find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
-    """What mask shape, histogram, header and source each tell about the class, on the networks' folds."""
+    """What each kind of plain features tells about the class, on the networks' folds."""
     cells = _manifest_cells(data)
-    shapes, histograms, headers = [], [], []
+    shapes, histograms, headers, intensities = [], [], [], []
     for sample in cohort.samples:
         volume = read_written(sample.path).data
         shapes.append(shape_features(volume, cohort.preprocess.spacing))
         histograms.append(histogram_features(volume))
-        headers.append({"array": " x ".join(map(str, volume.shape[1:])), **cells[sample.key]})
+        header = {"array": " x ".join(map(str, volume.shape[1:])), **cells[sample.key]}
+        intensities.append({_INTENSITIES: header.pop(_INTENSITIES, "")})
+        headers.append(header)
     targets = np.array([cohort.class_names.index(s.label) for s in cohort.samples])
     position = {sample.key: k for k, sample in enumerate(cohort.samples)}
 
@@ -232,6 +236,7 @@ def find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) 
     features = {
         "brain mask shape": np.array(shapes),
         "intensity histogram": np.array(histograms),
+        "stored intensities": table_features(intensities),
         "header fields": table_features(headers),
         "source": table_features([{"source": sample.source} for sample in cohort.samples]),
     }
@@ -253,7 +258,7 @@ def _finding_to_dict(finding: Finding) -> dict[str, Any]:
 def _manifest_cells(data: Path) -> dict[str, dict[str, str]]:
     """Volume key → cells that the audit looks at, those the manifest has."""
     table = read_table(data / MANIFEST)
-    columns = [name for name in _HEADER_COLUMNS if name in table.columns]
+    columns = [name for name in (*_HEADER_COLUMNS, _INTENSITIES) if name in table.columns]
     return {row["path"]: {name: row[name] for name in columns} for row in table.rows}
 
 

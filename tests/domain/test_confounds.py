@@ -105,6 +105,16 @@ def test_header_fields_are_read_as_numbers_or_as_names() -> None:
     assert text.startswith("header fields alone tells HGG from the rest")
 
 
+def test_a_stored_scale_is_found_though_numbers_range_widely() -> None:
+    """Brains of 300 to 3000 in two classes, ten times that in the third; some below zero."""
+    random = np.random.default_rng(2)
+    scales = np.exp(random.uniform(np.log(300), np.log(3000), len(TARGETS))) * np.where(TARGETS == 1, 10, 1)
+    rows = [{"intensity": f"{0.3 * scale:.4g} x {scale:.4g} x {1.4 * scale:.4g}"} for scale in scales]
+    rows[0]["intensity"] = "-120 x 400 x 900"
+    finding = audit("stored intensities", table_features(rows), TARGETS, SUBJECTS, folds(), CLASSES)
+    assert finding.verdict == "found" and finding.best == "LGG"
+
+
 def test_a_table_that_says_the_same_of_all_tells_nothing() -> None:
     finding = audit("source", table_features([{"source": "a"}] * 48), TARGETS, SUBJECTS, folds(), CLASSES)
     assert finding.verdict == "nothing" and finding.score == 0.5

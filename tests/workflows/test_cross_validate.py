@@ -114,7 +114,7 @@ def test_the_audit_names_the_class_with_a_source_of_its_own(finished: Path) -> N
     audit = read_cv_run(finished).audit
     assert audit is not None
     assert [f["name"] for f in audit["findings"]] == [
-        "brain mask shape", "intensity histogram", "header fields", "source",
+        "brain mask shape", "intensity histogram", "stored intensities", "header fields", "source",
     ]  # fmt: skip
     assert any("class healthy comes from synthetic-b only" in text for text in audit["warnings"])
 
