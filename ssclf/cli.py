@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,10 +34,12 @@ class ErrorsAsMessages(TyperGroup):
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from exc
         except ModuleNotFoundError as exc:
-            if (exc.name or "").split(".")[0] not in _TRAIN_PACKAGES:
+            package = (exc.name or "").split(".")[0]
+            extra = "train" if package in _TRAIN_PACKAGES else "ray" if package in _RAY_PACKAGES else ""
+            if not extra:
                 raise
             typer.echo(
-                f'error: this command needs {exc.name}; install it with `pip install "ssclf[train]"` '
+                f'error: this command needs {exc.name}; install it with `pip install "ssclf[{extra}]"` '
                 "(beside ssclf[cpu] or ssclf[gpu]).",
                 err=True,
             )
@@ -48,6 +50,7 @@ _TRAIN_PACKAGES = {
     "deepbet", "lightning_fabric", "matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch",
     "torchio", "torchvision",
 }  # fmt: skip
+_RAY_PACKAGES = {"ray", "pyarrow", "fsspec", "s3fs"}
 
 app = typer.Typer(
     cls=ErrorsAsMessages,
@@ -176,15 +179,12 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 def predict(
     scans: Annotated[
-        list[Path],
-        # readable: our own message tells the remedy
-        typer.Argument(
-            help="Files, folders, DICOM, zips or a manifest CSV.", show_default=False, readable=False
-        ),
+        list[str],  # not paths, which would fold the slashes of s3://
+        typer.Argument(help="Files, folders, DICOM, zips or a manifest CSV.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The table; results.json goes beside it.")] = Path(
-        "results.csv"
-    ),
+    out: Annotated[
+        str, typer.Option("--out", help="The table; results.json goes beside it. With --ray: a folder.")
+    ] = "results.csv",
     model: Annotated[
         list[Path] | None,
         typer.Option(
@@ -237,6 +237,28 @@ def predict(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed volumes of an earlier run again.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            help="Work on a Ray cluster: local, auto or host:6379. SCANS is one folder or manifest that all nodes "
+            "see, or s3://…; --out a folder for Parquet. See docs/cluster.md.",
+            rich_help_panel="Cluster",
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Also the table as a CSV.", rich_help_panel="Cluster")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float,
+        typer.Option(min=0.01, help="Share of a GPU for one copy of the models.", rich_help_panel="Cluster"),
+    ] = 1.0,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Copies of the models; 0: as fits.", rich_help_panel="Cluster")
+    ] = 0,
+    partition: Annotated[
+        int, typer.Option(min=1, help="Volumes of a Parquet file.", rich_help_panel="Cluster")
+    ] = 1000,
     quiet: Quiet = False,
     log_level: LogLevel = "info",
 ) -> None:
@@ -261,13 +283,19 @@ def predict(
         keep_uids=keep_uids,
         retry_failed=retry_failed,
     )
+    if ray is not None:
+        unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
+        _predict_on_ray(scans, out, model, config, ray, csv, gpus_per_actor, actors, partition, unfit)
+    if csv:
+        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     part = parse_shard(shard, os.environ) if shard else None
+    table = Path(out)
     if part:
-        out = out.with_name(f"{out.stem}.{part}{out.suffix}")
+        table = table.with_name(f"{table.stem}.{part}{table.suffix}")
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            scans,
-            out,
+            [Path(scan) for scan in scans],
+            table,
             choose_bundles(model or [], os.environ),
             config,
             shard=part,
@@ -276,7 +304,57 @@ def predict(
             on_start=display.start,
             on_row=display.row,
         )
-    display.summary(summary, out)
+    display.summary(summary, table)
+    raise typer.Exit(summary.exit_code)
+
+
+def _predict_on_ray(
+    scans: list[str],
+    out: str,
+    model: list[Path] | None,
+    config: PredictConfig,
+    address: str,
+    csv: Path | None,
+    gpus_per_actor: float,
+    actors: int,
+    partition: int,
+    unfit: Mapping[str, object],
+) -> None:
+    """`predict --ray`: what does not go together is refused before anything starts."""
+    for option, value in unfit.items():
+        if value:
+            raise ConfigError(f"{option}: does not go with --ray; see docs/cluster.md.")
+    if len(scans) != 1:
+        raise ConfigError(
+            f"--ray: expected one folder, manifest or URL, found {len(scans)}; put several into a manifest."
+        )
+    if out.lower().endswith(".csv"):
+        out = out[:-4] if out == "results.csv" else out
+        if out != "results":
+            raise ConfigError(f"--out {out}: with --ray it is a folder; name the table with --csv.")
+    from ssclf.io.bundle import choose_bundles
+    from ssclf.workflows.predict_ray import ClusterConfig, predict_on_ray
+
+    log = logging.getLogger("ssclf")
+    cluster = ClusterConfig(
+        address=address, gpus_per_actor=gpus_per_actor, actors=actors, partition=partition
+    )
+    summary = predict_on_ray(
+        scans[0],
+        out,
+        choose_bundles(model or [], os.environ),
+        config,
+        cluster,
+        csv=csv,
+        on_start=lambda volumes, parts: log.info("%d volumes in %d partitions", volumes, parts),
+        on_part=lambda part: log.info("partition %d: %d volumes", part.number, part.volumes),
+    )
+    typer.echo(
+        f"{out}: {summary.volumes} volumes in {summary.parts} partitions ({summary.reused} were complete), "
+        f"{summary.failed} failed"
+    )
+    for reason, count in sorted(summary.other_files.items()):
+        typer.echo(f"  {count} {reason}")
     raise typer.Exit(summary.exit_code)
 
 

@@ -98,7 +98,7 @@ def is_dicom(path: Path) -> bool:
         if not path.is_file():  # opening a pipe would wait for a writer
             return False
         with path.open("rb") as file:
-            return _looks_like_dicom(file.read(132))
+            return looks_like_dicom(file.read(132))
     except OSError:
         return False
 
@@ -178,7 +178,7 @@ def get(header: pydicom.Dataset, keyword: str, default: Any = None) -> Any:
     return default if value is None or value == "" else value
 
 
-def _looks_like_dicom(start: bytes) -> bool:
+def looks_like_dicom(start: bytes) -> bool:
     if start[128:132] == b"DICM":
         return True
     # Without preamble a data set starts with group 0002 or 0008: tag, then explicit VR or implicit length.
@@ -230,7 +230,7 @@ def _archive_headers(archive: zipfile.ZipFile) -> Iterator[_Found]:
         try:
             with archive.open(member) as stream:
                 start = stream.read(_HEADER_BYTES)
-                if not _looks_like_dicom(start[:132]):
+                if not looks_like_dicom(start[:132]):
                     if name.lower().endswith(_DICOM_ENDINGS):
                         yield _Found(name, None, "expected DICOM, found something else under its ending.")
                     continue

@@ -47,9 +47,12 @@ def stored_files(source: VoxelSource) -> list[Path]:
     """Every file that holds part of a contrast: slices, their archive, or a header and its voxels."""
     if isinstance(source, DicomSeries):
         return [source.root] if source.in_archive else [source.root / name for name in source.files]
-    ending = next((half for half in _HALVES if source.name.lower().endswith(half)), "")
-    if not ending:
-        return [source]
-    stem = source.name[: -len(ending)]
-    others = (source.with_name(stem + half) for half in _HALVES if half != ending)
+    others = (source.with_name(name) for name in companions(source.name))
     return [source, *(path for path in others if path.is_file())]
+
+
+def companions(name: str) -> list[str]:
+    """Names that the other half of a volume may have, where its format keeps header and voxels apart."""
+    ending = next((half for half in _HALVES if name.lower().endswith(half)), "")
+    stem = name[: -len(ending)]
+    return [stem + half for half in _HALVES if half != ending] if ending else []

@@ -1,0 +1,839 @@
+"""`ssclf predict SOURCE --out DIR --ray ADDRESS`: the same rows, from the nodes of a Ray cluster.
+
+    plan (tasks)        names → partitions of scans                        OUT/_plan/
+    Ray Data            read → prepare (CPU tasks) → classify (actors)     OUT/_stage/part=NNNNN/
+    finish (tasks)      rows against the plan, one each, sorted            OUT/part-NNNNN.parquet
+
+Ray schedules, moves arrays, holds back what runs ahead, and repeats what a lost node had. What it repeats may be
+staged twice; a partition appears once it has exactly one row for each volume of its plan, and only then. This
+process sees numbers of partitions and counts of rows, never volumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import heapq
+import json
+import logging
+import os
+import queue
+import tempfile
+import threading
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+# Ray reports usage to its makers unless told not to before it is imported.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Its core warns, at the level of errors, of arguments that an actor needs to start again; Ray Data keeps them.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+import ray
+import ray.data
+from ray.exceptions import RayError, RayTaskError
+
+from ssclf import __version__
+from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
+from ssclf.errors import DatasetError, OutputError, SsclfError
+from ssclf.io.bundle import Bundle, open_bundle
+from ssclf.io.ensemble import Ensemble
+from ssclf.io.inventory import Selection, Settled, Source, join_series, plan_name, settle, take_inventory
+from ssclf.io.node_scratch import Files, remove_run, run_scratch, unpack
+from ssclf.io.partitions import (
+    Planned,
+    decode_plan,
+    decode_results,
+    encode_results,
+    plan_digest,
+    scan_from_json,
+    scan_to_json,
+)
+from ssclf.io.remote import Store
+from ssclf.io.results import ResultRow, write_csv
+from ssclf.io.scans import Scan
+from ssclf.io.workers import run_in_processes
+from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.predict import Preparation, RowMaker, method_digest, prepare_for_models, scan_fingerprint
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PLAN = "_plan/plan.json"
+_RUN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How the work is spread; none of it changes a row.
+
+    Attributes:
+        address: "local" starts Ray here; "auto", host:port or ray://host:port joins one that runs.
+        gpus_per_actor: share of a GPU for one copy of the models.
+        actors: copies of the models at most; 0 for as many as the cluster's GPUs or cores suggest.
+        partition: volumes of a result file.
+        batch: volumes that travel together; a task that is lost repeats as many.
+    """
+
+    address: str = "local"
+    gpus_per_actor: float = 1.0
+    actors: int = 0
+    partition: int = 1000
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """A partition that is complete. `first` and `last` are keys, for merging in order."""
+
+    number: int
+    volumes: int
+    failed: int
+    first: tuple[str, str]
+    last: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ClusterSummary:
+    """What a run did; `reused` counts partitions that were complete before it."""
+
+    volumes: int
+    failed: int
+    parts: int
+    reused: int
+    other_files: Mapping[str, int]
+    interrupted: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """Contract, "Exit codes"."""
+        if self.interrupted:
+            return 128 + self.interrupted
+        return 3 if self.failed else 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task knows. `models` and `extraction` are references to `Files` in Ray's object store."""
+
+    run: str
+    version: str
+    source: Source
+    out: Store
+    selection: Selection
+    config: PredictConfig
+    settings: tuple[PreprocessConfig, ...]
+    class_names: tuple[str, ...]
+    method: bytes
+    bundles: tuple[str, ...]
+    models: Any
+    extraction: Any
+    threads: int
+
+    def fingerprint(self, scan: Scan, stamps: tuple[str, ...]) -> str:
+        if self.source.base.local:
+            return scan_fingerprint(scan, self.method)
+        text = json.dumps([*stamps, scan.problem])
+        return hashlib.sha256(self.method + text.encode()).hexdigest()[:32]
+
+    @property
+    def base(self) -> Path:
+        return self.source.base.local or Path("/")
+
+
+def predict_on_ray(
+    source: str,
+    out: str,
+    models: Sequence[Path],
+    config: PredictConfig,
+    cluster: ClusterConfig,
+    *,
+    csv: Path | None = None,
+    on_start: Callable[[int, int], None] = lambda volumes, parts: None,
+    on_part: Callable[[Part], None] = lambda part: None,
+) -> ClusterSummary:
+    """Classify everything found under a source, on a cluster.
+
+    Args:
+        source: folder, file or manifest, as a path that all nodes see or an fsspec URL such as s3://bucket/scans.
+        out: folder for the partitions, likewise; what an earlier run has finished there is kept.
+        models: bundles on this machine; they travel to the nodes, where their checksums are verified again.
+        csv: also write the table of all partitions here, on this machine.
+        on_start: called with the number of volumes and of partitions.
+        on_part: called with every partition, as it is complete.
+
+    Raises:
+        SsclfError: nothing can be done at all. What one volume cannot do is a row.
+    """
+    bundles = [open_bundle(path) for path in models]
+    ensemble = Ensemble(bundles, config)
+    store = Store.at(out)
+    with (
+        _one_run(store),
+        note_signals("stopping; the same command goes on later") as stopped,
+        _connected(cluster),
+    ):
+        run = _Run(source, store, bundles, ensemble, config, cluster, lambda: bool(stopped))
+        try:
+            summary = run.go(on_start, on_part)
+            if csv and not stopped:
+                write_csv(csv, run.rows_in_order(), ensemble.class_names)
+        except _Stopped:
+            summary = run.summary()
+        except RayTaskError as exc:
+            if isinstance(exc.cause, SsclfError):
+                raise exc.cause from None
+            raise
+        except RayError as exc:
+            raise DatasetError(
+                f"the Ray cluster failed ({type(exc).__name__}); finished partitions and staged rows are kept, "
+                "the same command goes on once it is back."
+            ) from exc
+        finally:
+            run.clean_nodes()
+    return dataclasses.replace(summary, interrupted=stopped[0]) if stopped else summary
+
+
+class _Stopped(Exception):  # noqa: N818 - no error
+    """The user wants an end."""
+
+
+@contextlib.contextmanager
+def _one_run(out: Store) -> Iterator[None]:
+    """Two runs in one folder would each finish what the other has begun; object stores have no locks."""
+    if out.local is None:
+        yield
+        return
+    try:
+        out.local.mkdir(parents=True, exist_ok=True)
+        lock = (out.local / ".lock").open("w")
+    except OSError as exc:
+        raise OutputError(f"{out.url}: cannot be written ({exc.strerror}).") from exc
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise OutputError(f"{out.url}: another ssclf run is writing there; wait for it.") from exc
+        yield
+
+
+@contextlib.contextmanager
+def _connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Ray for the time of the block; a connection of the caller's own is used and left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cluster.address == "local":
+        # one core is enough to run, but not for a task and an actor to be counted side by side
+        cores = max(2, len(os.sched_getaffinity(0)))
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
+    else:
+        options |= {"address": cluster.address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
+        raise DatasetError(
+            f"--ray {cluster.address}: no Ray cluster answers there ({type(exc).__name__}); start one with "
+            "`ray start --head`, give its address as host:6379, or use --ray local."
+        ) from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class _Run:
+    """The driver's side. What it holds grows with the number of partitions only."""
+
+    source_text: str
+    out: Store
+    bundles: list[Bundle]
+    ensemble: Ensemble
+    config: PredictConfig
+    cluster: ClusterConfig
+    stop: Callable[[], bool]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    done: dict[int, Part] = field(default_factory=dict)
+    other: Counter[str] = field(default_factory=Counter)
+    reused: int = 0
+
+    def go(self, on_start: Callable[[int, int], None], on_part: Callable[[Part], None]) -> ClusterSummary:
+        ctx = ray.data.DataContext.get_current()
+        ctx.enable_progress_bars = False
+        ctx.print_on_execution_start = False
+        # A task gives one block: what Ray repeats after a loss must fall into the same pieces as before.
+        ctx.target_max_block_size = None
+        # A block that cannot be made costs its volumes a second try, alone, not the run.
+        ctx.max_errored_blocks = -1
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        job = self._job()
+        plan = self._plan(job)
+        volumes = sum(plan.values())
+        if not volumes:
+            others = "; ".join(f"{count} {reason}" for reason, count in sorted(self.other.items()))
+            raise DatasetError(
+                f"{self.source_text}: expected volumes (NIfTI, MGZ, NRRD, MetaImage or DICOM), "
+                + (f"found none, but left out: {others}." if others else "found no files at all.")
+            )
+        on_start(volumes, len(plan))
+        left: dict[int, int] = {}
+        for number, state in self._spread(_look_at, job, plan):
+            if isinstance(state, Part):
+                self.reused += 1
+                self._complete(state, on_part)
+            else:
+                left[number] = state
+        log.info("%d partitions, %d of them complete", len(plan), self.reused)
+        for batch in (self.cluster.batch, 1):
+            self._classify(job, left, batch, on_part)
+            left = dict(self._missing(job, left, on_part))
+            if not left:
+                break
+            log.warning("%d volumes were lost with the processes that had them", sum(left.values()))
+        for number, part in self._spread(_finish_anyway, job, left):
+            del number
+            self._complete(part, on_part)
+        self._close(job, plan)
+        return self.summary()
+
+    def _job(self) -> _Job:
+        """Send the models out and see that the nodes are what they must be."""
+        config = dataclasses.replace(self.config, threads=self.config.threads or 1)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if config.device == "cuda" and not gpus:
+            raise DatasetError("--device cuda: the Ray cluster has no GPU; start its nodes with --num-gpus.")
+        names = [f"model-{index}" for index in range(len(self.bundles))]
+        files: dict[str, Any] = {}
+        for name, bundle in zip(names, self.bundles, strict=True):
+            inside = [bundle.path] if bundle.path.is_file() else sorted(bundle.path.iterdir())
+            files |= {f"{name}/{path.name}": np.fromfile(path, np.uint8) for path in inside if path.is_file()}
+        paths = tuple(
+            f"{name}/{bundle.path.name}" if bundle.path.is_file() else name
+            for name, bundle in zip(names, self.bundles, strict=True)
+        )
+        extraction = {path.name: np.fromfile(path, np.uint8) for path in self.bundles[0].extraction}
+        job = _Job(
+            run=self.id,
+            version=__version__,
+            source=Source.at(self.source_text),
+            out=self.out,
+            selection=Selection(self.ensemble.contrasts, config.pattern, config.series, config.keep_uids),
+            config=config,
+            settings=self.ensemble.settings,
+            class_names=self.ensemble.class_names,
+            method=method_digest(self.ensemble, self.config),
+            bundles=paths,
+            models=ray.put(files),
+            extraction=ray.put(extraction),
+            threads=config.threads,
+        )
+        token = f"_plan/{self.id}.token"
+        self.out.write(token, b"")
+        try:
+            self._wait(ray.remote(_probe).options(num_cpus=0).remote(job, token))
+        finally:
+            self.out.remove(token)
+        return job
+
+    def _plan(self, job: _Job) -> dict[int, int]:
+        """Partition → number of volumes. An unfinished run goes on with its own plan."""
+        about = {
+            "source": job.source.base.url,
+            "file": job.source.file,
+            "method": hashlib.sha256(job.method).hexdigest(),
+            "partition": self.cluster.partition,
+        }
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            plan = json.loads(self.out.read(_PLAN))
+            if all(plan[name] == value for name, value in about.items()) and not plan["finished"]:
+                self.other = Counter(plan["other_files"])
+                return {int(number): count for number, count in plan["volumes"].items()}
+        self.out.remove("_plan")
+        walk = ray.remote(_walk).options(num_cpus=0)
+        count, other = self._wait(walk.remote(job, self.cluster.partition))
+        self.other = Counter(other)
+        volumes: dict[int, int] = {}
+        left_out: dict[int, Mapping[str, int]] = {}
+        dicom: list[int] = []
+        for number, settled in self._spread(_settle, job, range(count)):
+            volumes[number], left_out[number] = settled.volumes, settled.other_files
+            dicom += [number] if settled.dicom else []
+        if dicom:
+            joined: list[Settled] = self._wait(
+                ray.remote(_join).options(num_cpus=1).remote(job, sorted(dicom))
+            )
+            for settled in joined:
+                volumes[settled.number] = settled.volumes
+                left_out[settled.number] = settled.other_files
+        for counts in left_out.values():
+            self.other.update(counts)
+        plan = {
+            **about,
+            "volumes": dict(sorted(volumes.items())),
+            "other_files": dict(self.other),
+            "finished": False,
+        }
+        self.out.write(_PLAN, json.dumps(plan).encode())
+        return dict(sorted(volumes.items()))
+
+    def _classify(
+        self, job: _Job, left: Mapping[int, int], batch: int, on_part: Callable[[Part], None]
+    ) -> None:
+        """Everything that is left, through Ray Data; partitions are finished as their last rows come in."""
+        if not sum(left.values()):
+            return
+        actors = self._actors(job)
+        # Ray 2.64 will take this way of limiting retries away, and gives no other yet: pyproject holds it below.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        data = (
+            ray.data.from_items([{"part": number} for number in left], override_num_blocks=len(left))
+            .flat_map(partial(_read_todo, job=job), num_cpus=0.1)
+            .repartition(target_num_rows_per_block=batch)
+            .map_batches(partial(_prepare, job=job), batch_size=None, num_cpus=1)
+            .map_batches(_Classify, fn_constructor_args=(job,), batch_size=None, **actors)
+        )
+        waiting = dict(left)
+        finishing: dict[Any, int] = {}
+        finish = ray.remote(_finish).options(num_cpus=0)
+        for ack in self._polled(data.iter_batches(batch_size=None, prefetch_batches=0)):
+            for number, count in zip(ack["part"].tolist(), ack["rows"].tolist(), strict=True):
+                waiting[number] -= count
+                if waiting[number] <= 0:
+                    finishing[finish.remote(job, number)] = number
+            ready, _ = (
+                ray.wait(list(finishing), num_returns=len(finishing), timeout=0) if finishing else ([], [])
+            )
+            for reference in ready:
+                self._take(ray.get(reference), on_part)
+                del finishing[reference]
+        for reference in finishing:
+            self._take(self._wait(reference), on_part)
+
+    def _take(self, state: Part | int, on_part: Callable[[Part], None]) -> None:
+        if isinstance(state, Part):
+            self._complete(state, on_part)
+
+    def _complete(self, part: Part, on_part: Callable[[Part], None]) -> None:
+        self.done[part.number] = part
+        on_part(part)
+
+    def _missing(
+        self, job: _Job, left: Mapping[int, int], on_part: Callable[[Part], None]
+    ) -> Iterator[tuple[int, int]]:
+        """Partitions that lack rows still, and how many."""
+        for number, state in self._spread(_finish, job, [n for n in left if n not in self.done]):
+            if isinstance(state, Part):
+                self._complete(state, on_part)
+            else:
+                yield number, state
+
+    def _actors(self, job: _Job) -> dict[str, Any]:
+        """How many copies of the models, and what each of them asks of a node."""
+        resources = ray.cluster_resources()
+        cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
+        share = self.cluster.gpus_per_actor
+        # A volume that kills the process it is in is tried three times, not for ever.
+        common = {"max_task_retries": 2}
+        if gpus and self.config.device != "cpu":
+            count = self.cluster.actors or max(1, int(gpus / share))
+            return {"num_gpus": share, "num_cpus": 0.5, "concurrency": count, **common}
+        # On CPUs the network competes with reading for the same cores: half of them, shared by Ray as it goes.
+        count = self.cluster.actors or max(1, int(cpus / 2 / job.threads))
+        return {"num_cpus": min(job.threads, cpus / 2), "concurrency": (1, count), **common}
+
+    def _close(self, job: _Job, plan: Mapping[int, int]) -> None:
+        """Remove what belongs to no partition of this plan, and say what the run was."""
+        names = {f"part-{number:05d}.parquet" for number in plan}
+        for entry in self.out.entries():
+            if entry.name.startswith("part-") and entry.name not in names:
+                self.out.remove(entry.name)
+        self.out.remove("_stage")
+        about = json.loads(self.out.read(_PLAN))
+        self.out.write(_PLAN, json.dumps({**about, "finished": True}).encode())
+        summary = self.summary()
+        run = {
+            "ssclf_version": __version__,
+            "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "config": config_to_dict(self.config),
+            "models": [
+                {"name": b.spec.name, "sha256": b.sha256, "synthetic": b.spec.synthetic} for b in self.bundles
+            ],
+            "class_names": list(self.ensemble.class_names),
+            "volumes": summary.volumes,
+            "failed": summary.failed,
+            "partitions": summary.parts,
+            "other_files": dict(sorted(summary.other_files.items())),
+            "notice": "Research use only, not a medical device.",
+        }
+        self.out.write(_RUN, json.dumps(run, indent=1).encode())
+
+    def summary(self) -> ClusterSummary:
+        return ClusterSummary(
+            volumes=sum(part.volumes for part in self.done.values()),
+            failed=sum(part.failed for part in self.done.values()),
+            parts=len(self.done),
+            reused=self.reused,
+            other_files=dict(self.other),
+        )
+
+    def rows_in_order(self) -> Iterator[ResultRow]:
+        """Every row, sorted as in `results.csv`; memory holds the partitions whose keys overlap."""
+        coming = sorted((p for p in self.done.values() if p.volumes), key=lambda p: p.first, reverse=True)
+        open_rows: list[tuple[tuple[str, str], int, ResultRow, Iterator[ResultRow]]] = []
+        while coming or open_rows:
+            if coming and (not open_rows or coming[-1].first <= open_rows[0][0]):
+                part = coming.pop()
+                name = f"part-{part.number:05d}.parquet"
+                rows = iter(decode_results(self.out.read(name), name)[0])
+                first = next(rows)
+                heapq.heappush(open_rows, (first.key, part.number, first, rows))
+                continue
+            _, number, row, rows = open_rows[0]
+            yield row
+            following = next(rows, None)
+            if following is None:
+                heapq.heappop(open_rows)
+            else:
+                heapq.heapreplace(open_rows, (following.key, number, following, rows))
+
+    def _wait(self, reference: Any) -> Any:
+        """The result of a task, unless the user wants an end before."""
+        while True:
+            if self.stop():
+                raise _Stopped
+            ready, _ = ray.wait([reference], timeout=0.5)
+            if ready:
+                return ray.get(reference)
+
+    def _spread(
+        self, function: Callable[[_Job, int], Any], job: _Job, numbers: Iterable[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """Call a function for many partitions, a few at a time; results as they come."""
+        task = ray.remote(function).options(num_cpus=1, max_retries=5)
+        shared = ray.put(job)
+        window = 2 * int(ray.cluster_resources().get("CPU", 1)) + 2
+        remaining = iter(numbers)
+        running: dict[Any, int] = {}
+        while True:
+            for number in remaining:
+                running[task.remote(shared, number)] = number
+                if len(running) >= window:
+                    break
+            if not running:
+                return
+            if self.stop():
+                raise _Stopped
+            ready, _ = ray.wait(list(running), timeout=0.5)
+            for reference in ready:
+                yield running.pop(reference), ray.get(reference)
+
+    def _polled(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass batches on from another thread, so that a signal need not wait for the next of them."""
+        arrived: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+        def pull() -> None:
+            try:
+                for batch in batches:
+                    arrived.put((batch, None))
+                arrived.put((None, None))
+            except BaseException as exc:  # handed over, raised below
+                arrived.put((None, exc))
+
+        threading.Thread(target=pull, daemon=True).start()
+        while True:
+            if self.stop():
+                raise _Stopped
+            try:
+                batch, error = arrived.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield batch
+
+    def clean_nodes(self) -> None:
+        """Remove the run's files from every node; one that is gone has taken them along, or cleans up later."""
+        with contextlib.suppress(RayError, RuntimeError):
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
+
+            task = ray.remote(remove_run)
+            running = [
+                task.options(num_cpus=0, scheduling_strategy=OnNode(node["NodeID"], soft=False)).remote(
+                    self.id
+                )
+                for node in ray.nodes()
+                if node["Alive"]
+            ]
+            ray.wait(running, num_returns=len(running), timeout=10)
+
+
+# Below: what runs on the nodes.
+
+
+def _probe(job: _Job, token: str) -> None:
+    """See what must be there on a node before volumes are sent to it."""
+    _check_version(job)
+    if job.out.kind(token) != "file":
+        raise OutputError(
+            f"{job.out.url}: a node of the cluster does not see it; --out must be on storage that all nodes share."
+        )
+    Source.at(job.source.text if job.source.base.local is None else str(job.base / job.source.file))
+
+
+def _check_version(job: _Job) -> None:
+    if job.version != __version__:
+        raise DatasetError(
+            f"a node of the cluster has ssclf {__version__}, expected {job.version}; install the same everywhere."
+        )
+
+
+def _walk(job: _Job, size: int) -> tuple[int, dict[str, int]]:
+    count, other = take_inventory(job.source, job.out, job.selection, size=size)
+    return count, dict(other)
+
+
+def _settle(job: _Job, number: int) -> Settled:
+    return settle(job.source, job.out, number, job.selection, job.fingerprint)
+
+
+def _join(job: _Job, numbers: list[int]) -> list[Settled]:
+    return join_series(job.source, job.out, numbers, job.selection, job.fingerprint)
+
+
+def _plan_of(job: _Job, number: int) -> list[Planned]:
+    return decode_plan(job.out.read(plan_name(number)), job.base)
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def _finished(job: _Job, number: int, planned: list[Planned]) -> Part | None:
+    """The partition, where it is complete and made from what is planned now."""
+    try:
+        rows, digest = decode_results(job.out.read(_part_name(number)), _part_name(number))
+    except FileNotFoundError:
+        return None
+    if digest != plan_digest(planned) or (
+        job.config.retry_failed and any(r.status == "failed" for r in rows)
+    ):
+        return None
+    return _as_part(number, rows)
+
+
+def _as_part(number: int, rows: Sequence[ResultRow]) -> Part:
+    failed = sum(row.status == "failed" for row in rows)
+    first, last = (rows[0].key, rows[-1].key) if rows else (("", ""), ("", ""))
+    return Part(number, len(rows), failed, first, last)
+
+
+def _staged(job: _Job, number: int, *, without: str = "") -> dict[tuple[str, str], ResultRow]:
+    """Rows that are there already, by key: staged, or in a partition of an earlier plan.
+
+    Args:
+        without: run whose rows do not count.
+    """
+    rows: dict[tuple[str, str], ResultRow] = {}
+    names = [f"_stage/part={number:05d}/{e.name}" for e in job.out.entries(f"_stage/part={number:05d}")]
+    for name in [_part_name(number), *names]:
+        own = without and name.rpartition("/")[2].startswith(without)
+        if own or not name.endswith(".parquet"):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            rows |= {row.key: row for row in decode_results(job.out.read(name), name)[0]}
+    return rows
+
+
+def _todo(job: _Job, number: int) -> list[Planned]:
+    """Volumes of a partition that earlier runs have not done. The same whenever this run asks."""
+    rows = _staged(job, number, without=job.run)
+    retry = job.config.retry_failed
+    return [
+        one
+        for one in _plan_of(job, number)
+        if (row := rows.get(one.key)) is None
+        or row.fingerprint != one.fingerprint
+        or (retry and row.status == "failed")
+    ]
+
+
+def _look_at(job: _Job, number: int) -> Part | int:
+    """A partition that is complete, or how many of its volumes are to be done."""
+    planned = _plan_of(job, number)
+    return _finished(job, number, planned) or len(_todo(job, number))
+
+
+def _read_todo(row: dict[str, Any], job: _Job) -> list[dict[str, Any]]:
+    """Ray Data: a partition's number to its volumes."""
+    number = int(row["part"])
+    return [
+        {"part": number, "scan": scan_to_json(one.scan, job.base), "fingerprint": one.fingerprint}
+        for one in _todo(job, number)
+    ]
+
+
+def _prepare(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
+    """Ray Data: volumes to network input, or to the reason why there is none."""
+    _check_version(job)
+    _forget_main()
+    count = len(batch["part"])
+    scans = [scan_from_json(text, job.base) for text in batch["scan"]]
+    prepared = np.empty(count, object)
+    prepared[:] = [_Prepared(error=scan.problem) for scan in scans]
+    scratch = run_scratch(job.run)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        work = _Work(job.settings, job.config.skull_strip, _extraction(job), Path(folder))
+        readable = [index for index in range(count) if not scans[index].problem]
+        items = ((index, _here(scans[index], job, Path(folder) / str(index))) for index in readable)
+        for outcome in run_in_processes(work, items, workers=1, timeout_s=job.config.timeout_s):
+            index, _ = outcome.item
+            prepared[index] = _Prepared(outcome.result, outcome.error)
+    return {**batch, "prepared": prepared}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it."""
+
+    result: Preparation | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """`prepare_for_models` for a numbered scan; travels to the process that does it."""
+
+    settings: tuple[PreprocessConfig, ...]
+    skull_strip: str
+    extraction: tuple[Path, ...]
+    scratch: Path
+
+    def __call__(self, item: tuple[int, Scan]) -> Any:
+        _, scan = item
+        return prepare_for_models(scan, self.settings, self.skull_strip, self.extraction, self.scratch, False)
+
+
+def _here(scan: Scan, job: _Job, folder: Path) -> Scan:
+    """The scan with its files on this machine; what cannot be fetched becomes its problem."""
+    if job.source.base.local:
+        return scan
+    from ssclf.io.dicom import DicomSeries
+
+    contrasts: list[Any] = []
+    try:
+        for one in scan.contrasts:
+            if not isinstance(one, DicomSeries):
+                name = one.relative_to("/").as_posix()
+                contrasts.append(job.source.base.fetch(name, folder))
+                continue
+            root = one.root.relative_to("/").as_posix()
+            inside = root.lower().endswith(".zip")
+            for name in [root] if inside else [f"{root}/{file}".removeprefix("./") for file in one.files]:
+                job.source.base.fetch(name, folder)
+            contrasts.append(dataclasses.replace(one, root=folder / root))
+    except FileNotFoundError:
+        return dataclasses.replace(scan, problem="the file is gone, or was never there.")
+    except SsclfError as exc:
+        return dataclasses.replace(scan, problem=str(exc))
+    return dataclasses.replace(scan, contrasts=tuple(contrasts))
+
+
+def _forget_main() -> None:
+    """Processes that start from this one would import its main module again: Ray's worker, with all of Ray."""
+    import sys
+
+    vars(sys.modules["__main__"]).pop("__file__", None)
+
+
+@lru_cache(maxsize=2)
+def _extraction(job: _Job) -> tuple[Path, ...]:
+    files: Files = ray.get(job.extraction)
+    if not files:
+        return ()
+    folder = unpack(files, job.run, "extraction")
+    return tuple(sorted(folder.iterdir()))
+
+
+class _Classify:
+    """Ray Data's actor: the models in memory; network input to staged rows."""
+
+    def __init__(self, job: _Job) -> None:
+        _check_version(job)
+        files: Files = ray.get(job.models)
+        folder = unpack(files, job.run, "models")
+        ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
+        ensemble.load()
+        self._job = job
+        self._maker = RowMaker(ensemble, job.config, run_scratch(job.run))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Rows go to the stage before they are counted."""
+        maker, job = self._maker, self._job
+        rows: dict[int, list[ResultRow]] = {}
+        for number, text, fingerprint, prepared in zip(
+            *(batch[name] for name in ("part", "scan", "fingerprint", "prepared")), strict=True
+        ):
+            scan = scan_from_json(text, job.base)
+            maker.fingerprints = {(scan.path, scan.series): fingerprint}
+            if prepared.result is None:
+                row = maker.failed(scan, prepared.error)
+            else:
+                row = maker.classified(scan, prepared.result)
+            rows.setdefault(int(number), []).append(row)
+        for number, some in rows.items():
+            name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
+            job.out.write(name, encode_results(some, job.class_names))
+        return {"part": np.array(list(rows)), "rows": np.array([len(some) for some in rows.values()])}
+
+
+def _finish(job: _Job, number: int, *, anyway: bool = False) -> Part | int:
+    """Write a partition if every volume of its plan has a row; else say how many lack one.
+
+    Args:
+        anyway: what has no row by now has failed.
+    """
+    planned = _plan_of(job, number)
+    if found := _finished(job, number, planned):
+        return found
+    staged = _staged(job, number)
+    rows: list[ResultRow] = []
+    missing: list[Planned] = []
+    for one in planned:
+        row = staged.get(one.key)
+        if row is None or row.fingerprint != one.fingerprint:
+            missing.append(one)
+        else:
+            rows.append(row)
+    if missing and not anyway:
+        return len(missing)
+    rows += [_lost(job, one) for one in missing]
+    rows.sort(key=lambda row: row.key)
+    job.out.write(_part_name(number), encode_results(rows, job.class_names, plan_digest(planned)))
+    job.out.remove(f"_stage/part={number:05d}")
+    return _as_part(number, rows)
+
+
+def _finish_anyway(job: _Job, number: int) -> Part | int:
+    return _finish(job, number, anyway=True)
+
+
+def _lost(job: _Job, planned: Planned) -> ResultRow:
+    folder = unpack(ray.get(job.models), job.run, "models")
+    ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
+    maker = RowMaker(ensemble, job.config, folder)
+    maker.fingerprints = {(planned.scan.path, planned.scan.series): planned.fingerprint}
+    return maker.failed(
+        planned.scan, "the process that had it died, alone and among others; the node may lack memory."
+    )
