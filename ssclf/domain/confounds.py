@@ -206,7 +206,7 @@ def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]
 
 
 def _even(values: Features) -> Features:
-    """Columns (N, F) on a logarithmic scale from their middle on, since scanners' intensities span orders of magnitude."""
+    """Columns (N, F), logarithmic beyond their middle: intensities of scanners span orders of magnitude."""
     middle = np.median(np.abs(values), axis=0)
     result: Features = np.arcsinh(values / np.where(middle > 0, middle, 1))
     return result
