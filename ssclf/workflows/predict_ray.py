@@ -23,7 +23,6 @@ import queue
 import tempfile
 import threading
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
@@ -69,6 +69,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PLAN = "_plan/plan.json"
 _RUN = "run.json"
+#: Times that a batch may take its process with it.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,12 @@ class ClusterSummary:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task knows. `models` and `extraction` are references to `Files` in Ray's object store."""
+    """What every task knows.
+
+    Attributes:
+        models, extraction: references to `Files` in Ray's object store.
+        attempts: handle of `_Attempts`.
+    """
 
     run: str
     version: str
@@ -136,6 +143,7 @@ class _Job:
     bundles: tuple[str, ...]
     models: Any
     extraction: Any
+    attempts: Any
     threads: int
 
     def fingerprint(self, scan: Scan, stamps: tuple[str, ...]) -> str:
@@ -275,7 +283,7 @@ class _Run:
         ctx.target_max_block_size = None
         # A block that cannot be made costs its volumes a second try, alone, not the run.
         ctx.max_errored_blocks = -1
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         job = self._job()
         plan = self._plan(job)
         volumes = sum(plan.values())
@@ -322,6 +330,7 @@ class _Run:
             for name, bundle in zip(names, self.bundles, strict=True)
         )
         extraction = {path.name: np.fromfile(path, np.uint8) for path in self.bundles[0].extraction}
+        here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
         job = _Job(
             run=self.id,
             version=__version__,
@@ -335,6 +344,7 @@ class _Run:
             bundles=paths,
             models=ray.put(files),
             extraction=ray.put(extraction),
+            attempts=ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote(),
             threads=config.threads,
         )
         token = f"_plan/{self.id}.token"
@@ -393,8 +403,6 @@ class _Run:
         if not sum(left.values()):
             return
         actors = self._actors(job)
-        # Ray 2.64 will take this way of limiting retries away, and gives no other yet: pyproject holds it below.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         data = (
             ray.data.from_items([{"part": number} for number in left], override_num_blocks=len(left))
             .flat_map(partial(_read_todo, job=job), num_cpus=0.1)
@@ -442,14 +450,12 @@ class _Run:
         resources = ray.cluster_resources()
         cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
         share = self.cluster.gpus_per_actor
-        # A volume that kills the process it is in is tried three times, not for ever.
-        common = {"max_task_retries": 2}
         if gpus and self.config.device != "cpu":
             count = self.cluster.actors or max(1, int(gpus / share))
-            return {"num_gpus": share, "num_cpus": 0.5, "concurrency": count, **common}
+            return {"num_gpus": share, "num_cpus": 0.5, "concurrency": count}
         # On CPUs the network competes with reading for the same cores: half of them, shared by Ray as it goes.
         count = self.cluster.actors or max(1, int(cpus / 2 / job.threads))
-        return {"num_cpus": min(job.threads, cpus / 2), "concurrency": (1, count), **common}
+        return {"num_cpus": min(job.threads, cpus / 2), "concurrency": (1, count)}
 
     def _close(self, job: _Job, plan: Mapping[int, int]) -> None:
         """Remove what belongs to no partition of this plan, and say what the run was."""
@@ -566,8 +572,6 @@ class _Run:
     def clean_nodes(self) -> None:
         """Remove the run's files from every node; one that is gone has taken them along, or cleans up later."""
         with contextlib.suppress(RayError, RuntimeError):
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
-
             task = ray.remote(remove_run)
             running = [
                 task.options(num_cpus=0, scheduling_strategy=OnNode(node["NodeID"], soft=False)).remote(
@@ -684,9 +688,41 @@ def _read_todo(row: dict[str, Any], job: _Job) -> list[dict[str, Any]]:
     ]
 
 
+class _Attempts:
+    """Ray repeats what died with its process, for ever; this counts, so that a volume that kills is let go."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, key: str) -> int:
+        self._begun[key] += 1
+        return self._begun[key]
+
+    def end(self, key: str) -> None:
+        del self._begun[key]
+
+
+@contextlib.contextmanager
+def _attempt(job: _Job, what: str, batch: Mapping[str, Any]) -> Iterator[bool]:
+    """Whether to try: not where a batch has taken its process with it three times."""
+    scans = json.dumps([what, *(str(text) for text in batch["scan"])])
+    key = hashlib.sha256(scans.encode()).hexdigest()[:32]
+    yield ray.get(job.attempts.begin.remote(key)) <= _ATTEMPTS
+    job.attempts.end.remote(key)
+
+
 def _prepare(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
     """Ray Data: volumes to network input, or to the reason why there is none."""
     _check_version(job)
+    with _attempt(job, "prepare", batch) as sensible:
+        if sensible:
+            return _prepare_batch(batch, job)
+    lost = np.empty(len(batch["part"]), object)
+    lost[:] = [_Prepared(lost=True) for _ in lost]
+    return {**batch, "prepared": lost}
+
+
+def _prepare_batch(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
     _forget_main()
     count = len(batch["part"])
     scans = [scan_from_json(text, job.base) for text in batch["scan"]]
@@ -705,10 +741,14 @@ def _prepare(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it."""
+    """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it.
+
+    `lost`: neither, since the process died with it; it has another chance, alone.
+    """
 
     result: Preparation | None = None
     error: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -780,11 +820,25 @@ class _Classify:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Rows go to the stage before they are counted."""
+        job = self._job
+        rows: dict[int, list[ResultRow]] = {}
+        with _attempt(job, "classify", batch) as sensible:
+            if sensible:
+                rows = self._rows(batch)
+                for number, some in rows.items():
+                    name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
+                    job.out.write(name, encode_results(some, job.class_names))
+        parts = np.array(list(rows), np.int64)
+        return {"part": parts, "rows": np.array([len(some) for some in rows.values()], np.int64)}
+
+    def _rows(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
         maker, job = self._maker, self._job
         rows: dict[int, list[ResultRow]] = {}
         for number, text, fingerprint, prepared in zip(
             *(batch[name] for name in ("part", "scan", "fingerprint", "prepared")), strict=True
         ):
+            if prepared.lost:
+                continue
             scan = scan_from_json(text, job.base)
             maker.fingerprints = {(scan.path, scan.series): fingerprint}
             if prepared.result is None:
@@ -792,10 +846,7 @@ class _Classify:
             else:
                 row = maker.classified(scan, prepared.result)
             rows.setdefault(int(number), []).append(row)
-        for number, some in rows.items():
-            name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
-            job.out.write(name, encode_results(some, job.class_names))
-        return {"part": np.array(list(rows)), "rows": np.array([len(some) for some in rows.values()])}
+        return rows
 
 
 def _finish(job: _Job, number: int, *, anyway: bool = False) -> Part | int:
