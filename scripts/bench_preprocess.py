@@ -105,6 +105,8 @@ def main() -> None:
 
 def scaling(volumes: list[Path], rounds: int = 12) -> None:
     """Volumes per second with two workers over one, the same files again and again, in turn."""
+    from bench_preprocess import with_ssclf  # workers import modules, not the script
+
     items = volumes * rounds
     ratios = []
     for _ in range(3):

@@ -4,9 +4,8 @@ From Python:
 
     import ssclf
 
-    if __name__ == "__main__":  # volumes are read in worker processes
-        for row in ssclf.predict(["scans"], models=["exported/my-model"]):
-            print(row.path, row.status, row.prediction, row.probabilities, row.error)
+    for row in ssclf.predict(["scans"], models=["exported/my-model"]):
+        print(row.path, row.status, row.prediction, row.probabilities, row.error)
 """
 
 from typing import Any

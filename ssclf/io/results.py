@@ -254,7 +254,8 @@ class Journal:
         if self._lock is None:
             return
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk again: it has been told
+                self._file.close()
         shutil.rmtree(self.folder if finished else self.scratch, ignore_errors=True)
         self._lock.close()
         self._lock = None

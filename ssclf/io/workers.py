@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -31,6 +33,23 @@ class Outcome(Generic[Item, Result]):
     error: str = ""
 
 
+class _Worker(ForkServerProcess):
+    """A process that does not run the main script again, as multiprocessing's would: that script may not guard its
+    calls, may come from stdin, or may import what costs seconds."""
+
+    def start(self) -> None:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Context(ForkServerContext):
+    Process = _Worker
+
+
 def run_in_processes(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -45,7 +64,7 @@ def run_in_processes(
     number of items.
 
     Args:
-        function: a picklable callable (a module's function, or a partial of one).
+        function: a picklable callable (an importable module's function, or a partial of one; none of a script).
         items: picklable; taken lazily.
         timeout_s: after this long a worker is killed and its item gets an error.
         stop: asked before each new item; once true, what is in flight is finished and nothing is begun.
@@ -54,7 +73,7 @@ def run_in_processes(
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
     # Forked from a small server that has imported what workers need: as clean as spawn, as quick as fork.
-    context = multiprocessing.get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload(["ssclf.io.preparation"])
     with _one_thread_each():
         forkserver.ensure_running()

@@ -28,7 +28,7 @@ from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.shards import Shard
 from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
-from ssclf.errors import DatasetError, OutputError, SsclfError
+from ssclf.errors import DatasetError, OutputError, SsclfError, VolumeError
 from ssclf.io.bundle import open_bundle
 from ssclf.io.container import image_hint
 from ssclf.io.dicom import DicomSeries
@@ -37,7 +37,7 @@ from ssclf.io.naming import volume_ending
 from ssclf.io.nifti import write_nifti
 from ssclf.io.preparation import brain_extractor, prepare_scan
 from ssclf.io.results import Journal, ResultRow, read_rows, write_csv, write_details
-from ssclf.io.scans import Scan, VoxelSource
+from ssclf.io.scans import Scan, stored_files
 from ssclf.io.sources import Discovery, discover
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL, write_results_page
@@ -174,9 +174,11 @@ class RowMaker:
         begin = time.perf_counter()
         try:
             verdict = self.ensemble.judge(preparation.volumes)
+        except VolumeError as exc:
+            return self.failed(scan, str(exc))
         except (SsclfError, KeyboardInterrupt):
             raise
-        except Exception as exc:  # an engine's own: a field of view that does not fit its memory, mostly
+        except Exception as exc:  # an engine's own: a volume that does not fit a GPU's memory, mostly
             return self.failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
         flags = list(preparation.first.flags)
         for bundle, views in zip(self.ensemble.bundles, verdict.views, strict=True):
@@ -205,8 +207,13 @@ class RowMaker:
             grid = preparation.grid
             heat = map_to_scan(verdict.evidence(), grid)
             path = self.maps / map_name(scan)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_nifti(Volume(heat[None], grid.affine), path)
+            try:
+                write_nifti(Volume(heat[None], grid.affine), path)
+            except OSError as exc:
+                raise OutputError(
+                    f"{path}: the map cannot be written ({exc.strerror or exc}); rows finished before are kept, "
+                    "run the same command again to continue."
+                ) from exc
             extra["map"] = map_name(scan)
         if self.pictures:
             prepared = preparation.first
@@ -260,7 +267,7 @@ def predict(
             f"{out}: --out names the CSV; results.json is written beside it, so choose another ending."
         )
     ensemble = Ensemble([open_bundle(path) for path in models], config)
-    _check_output(out, details)
+    _check_output(out, details, report, maps)
     discovery = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
     if not discovery.scans:
         raise DatasetError(_nothing_found(paths, discovery))
@@ -281,9 +288,12 @@ def predict(
         }
         todo = [scan for scan in discovery.scans if (scan.path, scan.series) not in rows]
         reused = len(rows)
+        given = [path for path in paths if path.is_file() or next(path.iterdir(), None)]
         on_start(discovery, len(todo))
         with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:
             for row in run.rows(todo, lambda: bool(stopped)) if todo else ():
+                if row.status == "failed":
+                    _check_still_there(given)
                 journal.append(row)
                 rows[row.key] = row
                 on_row(row)
@@ -302,9 +312,9 @@ def predict(
             about = _describe_run(summary, ensemble, config, shard)
             write_csv(out, ordered, ensemble.class_names)
             write_details(details, about, ordered)
+            finished = True
             if report:
                 write_results_page(report, ordered, ensemble.class_names, about)
-            finished = True
         return summary
     finally:
         journal.close(finished=finished)
@@ -368,17 +378,48 @@ def _describe_run(
     }
 
 
-def _check_output(out: Path, details: Path) -> None:
-    """A CSV that is not ours is not overwritten."""
-    if out.is_dir():
-        raise OutputError(f"{out}: --out names the CSV to write, found a folder; add a file name.")
-    if not out.parent.is_dir():
-        raise OutputError(f"{out}: the folder {out.parent} does not exist; make it first.{image_hint('out')}")
+def _check_output(out: Path, details: Path, report: Path | None, maps: Path | None) -> None:
+    """A CSV that is not ours is not overwritten, and nothing is begun whose results could not be written."""
+    for option, path in (("out", out), ("report", report)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise OutputError(f"{path}: --{option} names the file to write, found a folder; add a file name.")
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
+            )
+    for option, folder in (("report", report and report.parent), ("maps", maps)):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+        except OSError as exc:
+            raise OutputError(
+                f"{folder}: cannot be written ({exc.strerror or exc}); give --{option} a place where this user "
+                f"may write.{image_hint('user')}"
+            ) from exc
     if out.exists() and not details.exists():
         with out.open(encoding="utf-8", errors="replace") as file:
             header = file.readline()
         if header.strip() and not header.startswith("path,series,status,"):
             raise OutputError(f"{out}: exists and was not written by ssclf; choose another --out.")
+
+
+def _check_still_there(paths: Sequence[Path]) -> None:
+    """Raises:
+    DatasetError: an input has gone since it was listed, as when a file server does: no reason to fail its volumes.
+    """
+    for path in paths:
+        try:
+            there = next(path.iterdir(), None) is not None if path.is_dir() else path.exists()
+        except OSError:
+            there = False
+        if not there:
+            raise DatasetError(
+                f"{path}: is gone or empty, and was not at the start; rows finished before are kept, bring it back "
+                "and run the same command again to continue."
+            )
 
 
 def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
@@ -392,7 +433,7 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
 def scan_fingerprint(scan: Scan, method: bytes) -> str:
     """What a row was made from: equal fingerprints mean that the row need not be made again."""
     digest = hashlib.sha256(method)
-    for path in (path for source in scan.contrasts for path in _stored_files(source)):
+    for path in (path for source in scan.contrasts for path in stored_files(source)):
         try:
             stat = path.stat()
         except OSError:
@@ -402,14 +443,6 @@ def scan_fingerprint(scan: Scan, method: bytes) -> str:
         digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
     digest.update(json.dumps(scan.problem).encode())
     return digest.hexdigest()[:32]
-
-
-def _stored_files(source: VoxelSource) -> list[Path]:
-    """Every file that holds part of a contrast: slices, their archive, or both halves of a .hdr/.img pair."""
-    if isinstance(source, DicomSeries):
-        return [source.root] if source.in_archive else [source.root / name for name in source.files]
-    halves = (source.with_suffix(ending) for ending in (".img", ".hdr"))
-    return [source, *(half for half in halves if half != source and half.is_file())]
 
 
 def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -> tuple[Scan, ...]:

@@ -1,0 +1,149 @@
+"""What goes wrong around a run: full disks, outputs that cannot be written, inputs that go, scripts of all kinds."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ssclf.cli import app
+from ssclf.config import PredictConfig
+from ssclf.domain.volume import Volume
+from ssclf.errors import DatasetError
+from ssclf.io import runtime
+from ssclf.io.nifti import write_nifti
+from ssclf.workflows.predict import predict
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def scans(tmp_path: Path, make_volume: Callable[..., Volume]) -> Path:
+    for seed in range(5):
+        write_nifti(make_volume(seed=seed), tmp_path / "scans" / f"sub-{seed}.nii.gz")
+    return tmp_path / "scans"
+
+
+def words(scans: Path, bundle: Path, out: Path) -> list[str]:
+    return [
+        "predict",
+        str(scans),
+        "--model",
+        str(bundle),
+        "--assume-stripped",
+        "--workers",
+        "1",
+        "--out",
+        str(out),
+    ]
+
+
+def test_a_full_disk_stops_the_run_and_keeps_its_rows(tiny_bundle: Path, scans: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 2,000 bytes, three rows of the journal: what a full disk says, without filling one."""
+    out = tmp_path / "r.csv"
+    command = [sys.executable, "-m", "ssclf", *words(scans, tiny_bundle, out)]
+
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    full = subprocess.run(command, preexec_fn=fill_disk, capture_output=True, text=True, check=False)
+    assert full.returncode == 1, full.stderr
+    assert "cannot be written" in full.stderr and "are kept" in full.stderr and "Traceback" not in full.stderr
+    assert not out.exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    done_before = int(again.stderr.split(" done before")[0].split()[-1])
+    assert 0 < done_before < 5
+    assert len(out.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("option", ["--maps", "--report"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    option: str, tiny_bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = runner.invoke(
+        app, [*words(scans, tiny_bundle, tmp_path / "r.csv"), option, str(tmp_path / "file" / "x")]
+    )
+    assert result.exit_code == 1, result.output
+    assert str(tmp_path / "file") in result.output and not (tmp_path / "r.csv").exists()
+
+
+def test_a_map_that_cannot_be_written_keeps_the_rows_before(
+    tiny_bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    arguments = [*words(scans, tiny_bundle, tmp_path / "r.csv"), "--maps", str(maps)]
+    runner.invoke(app, arguments)
+    (blocked,) = maps.glob("sub-3*")
+    for path in (tmp_path / "r.csv", tmp_path / "r.json", blocked):
+        path.unlink()
+    (blocked / "folder").mkdir(parents=True)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 1 and "the map cannot be written" in result.output, result.output
+    shutil.rmtree(blocked)
+    again = runner.invoke(app, arguments)
+    assert again.exit_code == 0 and "3 rows kept" in again.output, again.output
+    assert blocked.is_file()
+
+
+def test_inputs_that_go_stop_the_run_and_are_no_failed_rows(
+    tiny_bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    config = PredictConfig(skull_strip="none")
+    away = tmp_path / "away"
+    seen: list[str] = []
+
+    def unmount(row: object) -> None:
+        if not seen:
+            scans.rename(away)
+        seen.append(str(row))
+
+    with pytest.raises(DatasetError, match="run the same command again"):
+        predict([scans], tmp_path / "r.csv", [tiny_bundle], config, on_row=unmount)
+    away.rename(scans)
+    summary = predict([scans], tmp_path / "r.csv", [tiny_bundle], config)
+    assert summary.failed == 0 and len(summary.rows) == 5 and summary.reused == len(seen) > 0
+
+
+def test_a_field_of_view_beyond_the_memory_costs_its_own_row(
+    tiny_bundle: Path,
+    scans: Path,
+    tmp_path: Path,
+    make_volume: Callable[..., Volume],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_nifti(make_volume((40, 52, 44)), scans / "wide.nii.gz")
+    monkeypatch.setattr(runtime, "free_memory", lambda: 60_000_000)
+    result = runner.invoke(app, words(scans, tiny_bundle, tmp_path / "r.csv"))
+    assert result.exit_code == 3, result.output
+    rows = {row["path"]: row for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    assert [path for path, row in rows.items() if row["status"] == "failed"] == ["wide.nii.gz"]
+    assert "46 x 52 x 47 voxels" in rows["wide.nii.gz"]["error"]
+
+
+@pytest.mark.parametrize("way", ["stdin", "file"])
+def test_a_script_needs_no_guard_and_may_come_from_stdin(
+    way: str, tiny_bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    """Workers used to run the calling script again, and died where it called ssclf unguarded or was no file."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import ssclf\nfrom ssclf.config import PredictConfig\n"
+        f"rows = ssclf.predict([{str(scans)!r}], models=[{str(tiny_bundle)!r}], "
+        "config=PredictConfig(skull_strip='none'))\nprint(sorted((row.path, row.status) for row in rows))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-" if way == "stdin" else script], input=script.read_text(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([(f"sub-{seed}.nii.gz", "ok") for seed in range(5)])
