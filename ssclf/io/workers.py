@@ -57,6 +57,7 @@ def run_in_processes(
     workers: int,
     timeout_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    pool: ProcessPool | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Call a function on every item in worker processes; outcomes come in the order of completion.
 
@@ -68,6 +69,39 @@ def run_in_processes(
         items: picklable; taken lazily.
         timeout_s: after this long a worker is killed and its item gets an error.
         stop: asked before each new item; once true, what is in flight is finished and nothing is begun.
+        pool: of `start_pool`, which this call leaves running for the next one; None: one of its own.
+
+    Raises:
+        MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
+    """
+    running = pool or start_pool(workers)
+    remaining = iter(items)
+    pending: dict[Future[Any], Item] = {}
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(pending) < 2 * workers and not stop():
+                try:
+                    item = next(remaining)
+                except StopIteration:
+                    exhausted = True
+                    break
+                pending[running.schedule(_call, args=[function, item], timeout=timeout_s)] = item
+            if not pending:
+                return
+            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield _outcome(pending.pop(future), future, timeout_s)
+    finally:
+        for future in pending:
+            future.cancel()
+        if pool is None:
+            running.stop()
+            running.join()
+
+
+def start_pool(workers: int) -> ProcessPool:
+    """Worker processes for several calls of `run_in_processes`; they end with this process.
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
@@ -84,27 +118,7 @@ def run_in_processes(
             f"worker processes need semaphores, and this system gives none ({exc.strerror}); "
             "a container needs a writable /dev/shm (a few kilobytes are enough)."
         ) from exc
-    pool = ProcessPool(max_workers=workers, context=context, initializer=_start_worker)
-    remaining = iter(items)
-    pending: dict[Future[Any], Item] = {}
-    exhausted = False
-    try:
-        while True:
-            while not exhausted and len(pending) < 2 * workers and not stop():
-                try:
-                    item = next(remaining)
-                except StopIteration:
-                    exhausted = True
-                    break
-                pending[pool.schedule(_call, args=[function, item], timeout=timeout_s)] = item
-            if not pending:
-                return
-            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield _outcome(pending.pop(future), future, timeout_s)
-    finally:
-        pool.stop()
-        pool.join()
+    return ProcessPool(max_workers=workers, context=context, initializer=_start_worker)
 
 
 @contextmanager

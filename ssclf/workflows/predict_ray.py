@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from pebble import ProcessPool
 
 # Ray reports usage to its makers unless told not to before it is imported.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -61,7 +62,7 @@ from ssclf.io.partitions import (
 from ssclf.io.remote import Store
 from ssclf.io.results import ResultRow, write_csv
 from ssclf.io.scans import Scan
-from ssclf.io.workers import run_in_processes
+from ssclf.io.workers import run_in_processes, start_pool
 from ssclf.workflows.interruption import note_signals
 from ssclf.workflows.predict import Preparation, RowMaker, method_digest, prepare_for_models, scan_fingerprint
 
@@ -724,7 +725,6 @@ def _prepare(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
 
 
 def _prepare_batch(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
-    _forget_main()
     count = len(batch["part"])
     scans = [scan_from_json(text, job.base) for text in batch["scan"]]
     prepared = np.empty(count, object)
@@ -734,7 +734,8 @@ def _prepare_batch(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
         work = _Work(job.settings, job.config.skull_strip, _extraction(job), Path(folder))
         readable = [index for index in range(count) if not scans[index].problem]
         items = ((index, _here(scans[index], job, Path(folder) / str(index))) for index in readable)
-        for outcome in run_in_processes(work, items, workers=1, timeout_s=job.config.timeout_s):
+        timeout = job.config.timeout_s
+        for outcome in run_in_processes(work, items, workers=1, timeout_s=timeout, pool=_reader()):
             index, _ = outcome.item
             prepared[index] = _Prepared(outcome.result, outcome.error)
     return {**batch, "prepared": prepared}
@@ -791,11 +792,10 @@ def _here(scan: Scan, job: _Job, folder: Path) -> Scan:
     return dataclasses.replace(scan, contrasts=tuple(contrasts))
 
 
-def _forget_main() -> None:
-    """Processes that start from this one would import its main module again: Ray's worker, with all of Ray."""
-    import sys
-
-    vars(sys.modules["__main__"]).pop("__file__", None)
+@lru_cache(maxsize=1)
+def _reader() -> ProcessPool:
+    """A process that reads, apart from Ray's: a file that crashes or hangs it costs itself."""
+    return start_pool(1)
 
 
 @lru_cache(maxsize=2)
