@@ -20,19 +20,17 @@ import json
 import logging
 import os
 import queue
-import tempfile
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pebble import ProcessPool
 
 # Ray reports usage to its makers unless told not to before it is imported.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -44,34 +42,38 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
 from ssclf import __version__
-from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
+from ssclf.config import PredictConfig, config_to_dict
 from ssclf.errors import DatasetError, OutputError, SsclfError
 from ssclf.io.bundle import Bundle, open_bundle
 from ssclf.io.ensemble import Ensemble
-from ssclf.io.inventory import Selection, Settled, Source, join_series, plan_name, settle, take_inventory
-from ssclf.io.node_scratch import Files, remove_run, run_scratch, unpack
-from ssclf.io.partitions import (
-    Planned,
-    decode_plan,
-    decode_results,
-    encode_results,
-    plan_digest,
-    scan_from_json,
-    scan_to_json,
-)
+from ssclf.io.inventory import Selection, Settled, Source
+from ssclf.io.node_scratch import remove_run
+from ssclf.io.partitions import decode_results
 from ssclf.io.remote import Store
 from ssclf.io.results import ResultRow, write_csv
-from ssclf.io.scans import Scan
-from ssclf.io.workers import run_in_processes, start_pool
 from ssclf.workflows.interruption import note_signals
-from ssclf.workflows.predict import Preparation, RowMaker, method_digest, prepare_for_models, scan_fingerprint
+from ssclf.workflows.predict import method_digest
+from ssclf.workflows.ray_tasks import (
+    Attempts,
+    Classify,
+    Job,
+    Part,
+    finish,
+    finish_anyway,
+    join_folders,
+    look_at,
+    part_name,
+    prepare,
+    probe,
+    read_todo,
+    settle_units,
+    walk,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PLAN = "_plan/plan.json"
 _RUN = "run.json"
-#: Times that a batch may take its process with it.
-_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +96,6 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A partition that is complete. `first` and `last` are keys, for merging in order."""
-
-    number: int
-    volumes: int
-    failed: int
-    first: tuple[str, str]
-    last: tuple[str, str]
-
-
-@dataclass(frozen=True)
 class ClusterSummary:
     """What a run did; `reused` counts partitions that were complete before it."""
 
@@ -121,41 +112,6 @@ class ClusterSummary:
         if self.interrupted:
             return 128 + self.interrupted
         return 3 if self.failed else 0
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What every task knows.
-
-    Attributes:
-        models, extraction: references to `Files` in Ray's object store.
-        attempts: handle of `_Attempts`.
-    """
-
-    run: str
-    version: str
-    source: Source
-    out: Store
-    selection: Selection
-    config: PredictConfig
-    settings: tuple[PreprocessConfig, ...]
-    class_names: tuple[str, ...]
-    method: bytes
-    bundles: tuple[str, ...]
-    models: Any
-    extraction: Any
-    attempts: Any
-    threads: int
-
-    def fingerprint(self, scan: Scan, stamps: tuple[str, ...]) -> str:
-        if self.source.base.local:
-            return scan_fingerprint(scan, self.method)
-        text = json.dumps([*stamps, scan.problem])
-        return hashlib.sha256(self.method + text.encode()).hexdigest()[:32]
-
-    @property
-    def base(self) -> Path:
-        return self.source.base.local or Path("/")
 
 
 def predict_on_ray(
@@ -296,7 +252,7 @@ class _Run:
             )
         on_start(volumes, len(plan))
         left: dict[int, int] = {}
-        for number, state in self._spread(_look_at, job, plan):
+        for number, state in self._spread(look_at, job, plan):
             if isinstance(state, Part):
                 self.reused += 1
                 self._complete(state, on_part)
@@ -309,13 +265,13 @@ class _Run:
             if not left:
                 break
             log.warning("%d volumes were lost with the processes that had them", sum(left.values()))
-        for number, part in self._spread(_finish_anyway, job, left):
+        for number, part in self._spread(finish_anyway, job, left):
             del number
             self._complete(part, on_part)
         self._close(job, plan)
         return self.summary()
 
-    def _job(self) -> _Job:
+    def _job(self) -> Job:
         """Send the models out and see that the nodes are what they must be."""
         config = dataclasses.replace(self.config, threads=self.config.threads or 1)
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -332,7 +288,7 @@ class _Run:
         )
         extraction = {path.name: np.fromfile(path, np.uint8) for path in self.bundles[0].extraction}
         here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
-        job = _Job(
+        job = Job(
             run=self.id,
             version=__version__,
             source=Source.at(self.source_text),
@@ -345,18 +301,18 @@ class _Run:
             bundles=paths,
             models=ray.put(files),
             extraction=ray.put(extraction),
-            attempts=ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote(),
+            attempts=ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote(),
             threads=config.threads,
         )
         token = f"_plan/{self.id}.token"
         self.out.write(token, b"")
         try:
-            self._wait(ray.remote(_probe).options(num_cpus=0).remote(job, token))
+            self._wait(ray.remote(probe).options(num_cpus=0).remote(job, token))
         finally:
             self.out.remove(token)
         return job
 
-    def _plan(self, job: _Job) -> dict[int, int]:
+    def _plan(self, job: Job) -> dict[int, int]:
         """Partition → number of volumes. An unfinished run goes on with its own plan."""
         about = {
             "source": job.source.base.url,
@@ -370,18 +326,18 @@ class _Run:
                 self.other = Counter(plan["other_files"])
                 return {int(number): count for number, count in plan["volumes"].items()}
         self.out.remove("_plan")
-        walk = ray.remote(_walk).options(num_cpus=0)
-        count, other = self._wait(walk.remote(job, self.cluster.partition))
+        walking = ray.remote(walk).options(num_cpus=0)
+        count, other = self._wait(walking.remote(job, self.cluster.partition))
         self.other = Counter(other)
         volumes: dict[int, int] = {}
         left_out: dict[int, Mapping[str, int]] = {}
         dicom: list[int] = []
-        for number, settled in self._spread(_settle, job, range(count)):
+        for number, settled in self._spread(settle_units, job, range(count)):
             volumes[number], left_out[number] = settled.volumes, settled.other_files
             dicom += [number] if settled.dicom else []
         if dicom:
             joined: list[Settled] = self._wait(
-                ray.remote(_join).options(num_cpus=1).remote(job, sorted(dicom))
+                ray.remote(join_folders).options(num_cpus=1).remote(job, sorted(dicom))
             )
             for settled in joined:
                 volumes[settled.number] = settled.volumes
@@ -398,7 +354,7 @@ class _Run:
         return dict(sorted(volumes.items()))
 
     def _classify(
-        self, job: _Job, left: Mapping[int, int], batch: int, on_part: Callable[[Part], None]
+        self, job: Job, left: Mapping[int, int], batch: int, on_part: Callable[[Part], None]
     ) -> None:
         """Everything that is left, through Ray Data; partitions are finished as their last rows come in."""
         if not sum(left.values()):
@@ -406,19 +362,19 @@ class _Run:
         actors = self._actors(job)
         data = (
             ray.data.from_items([{"part": number} for number in left], override_num_blocks=len(left))
-            .flat_map(partial(_read_todo, job=job), num_cpus=0.1)
+            .flat_map(partial(read_todo, job=job), num_cpus=0.1)
             .repartition(target_num_rows_per_block=batch)
-            .map_batches(partial(_prepare, job=job), batch_size=None, num_cpus=1)
-            .map_batches(_Classify, fn_constructor_args=(job,), batch_size=None, **actors)
+            .map_batches(partial(prepare, job=job), batch_size=None, num_cpus=1)
+            .map_batches(Classify, fn_constructor_args=(job,), batch_size=None, **actors)
         )
         waiting = dict(left)
         finishing: dict[Any, int] = {}
-        finish = ray.remote(_finish).options(num_cpus=0)
+        finisher = ray.remote(finish).options(num_cpus=0)
         for ack in self._polled(data.iter_batches(batch_size=None, prefetch_batches=0)):
             for number, count in zip(ack["part"].tolist(), ack["rows"].tolist(), strict=True):
                 waiting[number] -= count
                 if waiting[number] <= 0:
-                    finishing[finish.remote(job, number)] = number
+                    finishing[finisher.remote(job, number)] = number
             ready, _ = (
                 ray.wait(list(finishing), num_returns=len(finishing), timeout=0) if finishing else ([], [])
             )
@@ -437,16 +393,16 @@ class _Run:
         on_part(part)
 
     def _missing(
-        self, job: _Job, left: Mapping[int, int], on_part: Callable[[Part], None]
+        self, job: Job, left: Mapping[int, int], on_part: Callable[[Part], None]
     ) -> Iterator[tuple[int, int]]:
         """Partitions that lack rows still, and how many."""
-        for number, state in self._spread(_finish, job, [n for n in left if n not in self.done]):
+        for number, state in self._spread(finish, job, [n for n in left if n not in self.done]):
             if isinstance(state, Part):
                 self._complete(state, on_part)
             else:
                 yield number, state
 
-    def _actors(self, job: _Job) -> dict[str, Any]:
+    def _actors(self, job: Job) -> dict[str, Any]:
         """How many copies of the models, and what each of them asks of a node."""
         resources = ray.cluster_resources()
         cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
@@ -459,9 +415,9 @@ class _Run:
         count = self.cluster.actors or max(1, int(cpus / 2 / job.threads))
         return {"num_cpus": min(job.threads, cpus / 2) - 0.5, "concurrency": (1, count)}
 
-    def _close(self, job: _Job, plan: Mapping[int, int]) -> None:
+    def _close(self, job: Job, plan: Mapping[int, int]) -> None:
         """Remove what belongs to no partition of this plan, and say what the run was."""
-        names = {f"part-{number:05d}.parquet" for number in plan}
+        names = {part_name(number) for number in plan}
         for entry in self.out.entries():
             if entry.name.startswith("part-") and entry.name not in names:
                 self.out.remove(entry.name)
@@ -501,7 +457,7 @@ class _Run:
         while coming or open_rows:
             if coming and (not open_rows or coming[-1].first <= open_rows[0][0]):
                 part = coming.pop()
-                name = f"part-{part.number:05d}.parquet"
+                name = part_name(part.number)
                 rows = iter(decode_results(self.out.read(name), name)[0])
                 first = next(rows)
                 heapq.heappush(open_rows, (first.key, part.number, first, rows))
@@ -524,7 +480,7 @@ class _Run:
                 return ray.get(reference)
 
     def _spread(
-        self, function: Callable[[_Job, int], Any], job: _Job, numbers: Iterable[int]
+        self, function: Callable[[Job, int], Any], job: Job, numbers: Iterable[int]
     ) -> Iterator[tuple[int, Any]]:
         """Call a function for many partitions, a few at a time; results as they come."""
         task = ray.remote(function).options(num_cpus=1, max_retries=5)
@@ -583,309 +539,3 @@ class _Run:
                 if node["Alive"]
             ]
             ray.wait(running, num_returns=len(running), timeout=10)
-
-
-# Below: what runs on the nodes.
-
-
-def _probe(job: _Job, token: str) -> None:
-    """See what must be there on a node before volumes are sent to it."""
-    _check_version(job)
-    if job.out.kind(token) != "file":
-        raise OutputError(
-            f"{job.out.url}: a node of the cluster does not see it; --out must be on storage that all nodes share."
-        )
-    Source.at(job.source.text if job.source.base.local is None else str(job.base / job.source.file))
-
-
-def _check_version(job: _Job) -> None:
-    if job.version != __version__:
-        raise DatasetError(
-            f"a node of the cluster has ssclf {__version__}, expected {job.version}; install the same everywhere."
-        )
-
-
-def _walk(job: _Job, size: int) -> tuple[int, dict[str, int]]:
-    count, other = take_inventory(job.source, job.out, job.selection, size=size)
-    return count, dict(other)
-
-
-def _settle(job: _Job, number: int) -> Settled:
-    return settle(job.source, job.out, number, job.selection, job.fingerprint)
-
-
-def _join(job: _Job, numbers: list[int]) -> list[Settled]:
-    return join_series(job.source, job.out, numbers, job.selection, job.fingerprint)
-
-
-def _plan_of(job: _Job, number: int) -> list[Planned]:
-    return decode_plan(job.out.read(plan_name(number)), job.base)
-
-
-def _part_name(number: int) -> str:
-    return f"part-{number:05d}.parquet"
-
-
-def _finished(job: _Job, number: int, planned: list[Planned]) -> Part | None:
-    """The partition, where it is complete and made from what is planned now."""
-    try:
-        rows, digest = decode_results(job.out.read(_part_name(number)), _part_name(number))
-    except FileNotFoundError:
-        return None
-    if digest != plan_digest(planned) or (
-        job.config.retry_failed and any(r.status == "failed" for r in rows)
-    ):
-        return None
-    return _as_part(number, rows)
-
-
-def _as_part(number: int, rows: Sequence[ResultRow]) -> Part:
-    failed = sum(row.status == "failed" for row in rows)
-    first, last = (rows[0].key, rows[-1].key) if rows else (("", ""), ("", ""))
-    return Part(number, len(rows), failed, first, last)
-
-
-def _staged(job: _Job, number: int, *, without: str = "") -> dict[tuple[str, str], ResultRow]:
-    """Rows that are there already, by key: staged, or in a partition of an earlier plan.
-
-    Args:
-        without: run whose rows do not count.
-    """
-    rows: dict[tuple[str, str], ResultRow] = {}
-    names = [f"_stage/part={number:05d}/{e.name}" for e in job.out.entries(f"_stage/part={number:05d}")]
-    for name in [_part_name(number), *names]:
-        own = without and name.rpartition("/")[2].startswith(without)
-        if own or not name.endswith(".parquet"):
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            rows |= {row.key: row for row in decode_results(job.out.read(name), name)[0]}
-    return rows
-
-
-def _todo(job: _Job, number: int) -> list[Planned]:
-    """Volumes of a partition that earlier runs have not done. The same whenever this run asks."""
-    rows = _staged(job, number, without=job.run)
-    retry = job.config.retry_failed
-    return [
-        one
-        for one in _plan_of(job, number)
-        if (row := rows.get(one.key)) is None
-        or row.fingerprint != one.fingerprint
-        or (retry and row.status == "failed")
-    ]
-
-
-def _look_at(job: _Job, number: int) -> Part | int:
-    """A partition that is complete, or how many of its volumes are to be done."""
-    planned = _plan_of(job, number)
-    return _finished(job, number, planned) or len(_todo(job, number))
-
-
-def _read_todo(row: dict[str, Any], job: _Job) -> list[dict[str, Any]]:
-    """Ray Data: a partition's number to its volumes."""
-    number = int(row["part"])
-    return [
-        {"part": number, "scan": scan_to_json(one.scan, job.base), "fingerprint": one.fingerprint}
-        for one in _todo(job, number)
-    ]
-
-
-class _Attempts:
-    """Ray repeats what died with its process, for ever; this counts, so that a volume that kills is let go."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-
-    def begin(self, key: str) -> int:
-        self._begun[key] += 1
-        return self._begun[key]
-
-    def end(self, key: str) -> None:
-        del self._begun[key]
-
-
-@contextlib.contextmanager
-def _attempt(job: _Job, what: str, batch: Mapping[str, Any]) -> Iterator[bool]:
-    """Whether to try: not where a batch has taken its process with it three times."""
-    scans = json.dumps([what, *(str(text) for text in batch["scan"])])
-    key = hashlib.sha256(scans.encode()).hexdigest()[:32]
-    yield ray.get(job.attempts.begin.remote(key)) <= _ATTEMPTS
-    job.attempts.end.remote(key)
-
-
-def _prepare(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
-    """Ray Data: volumes to network input, or to the reason why there is none."""
-    _check_version(job)
-    with _attempt(job, "prepare", batch) as sensible:
-        if sensible:
-            return _prepare_batch(batch, job)
-    lost = np.empty(len(batch["part"]), object)
-    lost[:] = [_Prepared(lost=True) for _ in lost]
-    return {**batch, "prepared": lost}
-
-
-def _prepare_batch(batch: dict[str, Any], job: _Job) -> dict[str, Any]:
-    count = len(batch["part"])
-    scans = [scan_from_json(text, job.base) for text in batch["scan"]]
-    prepared = np.empty(count, object)
-    prepared[:] = [_Prepared(error=scan.problem) for scan in scans]
-    scratch = run_scratch(job.run)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        work = _Work(job.settings, job.config.skull_strip, _extraction(job), Path(folder))
-        readable = [index for index in range(count) if not scans[index].problem]
-        items = ((index, _here(scans[index], job, Path(folder) / str(index))) for index in readable)
-        timeout = job.config.timeout_s
-        for outcome in run_in_processes(work, items, workers=1, timeout_s=timeout, pool=_reader()):
-            index, _ = outcome.item
-            prepared[index] = _Prepared(outcome.result, outcome.error)
-    return {**batch, "prepared": prepared}
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it.
-
-    `lost`: neither, since the process died with it; it has another chance, alone.
-    """
-
-    result: Preparation | None = None
-    error: str = ""
-    lost: bool = False
-
-
-@dataclass(frozen=True)
-class _Work:
-    """`prepare_for_models` for a numbered scan; travels to the process that does it."""
-
-    settings: tuple[PreprocessConfig, ...]
-    skull_strip: str
-    extraction: tuple[Path, ...]
-    scratch: Path
-
-    def __call__(self, item: tuple[int, Scan]) -> Any:
-        _, scan = item
-        return prepare_for_models(scan, self.settings, self.skull_strip, self.extraction, self.scratch, False)
-
-
-def _here(scan: Scan, job: _Job, folder: Path) -> Scan:
-    """The scan with its files on this machine; what cannot be fetched becomes its problem."""
-    if job.source.base.local:
-        return scan
-    from ssclf.io.dicom import DicomSeries
-
-    contrasts: list[Any] = []
-    try:
-        for one in scan.contrasts:
-            if not isinstance(one, DicomSeries):
-                name = one.relative_to("/").as_posix()
-                contrasts.append(job.source.base.fetch(name, folder))
-                continue
-            root = one.root.relative_to("/").as_posix()
-            inside = root.lower().endswith(".zip")
-            for name in [root] if inside else [f"{root}/{file}".removeprefix("./") for file in one.files]:
-                job.source.base.fetch(name, folder)
-            contrasts.append(dataclasses.replace(one, root=folder / root))
-    except FileNotFoundError:
-        return dataclasses.replace(scan, problem="the file is gone, or was never there.")
-    except SsclfError as exc:
-        return dataclasses.replace(scan, problem=str(exc))
-    return dataclasses.replace(scan, contrasts=tuple(contrasts))
-
-
-@lru_cache(maxsize=1)
-def _reader() -> ProcessPool:
-    """A process that reads, apart from Ray's: a file that crashes or hangs it costs itself."""
-    return start_pool(1)
-
-
-@lru_cache(maxsize=2)
-def _extraction(job: _Job) -> tuple[Path, ...]:
-    files: Files = ray.get(job.extraction)
-    if not files:
-        return ()
-    folder = unpack(files, job.run, "extraction")
-    return tuple(sorted(folder.iterdir()))
-
-
-class _Classify:
-    """Ray Data's actor: the models in memory; network input to staged rows."""
-
-    def __init__(self, job: _Job) -> None:
-        _check_version(job)
-        files: Files = ray.get(job.models)
-        folder = unpack(files, job.run, "models")
-        ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
-        ensemble.load()
-        self._job = job
-        self._maker = RowMaker(ensemble, job.config, run_scratch(job.run))
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rows go to the stage before they are counted."""
-        job = self._job
-        rows: dict[int, list[ResultRow]] = {}
-        with _attempt(job, "classify", batch) as sensible:
-            if sensible:
-                rows = self._rows(batch)
-                for number, some in rows.items():
-                    name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
-                    job.out.write(name, encode_results(some, job.class_names))
-        parts = np.array(list(rows), np.int64)
-        return {"part": parts, "rows": np.array([len(some) for some in rows.values()], np.int64)}
-
-    def _rows(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
-        maker, job = self._maker, self._job
-        rows: dict[int, list[ResultRow]] = {}
-        for number, text, fingerprint, prepared in zip(
-            *(batch[name] for name in ("part", "scan", "fingerprint", "prepared")), strict=True
-        ):
-            if prepared.lost:
-                continue
-            scan = scan_from_json(text, job.base)
-            maker.fingerprints = {(scan.path, scan.series): fingerprint}
-            if prepared.result is None:
-                row = maker.failed(scan, prepared.error)
-            else:
-                row = maker.classified(scan, prepared.result)
-            rows.setdefault(int(number), []).append(row)
-        return rows
-
-
-def _finish(job: _Job, number: int, *, anyway: bool = False) -> Part | int:
-    """Write a partition if every volume of its plan has a row; else say how many lack one.
-
-    Args:
-        anyway: what has no row by now has failed.
-    """
-    planned = _plan_of(job, number)
-    if found := _finished(job, number, planned):
-        return found
-    staged = _staged(job, number)
-    rows: list[ResultRow] = []
-    missing: list[Planned] = []
-    for one in planned:
-        row = staged.get(one.key)
-        if row is None or row.fingerprint != one.fingerprint:
-            missing.append(one)
-        else:
-            rows.append(row)
-    if missing and not anyway:
-        return len(missing)
-    rows += [_lost(job, one) for one in missing]
-    rows.sort(key=lambda row: row.key)
-    job.out.write(_part_name(number), encode_results(rows, job.class_names, plan_digest(planned)))
-    job.out.remove(f"_stage/part={number:05d}")
-    return _as_part(number, rows)
-
-
-def _finish_anyway(job: _Job, number: int) -> Part | int:
-    return _finish(job, number, anyway=True)
-
-
-def _lost(job: _Job, planned: Planned) -> ResultRow:
-    folder = unpack(ray.get(job.models), job.run, "models")
-    ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
-    maker = RowMaker(ensemble, job.config, folder)
-    maker.fingerprints = {(planned.scan.path, planned.scan.series): planned.fingerprint}
-    return maker.failed(
-        planned.scan, "the process that had it died, alone and among others; the node may lack memory."
-    )

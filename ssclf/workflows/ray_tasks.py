@@ -1,0 +1,397 @@
+"""What the nodes of a Ray cluster do for `ssclf predict --ray`: plan, read, classify, finish partitions.
+
+Each function gets the `Job` and a partition's number, or a batch of Ray Data, and may be repeated at any time: what
+it writes is named after what it is about, or is one more copy of rows that are told apart by their keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from pebble import ProcessPool
+
+from ssclf import __version__
+from ssclf.config import PredictConfig, PreprocessConfig
+from ssclf.errors import DatasetError, OutputError, SsclfError
+from ssclf.io.bundle import open_bundle
+from ssclf.io.dicom import DicomSeries
+from ssclf.io.ensemble import Ensemble
+from ssclf.io.inventory import Selection, Settled, Source, join_series, plan_name, settle, take_inventory
+from ssclf.io.node_scratch import Files, run_scratch, unpack
+from ssclf.io.partitions import (
+    Planned,
+    decode_plan,
+    decode_results,
+    encode_results,
+    plan_digest,
+    scan_from_json,
+    scan_to_json,
+)
+from ssclf.io.remote import Store
+from ssclf.io.results import ResultRow
+from ssclf.io.scans import Scan
+from ssclf.io.workers import run_in_processes, start_pool
+from ssclf.workflows.predict import Preparation, RowMaker, prepare_for_models, scan_fingerprint
+
+#: Times that a batch may take its process with it.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A partition that is complete. `first` and `last` are keys, for merging in order."""
+
+    number: int
+    volumes: int
+    failed: int
+    first: tuple[str, str]
+    last: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task knows.
+
+    Attributes:
+        models, extraction: references to `Files` in Ray's object store.
+        attempts: handle of `Attempts`.
+    """
+
+    run: str
+    version: str
+    source: Source
+    out: Store
+    selection: Selection
+    config: PredictConfig
+    settings: tuple[PreprocessConfig, ...]
+    class_names: tuple[str, ...]
+    method: bytes
+    bundles: tuple[str, ...]
+    models: Any
+    extraction: Any
+    attempts: Any
+    threads: int
+
+    def fingerprint(self, scan: Scan, stamps: tuple[str, ...]) -> str:
+        if self.source.base.local:
+            return scan_fingerprint(scan, self.method)
+        text = json.dumps([*stamps, scan.problem])
+        return hashlib.sha256(self.method + text.encode()).hexdigest()[:32]
+
+    @property
+    def base(self) -> Path:
+        return self.source.base.local or Path("/")
+
+
+def probe(job: Job, token: str) -> None:
+    """See what must be there on a node before volumes are sent to it."""
+    _check_version(job)
+    if job.out.kind(token) != "file":
+        raise OutputError(
+            f"{job.out.url}: a node of the cluster does not see it; --out must be on storage that all nodes share."
+        )
+    Source.at(job.source.text if job.source.base.local is None else str(job.base / job.source.file))
+
+
+def _check_version(job: Job) -> None:
+    if job.version != __version__:
+        raise DatasetError(
+            f"a node of the cluster has ssclf {__version__}, expected {job.version}; install the same everywhere."
+        )
+
+
+def walk(job: Job, size: int) -> tuple[int, dict[str, int]]:
+    count, other = take_inventory(job.source, job.out, job.selection, size=size)
+    return count, dict(other)
+
+
+def settle_units(job: Job, number: int) -> Settled:
+    return settle(job.source, job.out, number, job.selection, job.fingerprint)
+
+
+def join_folders(job: Job, numbers: list[int]) -> list[Settled]:
+    return join_series(job.source, job.out, numbers, job.selection, job.fingerprint)
+
+
+def _plan_of(job: Job, number: int) -> list[Planned]:
+    return decode_plan(job.out.read(plan_name(number)), job.base)
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def _finished(job: Job, number: int, planned: list[Planned]) -> Part | None:
+    """The partition, where it is complete and made from what is planned now."""
+    try:
+        rows, digest = decode_results(job.out.read(part_name(number)), part_name(number))
+    except FileNotFoundError:
+        return None
+    if digest != plan_digest(planned) or (
+        job.config.retry_failed and any(r.status == "failed" for r in rows)
+    ):
+        return None
+    return _as_part(number, rows)
+
+
+def _as_part(number: int, rows: Sequence[ResultRow]) -> Part:
+    failed = sum(row.status == "failed" for row in rows)
+    first, last = (rows[0].key, rows[-1].key) if rows else (("", ""), ("", ""))
+    return Part(number, len(rows), failed, first, last)
+
+
+def _staged(job: Job, number: int, *, without: str = "") -> dict[tuple[str, str], ResultRow]:
+    """Rows that are there already, by key: staged, or in a partition of an earlier plan.
+
+    Args:
+        without: run whose rows do not count.
+    """
+    rows: dict[tuple[str, str], ResultRow] = {}
+    names = [f"_stage/part={number:05d}/{e.name}" for e in job.out.entries(f"_stage/part={number:05d}")]
+    for name in [part_name(number), *names]:
+        own = without and name.rpartition("/")[2].startswith(without)
+        if own or not name.endswith(".parquet"):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            rows |= {row.key: row for row in decode_results(job.out.read(name), name)[0]}
+    return rows
+
+
+def _todo(job: Job, number: int) -> list[Planned]:
+    """Volumes of a partition that earlier runs have not done. The same whenever this run asks."""
+    rows = _staged(job, number, without=job.run)
+    retry = job.config.retry_failed
+    return [
+        one
+        for one in _plan_of(job, number)
+        if (row := rows.get(one.key)) is None
+        or row.fingerprint != one.fingerprint
+        or (retry and row.status == "failed")
+    ]
+
+
+def look_at(job: Job, number: int) -> Part | int:
+    """A partition that is complete, or how many of its volumes are to be done."""
+    planned = _plan_of(job, number)
+    return _finished(job, number, planned) or len(_todo(job, number))
+
+
+def read_todo(row: dict[str, Any], job: Job) -> list[dict[str, Any]]:
+    """Ray Data: a partition's number to its volumes."""
+    number = int(row["part"])
+    return [
+        {"part": number, "scan": scan_to_json(one.scan, job.base), "fingerprint": one.fingerprint}
+        for one in _todo(job, number)
+    ]
+
+
+class Attempts:
+    """Ray repeats what died with its process, for ever; this counts, so that a volume that kills is let go."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, key: str) -> int:
+        self._begun[key] += 1
+        return self._begun[key]
+
+    def end(self, key: str) -> None:
+        del self._begun[key]
+
+
+@contextlib.contextmanager
+def _attempt(job: Job, what: str, batch: Mapping[str, Any]) -> Iterator[bool]:
+    """Whether to try: not where a batch has taken its process with it three times."""
+    scans = json.dumps([what, *(str(text) for text in batch["scan"])])
+    key = hashlib.sha256(scans.encode()).hexdigest()[:32]
+    yield ray.get(job.attempts.begin.remote(key)) <= _ATTEMPTS
+    job.attempts.end.remote(key)
+
+
+def prepare(batch: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Ray Data: volumes to network input, or to the reason why there is none."""
+    _check_version(job)
+    with _attempt(job, "prepare", batch) as sensible:
+        if sensible:
+            return _prepare_batch(batch, job)
+    lost = np.empty(len(batch["part"]), object)
+    lost[:] = [_Prepared(lost=True) for _ in lost]
+    return {**batch, "prepared": lost}
+
+
+def _prepare_batch(batch: dict[str, Any], job: Job) -> dict[str, Any]:
+    count = len(batch["part"])
+    scans = [scan_from_json(text, job.base) for text in batch["scan"]]
+    prepared = np.empty(count, object)
+    prepared[:] = [_Prepared(error=scan.problem) for scan in scans]
+    scratch = run_scratch(job.run)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        work = _Work(job.settings, job.config.skull_strip, _extraction(job), Path(folder))
+        readable = [index for index in range(count) if not scans[index].problem]
+        items = ((index, _here(scans[index], job, Path(folder) / str(index))) for index in readable)
+        timeout = job.config.timeout_s
+        for outcome in run_in_processes(work, items, workers=1, timeout_s=timeout, pool=_reader()):
+            index, _ = outcome.item
+            prepared[index] = _Prepared(outcome.result, outcome.error)
+    return {**batch, "prepared": prepared}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it.
+
+    `lost`: neither, since the process died with it; it has another chance, alone.
+    """
+
+    result: Preparation | None = None
+    error: str = ""
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class _Work:
+    """`prepare_for_models` for a numbered scan; travels to the process that does it."""
+
+    settings: tuple[PreprocessConfig, ...]
+    skull_strip: str
+    extraction: tuple[Path, ...]
+    scratch: Path
+
+    def __call__(self, item: tuple[int, Scan]) -> Any:
+        _, scan = item
+        return prepare_for_models(scan, self.settings, self.skull_strip, self.extraction, self.scratch, False)
+
+
+def _here(scan: Scan, job: Job, folder: Path) -> Scan:
+    """The scan with its files on this machine; what cannot be fetched becomes its problem."""
+    if job.source.base.local:
+        return scan
+    contrasts: list[Any] = []
+    try:
+        for one in scan.contrasts:
+            if not isinstance(one, DicomSeries):
+                name = one.relative_to("/").as_posix()
+                contrasts.append(job.source.base.fetch(name, folder))
+                continue
+            root = one.root.relative_to("/").as_posix()
+            inside = root.lower().endswith(".zip")
+            for name in [root] if inside else [f"{root}/{file}".removeprefix("./") for file in one.files]:
+                job.source.base.fetch(name, folder)
+            contrasts.append(dataclasses.replace(one, root=folder / root))
+    except FileNotFoundError:
+        return dataclasses.replace(scan, problem="the file is gone, or was never there.")
+    except SsclfError as exc:
+        return dataclasses.replace(scan, problem=str(exc))
+    return dataclasses.replace(scan, contrasts=tuple(contrasts))
+
+
+@lru_cache(maxsize=1)
+def _reader() -> ProcessPool:
+    """A process that reads, apart from Ray's: a file that crashes or hangs it costs itself."""
+    return start_pool(1)
+
+
+@lru_cache(maxsize=2)
+def _extraction(job: Job) -> tuple[Path, ...]:
+    files: Files = ray.get(job.extraction)
+    if not files:
+        return ()
+    folder = unpack(files, job.run, "extraction")
+    return tuple(sorted(folder.iterdir()))
+
+
+class Classify:
+    """Ray Data's actor: the models in memory; network input to staged rows."""
+
+    def __init__(self, job: Job) -> None:
+        _check_version(job)
+        files: Files = ray.get(job.models)
+        folder = unpack(files, job.run, "models")
+        ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
+        ensemble.load()
+        self._job = job
+        self._maker = RowMaker(ensemble, job.config, run_scratch(job.run))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Rows go to the stage before they are counted."""
+        job = self._job
+        rows: dict[int, list[ResultRow]] = {}
+        with _attempt(job, "classify", batch) as sensible:
+            if sensible:
+                rows = self._rows(batch)
+                for number, some in rows.items():
+                    name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
+                    job.out.write(name, encode_results(some, job.class_names))
+        parts = np.array(list(rows), np.int64)
+        return {"part": parts, "rows": np.array([len(some) for some in rows.values()], np.int64)}
+
+    def _rows(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
+        maker, job = self._maker, self._job
+        rows: dict[int, list[ResultRow]] = {}
+        for number, text, fingerprint, prepared in zip(
+            *(batch[name] for name in ("part", "scan", "fingerprint", "prepared")), strict=True
+        ):
+            if prepared.lost:
+                continue
+            scan = scan_from_json(text, job.base)
+            maker.fingerprints = {(scan.path, scan.series): fingerprint}
+            if prepared.result is None:
+                row = maker.failed(scan, prepared.error)
+            else:
+                row = maker.classified(scan, prepared.result)
+            rows.setdefault(int(number), []).append(row)
+        return rows
+
+
+def finish(job: Job, number: int, *, anyway: bool = False) -> Part | int:
+    """Write a partition if every volume of its plan has a row; else say how many lack one.
+
+    Args:
+        anyway: what has no row by now has failed.
+    """
+    planned = _plan_of(job, number)
+    if found := _finished(job, number, planned):
+        return found
+    staged = _staged(job, number)
+    rows: list[ResultRow] = []
+    missing: list[Planned] = []
+    for one in planned:
+        row = staged.get(one.key)
+        if row is None or row.fingerprint != one.fingerprint:
+            missing.append(one)
+        else:
+            rows.append(row)
+    if missing and not anyway:
+        return len(missing)
+    rows += [_lost(job, one) for one in missing]
+    rows.sort(key=lambda row: row.key)
+    job.out.write(part_name(number), encode_results(rows, job.class_names, plan_digest(planned)))
+    job.out.remove(f"_stage/part={number:05d}")
+    return _as_part(number, rows)
+
+
+def finish_anyway(job: Job, number: int) -> Part | int:
+    return finish(job, number, anyway=True)
+
+
+def _lost(job: Job, planned: Planned) -> ResultRow:
+    folder = unpack(ray.get(job.models), job.run, "models")
+    ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
+    maker = RowMaker(ensemble, job.config, folder)
+    maker.fingerprints = {(planned.scan.path, planned.scan.series): planned.fingerprint}
+    return maker.failed(
+        planned.scan, "the process that had it died, alone and among others; the node may lack memory."
+    )
