@@ -10,8 +10,8 @@ to 2 mm, scale by percentiles and classify with the PyTorch network, one volume 
 
 Every round starts a process for each of them, in turn, so that a machine that slows down slows all. A process takes
 its imports and its model free: its time runs from the first finished volume to the last. Ratios are taken round by
-round. A run during which others had more than 5 % of the machine is repeated. Without volumes, synthetic ones of
-BraTS's size are made: 240 x 240 x 155 voxels of 1 mm, skull removed.
+round. A run during which others had more than 5 % of the machine is repeated, twice at most. Without volumes, synthetic
+ones of BraTS's size are made: 240 x 240 x 155 voxels of 1 mm, skull removed.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ def make_bundle(folder: Path, model: str, crop: str) -> None:
     write_checksums(folder)
 
 
-def undisturbed(run: Callable[[], Result], tries: int = 20) -> Result:
-    """The result of a run during which others had at most 5 % of the machine; of the last one if none had (Linux)."""
+def undisturbed(run: Callable[[], Result], tries: int = 3) -> Result:
+    """The result of a run during which others had at most 5 % of the machine, else of the least disturbed (Linux)."""
 
     def times() -> tuple[float, float, float]:
         user, nice, system, idle, iowait, *rest = map(int, Path("/proc/stat").read_text().split()[1:9])
@@ -270,14 +270,16 @@ def undisturbed(run: Callable[[], Result], tries: int = 20) -> Result:
         )
         return busy, own, busy + (idle + iowait) / os.sysconf("SC_CLK_TCK")
 
-    for _ in range(tries):
+    found: list[tuple[float, Result]] = []
+    while len(found) < tries and not (found and found[-1][0] <= 0.05):
         before = times()
         result = run()
         busy, own, total = (after - first for after, first in zip(times(), before, strict=True))
-        if busy - own <= 0.05 * total:
-            return result
-    print(f"others never left the machine alone: {(busy - own) / total:.0%} of it were theirs")
-    return result
+        found.append(((busy - own) / total, result))
+    share, best = min(found, key=lambda entry: entry[0])
+    if share > 0.05:
+        print(f"  (disturbed: others had {share:.0%} of the machine)", flush=True)
+    return best
 
 
 def forward_gflops(model: str, shape: list[int]) -> float:

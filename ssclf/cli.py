@@ -554,6 +554,9 @@ def export(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="onnx, torchscript; default both.")
     ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the ONNX file: fp32, or fp16 for GPUs.")
+    ] = "fp32",
     brain_extraction: Annotated[
         bool, typer.Option("--brain-extraction/--no-brain-extraction", help="Put deepbet's networks into it.")
     ] = True,
@@ -591,6 +594,7 @@ def export(
             network=network,
             per_fold=per_fold,
             formats=formats_,
+            precision=precision,  # type: ignore[arg-type]  # checked there
             brain_extraction=brain_extraction,
             replace=replace,
             data=data,
@@ -605,7 +609,14 @@ def export(
         from ssclf.workflows.export import export_run
 
         bundles = (
-            export_run(folder, target, formats=formats_, brain_extraction=brain_extraction, replace=replace),
+            export_run(
+                folder,
+                target,
+                formats=formats_,
+                precision=precision,  # type: ignore[arg-type]  # checked there
+                brain_extraction=brain_extraction,
+                replace=replace,
+            ),
         )
     for bundle in bundles:
         typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")

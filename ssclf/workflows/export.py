@@ -16,13 +16,14 @@ from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.checksums import write_checksums
 from ssclf.learning.checkpoints import load_checkpoint
-from ssclf.learning.exporting import export_onnx, export_torchscript, export_versions
+from ssclf.learning.exporting import PLANAR, export_onnx, export_torchscript, export_versions
 from ssclf.learning.extraction_export import cached_brain_extraction
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.reporting.model_card import write_model_card
 from ssclf.workflows.train import CHOSEN, PROVENANCE, read_config
 
 Format = Literal["onnx", "torchscript"]
+ExportPrecision = Literal["fp32", "fp16"]
 CARD = "MODEL_CARD.md"
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def export_run(
     out: Path,
     *,
     formats: Sequence[Format] = ("onnx", "torchscript"),
+    precision: ExportPrecision = "fp32",
     brain_extraction: bool = True,
     replace: bool = False,
     provenance: Mapping[str, Any] | None = None,
@@ -41,6 +43,7 @@ def export_run(
     Args:
         run: folder that `ssclf train` wrote.
         out: the bundle's folder; its name becomes the model's. It appears whole, after every check.
+        precision: of model.onnx: fp16 is half the size and for GPUs; TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
         provenance: what to say of the model instead of the run's own `provenance.json`.
@@ -58,6 +61,7 @@ def export_run(
         raise ConfigError("format: expected onnx, torchscript or both, found none.")
     for name in formats:
         check_choice("format", name, Format)
+    check_choice("precision", precision, ExportPrecision)
     if out.exists() and not (replace and (out / SPEC).is_file()):
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
     network, spec = read_run(run, name=out.name, provenance=provenance)
@@ -69,7 +73,14 @@ def export_run(
         partial.chmod(0o755)
         (partial / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
         if "onnx" in formats:
-            export_onnx(network, channels, partial / ONNX, metadata)
+            export_onnx(
+                network,
+                channels,
+                partial / ONNX,
+                metadata,
+                planar=spec.architecture in PLANAR,
+                half=precision == "fp16",
+            )
         if "torchscript" in formats:
             export_torchscript(network, channels, partial / TORCHSCRIPT, metadata)
         if brain_extraction:

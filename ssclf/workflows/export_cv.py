@@ -23,7 +23,7 @@ from ssclf.learning.datasets import read_prepared_cohort
 from ssclf.learning.loops import Device
 from ssclf.reporting.cv_report import Network, summarise
 from ssclf.workflows.cross_validate import LOCK, can_resume, fingerprint
-from ssclf.workflows.export import Format, export_run
+from ssclf.workflows.export import ExportPrecision, Format, export_run
 from ssclf.workflows.train import EpochRecord, train
 
 REFIT = "refit"
@@ -47,6 +47,7 @@ def export_cv(
     network: str | None = None,
     per_fold: bool = False,
     formats: Sequence[Format] = ("onnx", "torchscript"),
+    precision: ExportPrecision = "fp32",
     brain_extraction: bool = True,
     replace: bool = False,
     data: Path | None = None,
@@ -65,7 +66,7 @@ def export_cv(
         per_fold: export the trained folds, to be averaged by `predict`, instead of training on everything for
             as many epochs as the folds chose in the middle.
         data: the preprocessed folder, where it is not any more where the cross-validation found it.
-        formats, brain_extraction, replace: see `export_run`.
+        formats, precision, brain_extraction, replace: see `export_run`.
         weights, device, workers, on_step, on_epoch: see `train`.
 
     Raises:
@@ -93,6 +94,7 @@ def export_cv(
             folder,
             bundle,
             formats=formats,
+            precision=precision,
             brain_extraction=brain_extraction,
             replace=replace,
             provenance=_provenance(found, ours, folder, fold),

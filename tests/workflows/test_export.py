@@ -66,6 +66,23 @@ def test_a_bundle_computes_what_the_network_computes(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("architecture", ["mc3", "r2plus1d"])
+def test_half_precision_is_half_the_size_and_close(
+    architecture: Architecture, finished_run: Callable[[Architecture], Path], tmp_path: Path
+) -> None:
+    run = finished_run(architecture)
+    out = export_run(run, tmp_path / "half", formats=["onnx"], precision="fp16", brain_extraction=False)
+    network, _ = read_run(run, name="model")
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    assert 2 * weights < (out / "model.onnx").stat().st_size < 2.2 * weights
+    volumes = np.random.default_rng(1).random((2, 1, 7, 33, 21), np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(volumes)).numpy()
+    output = open_classifier(open_bundle(out), device="cpu", threads=2).classify(volumes)
+    np.testing.assert_allclose(softmax(output.logits), softmax(expected), atol=2e-3)
+    assert output.logits.dtype == output.cam.dtype == np.float32
+
+
 def test_parity_fails_for_another_function() -> None:
     torch.manual_seed(0)
     module = ExportedNetwork(build_network("mc3", channels=2, classes=3)).eval()
@@ -113,6 +130,8 @@ def test_what_cannot_be_exported_is_explained(
         export_run(tmp_path / "nowhere", tmp_path / "model")
     with pytest.raises(OutputError, match="exists already"):
         export_run(run, run)
+    with pytest.raises(ConfigError, match="precision"):
+        export_run(run, tmp_path / "model", precision="int8")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="format"):
         export_run(run, tmp_path / "model", formats=[])
     (run / "checkpoints" / "chosen.pt").unlink()
