@@ -162,7 +162,7 @@ def discover(
             files.append(path)
     scans += _file_scans(files, contrasts, pattern, series, other)
     distinct: dict[object, Scan] = {}
-    for scan in scans:
+    for scan in sorted(scans, key=_is_link):  # a file is known by its own name rather than by a link's
         identity = scan.path if scan.problem else (scan.series, *map(source_identity, scan.contrasts))
         if distinct.setdefault(identity, scan) is not scan:
             other["the same file or series again"] += 1
@@ -518,6 +518,10 @@ def source_identity(source: VoxelSource) -> str:
     if source.is_symlink():
         return os.path.realpath(source)
     return f"{_real_folder(str(source.parent))}/{source.name}"
+
+
+def _is_link(scan: Scan) -> bool:
+    return any(isinstance(source, Path) and source.is_symlink() for source in scan.contrasts)
 
 
 @lru_cache(maxsize=1024)

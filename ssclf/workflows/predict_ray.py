@@ -21,6 +21,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -231,6 +232,13 @@ class _Run:
     done: dict[int, Part] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
     reused: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[step] = round(self.seconds.get(step, 0) + time.perf_counter() - begin, 2)
 
     def go(self, on_start: Callable[[int, int], None], on_part: Callable[[Part], None]) -> ClusterSummary:
         ctx = ray.data.DataContext.get_current()
@@ -241,8 +249,10 @@ class _Run:
         # A block that cannot be made costs its volumes a second try, alone, not the run.
         ctx.max_errored_blocks = -1
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        job = self._job()
-        plan = self._plan(job)
+        with self._timed("send the models"):
+            job = self._job()
+        with self._timed("plan"):
+            plan = self._plan(job)
         volumes = sum(plan.values())
         if not volumes:
             others = "; ".join(f"{count} {reason}" for reason, count in sorted(self.other.items()))
@@ -260,7 +270,8 @@ class _Run:
                 left[number] = state
         log.info("%d partitions, %d of them complete", len(plan), self.reused)
         for batch in (self.cluster.batch, 1):
-            self._classify(job, left, batch, on_part)
+            with self._timed("classify"):
+                self._classify(job, left, batch, on_part)
             left = dict(self._missing(job, left, on_part))
             if not left:
                 break
@@ -437,6 +448,7 @@ class _Run:
             "failed": summary.failed,
             "partitions": summary.parts,
             "other_files": dict(sorted(summary.other_files.items())),
+            "seconds": self.seconds,
             "notice": "Research use only, not a medical device.",
         }
         self.out.write(_RUN, json.dumps(run, indent=1).encode())
