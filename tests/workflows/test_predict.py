@@ -194,6 +194,32 @@ def test_the_engines_agree(predict: Callable[..., tuple[int, str]], scans: Path,
             assert float(row[name]) == pytest.approx(float(torchscript[path][name]), abs=1e-4)
 
 
+@pytest.mark.soak
+def test_engines_and_workers_agree_on_every_real_file(
+    tiny_bundle: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    tables = {}
+    for engine, workers in (("onnx", 1), ("onnx", 4), ("torchscript", 2)):
+        out = tmp_path / f"{engine}{workers}.csv"
+        result = runner.invoke(
+            app,
+            ["predict", str(shared_data), "--model", str(tiny_bundle), "--out", str(out), "--assume-stripped",
+             "--engine", engine, "--workers", str(workers)],
+        )  # fmt: skip
+        assert result.exit_code == 3, result.output
+        tables[engine, workers] = read_table(out)
+    expected = tables.pop(("onnx", 1))
+    readable = {path for path, row in expected.items() if row["status"] == "ok"}
+    assert len(readable) > 50 and any(row["status"] == "failed" for row in expected.values())
+    for table in tables.values():
+        assert {path: (row["status"], row["error"]) for path, row in table.items()} == {
+            path: (row["status"], row["error"]) for path, row in expected.items()
+        }
+        for path in readable:
+            for name in ("p_LGG", "p_HGG", "p_healthy"):
+                assert float(table[path][name]) == pytest.approx(float(expected[path][name]), abs=1e-4)
+
+
 def test_without_torch_prediction_works(tiny_bundle: Path, scans: Path, tmp_path: Path) -> None:
     """In a process (and workers) where torch, scipy and the like cannot be imported."""
     hidden = [
