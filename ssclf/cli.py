@@ -440,7 +440,7 @@ def train(
     """Train a network on preprocessed volumes. Options left out come from the preset."""
     _start(quiet, log_level)
     from ssclf.config import TrainConfig
-    from ssclf.io.runs import new_run_folder, newest_run
+    from ssclf.io.runs import is_first_process, new_run_folder, newest_run
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.starting import open_start
     from ssclf.workflows.train import read_config
@@ -457,7 +457,7 @@ def train(
         folder = out or new_run_folder(model)
         given = {"architecture": model, "pretrained": pretrained or weights is not None, **settings}
         config = TrainConfig.preset(preset, **given)  # type: ignore[arg-type]  # checked there
-    with TrainDisplay(config.epochs, quiet=quiet) as display:
+    with TrainDisplay(config.epochs, quiet=quiet or not is_first_process()) as display:
         result = run(
             data,
             folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -13,12 +14,28 @@ CONFIG = "config.json"
 
 
 def new_run_folder(model: str, runs: Path = RUNS) -> Path:
-    """A folder name that is free: by local time to the second, numbered where two start at once."""
+    """A folder name that is free: by local time to the second, numbered where two start at once.
+
+    Processes that were started together (torchrun, srun) get one name, after their job: their clocks differ.
+    """
+    if process_count() > 1:
+        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID") or "job"
+        return runs / f"{model}-{''.join(c for c in job if c.isalnum() or c == '-')[:16]}"
     name = f"{model}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     folder, number = runs / name, 2
     while folder.exists():
         folder, number = runs / f"{name}-{number}", number + 1
     return folder
+
+
+def process_count() -> int:
+    """How many processes were started together to train one network."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of them that speaks."""
+    return process_count() == 1 or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def newest_run(model: str | None = None, runs: Path = RUNS) -> Path:

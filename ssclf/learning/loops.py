@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
+from ssclf.io.runs import process_count
 from ssclf.learning.datasets import EpochSampler, PreparedCohort, Sample, VolumeDataset, make_loader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
@@ -79,7 +80,7 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
         precision = "16-mixed"
     if precision != config.precision:
         log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
-    processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    processes = process_count()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", processes)))
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = False  # volumes differ in shape, and each shape would be searched anew
