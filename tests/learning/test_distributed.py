@@ -91,20 +91,8 @@ def test_the_gradient_of_a_step_is_the_mean_of_what_two_volumes_give_alone(
 
 def test_torchrun_trains_one_run_folder(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
     data = preprocessed(per_class=5)
-    options = [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "2",
-        "--holdout",
-        "0.25",
-        "--precision",
-        "32-true",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    options = ["--epochs", "2", "--batch-size", "2", "--holdout", "0.25", "--precision", "32-true"]
+    options += ["--workers", "0", "--device", "cpu"]
     done = torchrun("-m", "ssclf", "train", "--data", data, *options, cwd=tmp_path)
     (run,) = (tmp_path / "runs").iterdir()
     assert done.stdout.count("held-out part") + done.stderr.count("held-out part") == 1
