@@ -236,11 +236,11 @@ def _archive_headers(archive: zipfile.ZipFile) -> Iterator[_Found]:
                     continue
                 with quiet_pydicom():
                     yield _Found(name, _read_start(start, stream))
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as exc:
-            reason = "is encrypted" if "password" in str(exc) else "cannot be read from the archive"
-            yield _Found(name, None, f"{reason}.")
         except VolumeError as exc:
             yield _Found(name, None, str(exc))
+        except Exception as exc:  # zipfile's own, and what each of its decompressors raises
+            reason = "is encrypted" if "password" in str(exc) else "cannot be read from the archive"
+            yield _Found(name, None, f"{reason}.")
 
 
 def _read_start(start: bytes, rest: Any) -> pydicom.Dataset:
@@ -266,7 +266,7 @@ def _search_archive(path: Path, pattern: re.Pattern[str] | None) -> SeriesSearch
                 )
                 return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
             found = _group(_archive_headers(archive), path, pattern)
-    except (zipfile.BadZipFile, OSError, ValueError) as exc:
+    except Exception as exc:  # a damaged list of contents makes zipfile raise nearly anything
         reason = f"expected a zip archive, found a damaged one ({type(exc).__name__})."
         return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
     if not found.series and not found.left_out:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def _gather(series: DicomSeries, target: Path) -> list[Path]:
             for name, file in names.items():
                 with archive.open(name) as member, file.open("wb") as out:
                     left -= _copy(member, out, min(left, MAX_FILE_BYTES))
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as exc:
+    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as exc:
         raise VolumeError(f"the archive is damaged or has changed ({type(exc).__name__}).") from exc
     except OSError as exc:
         raise VolumeError(f"the archive cannot be read ({exc.strerror or exc}).") from exc

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import random
 import resource
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +152,59 @@ def test_a_script_needs_no_guard_and_may_come_from_stdin(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([(f"sub-{seed}.nii.gz", "ok") for seed in range(5)])
+
+
+def test_an_archive_with_damaged_data_costs_itself(tiny_bundle: Path, scans: Path, tmp_path: Path) -> None:
+    """zlib's error went through discovery and ended the run."""
+    packed = scans / "series.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.dcm", bytes(128) + b"DICM" + random.Random(0).randbytes(4000) + bytes(4000))
+    whole = bytearray(packed.read_bytes())
+    whole[40:400] = b"\xff" * 360
+    packed.write_bytes(whole)
+    result = runner.invoke(app, words(scans, tiny_bundle, tmp_path / "r.csv"))
+    assert result.exit_code == 3, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["path"] for row in rows if row["status"] == "failed"] == ["series.zip"]
+
+
+def test_damaged_files_cost_their_rows_and_tell_nothing_of_headers(
+    tiny_bundle: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """Real files cut short, with flipped bits, and with odd values in their headers, which carry a name."""
+    draw = random.Random(0)
+    originals = [p for folder in ("edge", "edge_derived") for p in sorted((shared_data / folder).iterdir())]
+    originals = [p for p in originals if p.suffix in (".gz", ".nii", ".mgz") and p.stat().st_size < 1_000_000]
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for number in range(100):
+        original = draw.choice(originals)
+        content = bytearray(original.read_bytes())
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            content = bytearray(gzip.decompress(content))
+        content[148 : 148 + 11] = b"ZZPATIENTZZ"  # NIfTI's "descrip"
+        for _ in range(draw.choice([1, 3, 30])):
+            content[draw.randrange(min(348, len(content)))] = draw.choice([0, 1, 127, 128, 255])
+        if draw.random() < 0.3:
+            del content[draw.randrange(len(content)) :]
+        packed = original.suffix == ".gz"
+        damaged = gzip.compress(content, 1) if packed else bytes(content)
+        if packed and draw.random() < 0.3:
+            damaged = damaged[: draw.randrange(len(damaged))]
+        (folder / f"{number:03}-{original.name}").write_bytes(damaged)
+    out = tmp_path / "r.csv"
+    result = runner.invoke(app, [*words(folder, tiny_bundle, out), "--report", str(tmp_path / "r.html")])
+    assert result.exit_code == 3, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len(rows) == 100
+    assert 50 < sum(row["status"] == "failed" for row in rows) < 100
+    for row in rows:
+        assert bool(row["error"]) == (row["status"] == "failed")
+        assert "unexpected" not in row["error"], row
+    for text in (
+        result.output,
+        out.read_text(),
+        (tmp_path / "r.json").read_text(),
+        (tmp_path / "r.html").read_text(),
+    ):
+        assert "ZZPATIENT" not in text and "Traceback" not in text
