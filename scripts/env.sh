@@ -8,7 +8,7 @@ if [ ! -e "$stamp" ]; then
   echo "installing ssclf with what training and testing need into $venv (once; a few minutes)"
   # torch first and by its pinned version: torchvision's own requirement could bring another build of it
   "$venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt torch
-  "$venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,train,dev]"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,train,ray,dev]"
   touch "$stamp"
 fi
 PATH=$PWD/$venv/bin:$PATH

@@ -366,8 +366,18 @@ def doctor(
     device: DeviceOption = "auto",
     engine: Annotated[str, typer.Option("--engine", help="auto, onnx or torchscript.")] = "auto",
     bench: Annotated[bool, typer.Option("--bench", help="Time each engine with each model.")] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", help="With --bench: also what one volume takes, for ssclf plan --rates."),
+    ] = None,
+    typical: Annotated[
+        list[Path] | None,
+        typer.Option("--typical", help="With --json: stripped scans like those to come. Default: synthetic."),
+    ] = None,
 ) -> None:
     """Show what this machine can do; fails where something that was asked for is not there."""
+    if (json or typical) and not (bench and json):
+        raise ConfigError("--json and --typical go with --bench.")
     from rich.console import Console
 
     from ssclf.io.bundle import choose_bundles
@@ -385,7 +395,53 @@ def doctor(
         console.print(f"{sign}{check.name}: ", end="")
         console.print(check.detail, markup=False, highlight=False)
         failed = failed or (check.required and not check.ok)
+    if json and not failed:
+        from ssclf.workflows.bench import measure_rates
+        from ssclf.workflows.plan import write_rates
+
+        (chosen, *_) = choose_bundles(model or [], os.environ)
+        rates = measure_rates(chosen, device=device, engine=engine, typical=typical or ())  # type: ignore[arg-type]
+        write_rates(json, rates)
+        console.print(f"rates: {json}", markup=False)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def plan(
+    volumes: Annotated[int, typer.Option("--volumes", help="How many are to be classified.")],
+    rates: Annotated[
+        Path | None, typer.Option("--rates", help="What ssclf doctor --bench --json wrote on such a node.")
+    ] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="Without --rates: measure here, now, with this bundle."),
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes")] = 1,
+    cores: Annotated[int, typer.Option("--cores", help="Of a node; 0: as many as here.")] = 0,
+    gpus: Annotated[int, typer.Option("--gpus", help="Of a node.")] = 0,
+    stripped: Annotated[
+        float, typer.Option("--stripped", help="Share of the volumes that have no skull any more.")
+    ] = 1.0,
+) -> None:
+    """Say what a number of volumes needs on a cluster: hours, cores, memory and bytes."""
+    from ssclf.workflows.plan import estimate, read_rates
+
+    per = _count(cores)
+    if rates:
+        found = read_rates(rates)
+    else:
+        from ssclf.io.bundle import choose_bundles
+        from ssclf.workflows.bench import measure_rates
+
+        found = measure_rates(choose_bundles(model or [], os.environ)[0])
+    need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
+    hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")
+    typer.echo(f"{volumes} volumes like {found.typical}, {found.model}, on {hardware}:")
+    typer.echo(f"  {need.hours:.2f} hours, bound by {need.bound}")
+    typer.echo(f"  {need.core_hours:.2f} core hours, {need.gpu_hours:.2f} GPU hours")
+    typer.echo(f"  {need.network_bytes / 1e9:.3f} GB of scans to read")
+    typer.echo(f"  {need.result_bytes / 1e9:.3f} GB of results, Parquet and CSV")
+    typer.echo(f"  {need.node_bytes / 1e9:.1f} GB of memory a node")
 
 
 @app.command()
