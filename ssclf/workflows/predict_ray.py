@@ -44,7 +44,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnN
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, config_to_dict
-from ssclf.errors import DatasetError, OutputError, SsclfError
+from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.bundle import Bundle, open_bundle
 from ssclf.io.ensemble import Ensemble
 from ssclf.io.inventory import Selection, Settled, Source
@@ -75,6 +75,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PLAN = "_plan/plan.json"
 _RUN = "run.json"
+#: Of a copy of the models on CPUs. Two small copies do more than one large one, and hold their inputs twice.
+_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class ClusterConfig:
     """How the work is spread; none of it changes a row.
 
     Attributes:
-        address: "local" starts Ray here; "auto", host:port or ray://host:port joins one that runs.
+        address: "local" starts Ray here; "auto" or host:port joins one that runs.
         gpus_per_actor: share of a GPU for one copy of the models.
         actors: copies of the models at most; 0 for as many as the cluster's GPUs or cores suggest.
         partition: volumes of a result file.
@@ -197,6 +199,11 @@ def _connected(cluster: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if cluster.address.startswith("ray://"):
+        raise ConfigError(
+            "--ray ray://…: Ray's client is too thin for this; start ssclf on a node of the cluster with --ray auto "
+            "(`ray job submit -- ssclf predict …` does), or name the head node as host:6379."
+        )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address == "local":
         # one core is enough to run, but not for a task and an actor to be counted side by side
@@ -284,7 +291,7 @@ class _Run:
 
     def _job(self) -> Job:
         """Send the models out and see that the nodes are what they must be."""
-        config = dataclasses.replace(self.config, threads=self.config.threads or 1)
+        config = dataclasses.replace(self.config, threads=self.config.threads or _THREADS)
         gpus = ray.cluster_resources().get("GPU", 0)
         if config.device == "cuda" and not gpus:
             raise DatasetError("--device cuda: the Ray cluster has no GPU; start its nodes with --num-gpus.")
@@ -421,10 +428,11 @@ class _Run:
         if gpus and self.config.device != "cpu":
             count = self.cluster.actors or max(1, int(gpus / share))
             return {"num_gpus": share, "num_cpus": 0.5, "concurrency": count}
-        # On CPUs the network competes with reading for the same cores. Half a core less than its threads: with the
-        # same needs as reading, Ray would fuse the two, and reading would wait for the network.
-        count = self.cluster.actors or max(1, int(cpus / 2 / job.threads))
-        return {"num_cpus": min(job.threads, cpus / 2) - 0.5, "concurrency": (1, count)}
+        # On CPUs the network shares the cores with reading, and takes most of their time: copies enough to use all
+        # of them, and less asked for than they use, so that readers fit between. Asking for as much as a reader
+        # would make Ray fuse the two, and reading wait for the network.
+        count = self.cluster.actors or max(1, int(cpus / job.threads))
+        return {"num_cpus": 0.375 * job.threads, "concurrency": (1, count)}
 
     def _close(self, job: Job, plan: Mapping[int, int]) -> None:
         """Remove what belongs to no partition of this plan, and say what the run was."""
