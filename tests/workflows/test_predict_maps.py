@@ -1,0 +1,76 @@
+"""Maps lie where the evidence lies: a change at one place of a scan changes the map there, however it is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from ssclf.cli import app
+from ssclf.config import PreprocessConfig
+from ssclf.domain.model_spec import ModelSpec
+from ssclf.io.checksums import write_checksums
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def fine_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """The untrained network on a 2 mm grid, where a cell of the map has 2 x 32 x 32 mm."""
+    folder = tmp_path / "fine"
+    shutil.copytree(tiny_bundle, folder)
+    (folder / "SHA256SUMS").unlink()
+    spec = ModelSpec.from_json((folder / "spec.json").read_text(), "spec.json")
+    fine = dataclasses.replace(spec, preprocess=PreprocessConfig(spacing=(2.0, 2.0, 2.0)))
+    (folder / "spec.json").write_text(fine.to_json())
+    write_checksums(folder)
+    return folder
+
+
+def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
+    """A textured "brain" about (10, -20, 15) mm in RAS, with a bright ball of 14 mm at `lesion` mm."""
+    shape, spacing = (56, 50, 44), np.array([3.0, 3.5, 3.0])
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = np.array([10, -20, 15]) - spacing * (np.array(shape) - 1) / 2
+    world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) * spacing + affine[:3, 3]
+    inside = (((world - [10, -20, 15]) / [70, 80, 60]) ** 2).sum(axis=-1) < 1
+    data = 400 + 60 * np.sin(world / 9).sum(axis=-1)
+    if lesion is not None:
+        data[((world - lesion) ** 2).sum(axis=-1) < 14**2] = 560
+    return nib.Nifti1Image(np.where(inside, data, 0).astype(np.float32), affine)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "PSR"])
+def test_a_lesion_moves_the_map_where_it_lies(codes: str, fine_bundle: Path, tmp_path: Path) -> None:
+    lesion = np.array([52.0, -50.0, 40.0])  # turned over or with axes swapped, it lies 50 mm away and more
+    turn = ornt_transform(io_orientation(head(None).affine), axcodes2ornt(codes))
+    (tmp_path / "scans").mkdir()
+    for name, place in (("without", None), ("with", lesion)):
+        nib.save(head(place).as_reoriented(turn), tmp_path / "scans" / f"{name}.nii.gz")
+    words = [
+        tmp_path / "scans",
+        "--model",
+        fine_bundle,
+        "--out",
+        tmp_path / "r.csv",
+        "--maps",
+        tmp_path / "maps",
+    ]
+    result = runner.invoke(app, ["predict", "--assume-stripped", *map(str, words)])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len({row["prediction"] for row in rows}) == 1  # maps of one class can be compared
+    with_, without = (nib.load(tmp_path / "maps" / row["extra"]["map"]) for row in rows)
+    assert nib.aff2axcodes(with_.affine) == tuple(codes)
+    change = np.abs(with_.get_fdata() - without.get_fdata())
+    peak = nib.affines.apply_affine(with_.affine, np.unravel_index(change.argmax(), change.shape))
+    # one cell of the map, which is 32 x 32 mm in a slice; across slices it draws on its neighbours
+    assert (np.abs(peak - lesion) < [32, 32, 12]).all(), peak
