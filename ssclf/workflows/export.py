@@ -43,7 +43,8 @@ def export_run(
     Args:
         run: folder that `ssclf train` wrote.
         out: the bundle's folder; its name becomes the model's. It appears whole, after every check.
-        precision: of model.onnx: fp16 is half the size and for GPUs; TorchScript keeps 32 bits.
+        precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
+            TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
         provenance: what to say of the model instead of the run's own `provenance.json`.
