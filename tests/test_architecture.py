@@ -66,6 +66,15 @@ def test_what_prediction_needs_imports_nothing_heavy(path: Path) -> None:
     assert not heavy
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_prediction_on_a_cluster_needs_a_cluster(path: Path) -> None:
+    cluster = {"ray", "pyarrow", "fsspec", "s3fs"}
+    own = {"predict_ray.py", "ray_tasks.py", "partitions.py", "remote.py", "inventory.py"}
+    needed = {name.split(".")[0] for name in imports(path)} & cluster
+    through = {name.rpartition(".")[2] + ".py" for name in imports(path, top_only=True)} & own
+    assert path.name in own or not (needed or through)
+
+
 def test_init_files_are_bare() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import uuid
@@ -35,6 +36,8 @@ import numpy as np
 
 # Ray reports usage to its makers unless told not to before it is imported.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A thread that is late would start a cluster of its own.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # Its core warns, at the level of errors, of arguments that an actor needs to start again; Ray Data keeps them.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
@@ -144,11 +147,9 @@ def predict_on_ray(
     bundles = [open_bundle(path) for path in models]
     ensemble = Ensemble(bundles, config)
     store = Store.at(out)
-    with (
-        _one_run(store),
-        note_signals("stopping; the same command goes on later") as stopped,
-        _connected(cluster),
-    ):
+    # Ray's core takes over SIGTERM as it starts: ours goes after it.
+    saying = "stopping; the same command goes on later"
+    with _one_run(store), _connected(cluster), note_signals(saying) as stopped:
         run = _Run(source, store, bundles, ensemble, config, cluster, lambda: bool(stopped))
         try:
             summary = run.go(on_start, on_part)
@@ -212,16 +213,32 @@ def _connected(cluster: ClusterConfig) -> Iterator[None]:
     else:
         options |= {"address": cluster.address}
     try:
-        ray.init(**options)
+        with _silent_stderr():
+            ray.init(**options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as exc:
+        why = str(exc).strip().split("\n")[0]
         raise DatasetError(
-            f"--ray {cluster.address}: no Ray cluster answers there ({type(exc).__name__}); start one with "
+            f"--ray {cluster.address}: no Ray cluster answers there ({why}); start one with "
             "`ray start --head`, give its address as host:6379, or use --ray local."
         ) from exc
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's core tells of itself past Python's logging; what goes wrong comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @dataclass
