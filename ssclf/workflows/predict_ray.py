@@ -100,6 +100,13 @@ class ClusterConfig:
     partition: int = 1000
     batch: int = 16
 
+    def __post_init__(self) -> None:
+        if self.address.startswith("ray://"):
+            raise ConfigError(
+                "--ray ray://…: Ray's client is too thin for this; start ssclf on a node of the cluster with "
+                "--ray auto (`ray job submit -- ssclf predict …` does), or name the head node as host:6379."
+            )
+
 
 @dataclass(frozen=True)
 class ClusterSummary:
@@ -200,11 +207,6 @@ def _connected(cluster: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if cluster.address.startswith("ray://"):
-        raise ConfigError(
-            "--ray ray://…: Ray's client is too thin for this; start ssclf on a node of the cluster with --ray auto "
-            "(`ray job submit -- ssclf predict …` does), or name the head node as host:6379."
-        )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address == "local":
         # one core is enough to run, but not for a task and an actor to be counted side by side

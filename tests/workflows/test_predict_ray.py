@@ -186,6 +186,26 @@ def test_s3_in_and_out(cluster: str, scans: Path, tiny_bundle: Path, tmp_path: P
     ]  # fmt: skip
     again = run("s3://bucket/scans", "s3://bucket/out", tiny_bundle, cluster)
     assert again.reused == again.parts
+    # a manifest there: cells below it, whole URLs, DICOM folders
+    rows = [
+        "subject,path",
+        "a,scans/a/=1+1.nii.gz",
+        "b,s3://bucket/scans/site0/sub-0.nii.gz",
+        "c,scans/dicom/whole",
+    ]
+    fs.pipe_file("bucket/list.csv", "\n".join([*rows, "d,scans/absent.nii.gz"]).encode())
+    run("s3://bucket/list.csv", tmp_path / "listed", tiny_bundle, cluster)
+    listed = {row["path"]: row for row in parts(tmp_path / "listed")}
+    table = {row["path"]: row for row in without_seconds(tmp_path / "plain.csv")}
+    assert "absent.nii.gz" in listed.pop("scans/absent.nii.gz")["error"]
+    assert {path.rpartition("scans/")[2] for path in listed} == {
+        "a/=1+1.nii.gz",
+        "site0/sub-0.nii.gz",
+        "dicom/whole",
+    }
+    for path, row in listed.items():
+        expected = table[path.rpartition("scans/")[2]]
+        assert f"{row['p_HGG']:.6f}" == expected["p_HGG"]
 
 
 def test_a_manifest(cluster: str, scans: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -305,7 +325,10 @@ def test_a_run_that_was_interrupted_goes_on(
         (["a", "--csv", "r.csv"], "--csv: goes with --ray"),
     ],
 )
-def test_options_that_do_not_go_together(arguments: list[str], words: str, tiny_bundle: Path) -> None:
+def test_options_that_do_not_go_together(
+    arguments: list[str], words: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["predict", *arguments, "--model", str(tiny_bundle)])
     assert result.exit_code == 1
     assert words in " ".join(result.output.split())
