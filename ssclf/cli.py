@@ -471,7 +471,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with an interrupted run; default: the newest one of --model."),
+        typer.Option(
+            "--resume", help="Go on with a run as it began: that of --out, else the newest (of --model)."
+        ),
     ] = False,
     preset: Annotated[
         str, typer.Option("--preset", help="paper (every value as published) or default.")
@@ -499,13 +501,16 @@ def train(
     from ssclf.io.runs import is_first_process, new_run_folder, newest_run
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.starting import open_start
-    from ssclf.workflows.train import read_config
+    from ssclf.workflows.train import PROVENANCE, read_config
     from ssclf.workflows.train import train as run
 
     begin = open_start(start) if start and not resume else None
     if resume:
         folder = out or newest_run(model)
         config = read_config(folder)
+        if (folder / PROVENANCE).is_file():
+            typer.echo(f"{folder}: has finished; nothing is left to do")
+            raise typer.Exit
     else:
         if start and (pretrained or weights):
             raise ConfigError("--from: expected it alone, found --pretrained or --weights beside it.")
@@ -537,11 +542,19 @@ def cv(
     pretrained: Annotated[
         str, typer.Option("--pretrained", help="Kinetics-400 weights: no, yes, or both for either start.")
     ] = "no",
-    data: Annotated[Path, typer.Option("--data", help="Folder that preprocess wrote.")] = _PREPROCESSED,
+    data: Annotated[
+        Path | None, typer.Option("--data", help=f"Folder that preprocess wrote. Default: {_PREPROCESSED}.")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder; give an earlier one to go on with it. Default: runs/cv-<time>."),
+        typer.Option("--out", help="Folder. Default: runs/cv-<time>."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a cross-validation as it began: that of --out, else the newest."
+        ),
+    ] = False,
     preset: Annotated[
         str, typer.Option("--preset", help="paper (every value as published) or default.")
     ] = "paper",
@@ -564,6 +577,7 @@ def cv(
     """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
     _start(quiet, log_level)
     from ssclf.config import TrainConfig
+    from ssclf.io.cv_runs import newest_cv_run, read_settings
     from ssclf.io.runs import new_run_folder
     from ssclf.reporting.console import CvDisplay
     from ssclf.reporting.cv_report import write_cv_report
@@ -572,10 +586,12 @@ def cv(
     starts = {"no": (False,), "yes": (True,), "both": (False, True)}.get(pretrained)
     if starts is None:
         raise ConfigError(f"--pretrained: expected no, yes or both, found {pretrained!r}.")
-    folder = out or new_run_folder("cv")
+    folder = out or (newest_cv_run() if resume else new_run_folder("cv"))
+    if resume and data is None:
+        data = Path(read_settings(folder)["data"])
     with CvDisplay(quiet=quiet) as display:
         result = cross_validate(
-            data,
+            data or _PREPROCESSED,
             folder,
             models=[name.strip() for name in models.split(",")],  # type: ignore[misc]  # checked there
             pretrained=starts,
@@ -583,6 +599,7 @@ def cv(
             scheme=scheme,  # type: ignore[arg-type]
             folds=folds,
             only=only,
+            resume=resume,
             weights=weights,
             device=device,  # type: ignore[arg-type]
             workers=workers,
@@ -593,7 +610,7 @@ def cv(
         typer.echo(f"{cell.name}: {error}", err=True)
     if result.missing:
         typer.echo(f"not finished: {', '.join(cell.name for cell in result.missing)}")
-        typer.echo(f"the same command with --out {folder} goes on")
+        typer.echo(f"`ssclf cv --resume --out {folder}` goes on")
     if not result.interrupted:
         typer.echo(f"report: {write_cv_report(folder)}")
     raise typer.Exit(result.exit_code)

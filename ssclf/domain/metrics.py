@@ -15,6 +15,9 @@ from ssclf.domain.scores import softmax
 
 Targets = NDArray[np.integer]
 CALIBRATION_BINS = 15
+#: A temperature that was fitted on fewer volumes says little: in 300 simulations with three classes and a true
+#: temperature of 1, the fitted one had a standard deviation of 0.63 on 10 volumes, 0.36 on 20, 0.20 on 50.
+ENOUGH_TO_CALIBRATE = 50
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_from_dict
-from ssclf.errors import ConfigError, ModelError
+from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.results import undefuse
+from ssclf.io.runs import RUNS
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
 PREDICTIONS, EPOCHS, PROVENANCE = "predictions.csv", "metrics.csv", "provenance.json"
@@ -125,6 +126,18 @@ class CvRun:
     def of(self, variant: str) -> dict[int, FoldResult]:
         """Finished folds of a network, by number."""
         return {cell.fold: result for cell, result in self.results.items() if cell.variant == variant}
+
+
+def newest_cv_run(runs: Path = RUNS) -> Path:
+    """The cross-validation that was begun or added to last.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    found = [path.parent for path in runs.glob(f"*/{CV}")]
+    if not found:
+        raise DatasetError(f"{runs}: expected a cross-validation, found none; name its folder with --out.")
+    return max(found, key=lambda folder: (folder / CV).stat().st_mtime)
 
 
 def is_cv_run(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssclf.config import Architecture
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.bundle import Bundle
@@ -70,12 +71,19 @@ def start_from_bundle(bundle: Bundle) -> Start:
     return Start(bundle.spec, weights, bundle.sha256)
 
 
-def adopt_weights(network: VolumeNetwork, start: Start, class_names: Sequence[str]) -> None:
+def adopt_weights(
+    network: VolumeNetwork, architecture: Architecture, start: Start, class_names: Sequence[str]
+) -> None:
     """Load every layer; of the last one the rows of classes that both know, the others stay as they are.
 
     Raises:
         ModelError: another architecture or another number of contrasts.
     """
+    if architecture != start.spec.architecture:
+        raise ModelError(
+            f"{start.spec.name}: is a {start.spec.architecture}, and another network was asked for; leave --model "
+            f"out, or say --model {start.spec.architecture}."
+        )
     own = network.state_dict()
     loaded = dict(start.weights)
     for name in ("fc.weight", "fc.bias"):
@@ -87,9 +95,8 @@ def adopt_weights(network: VolumeNetwork, start: Start, class_names: Sequence[st
     wrong = sorted(key for key in own if key not in loaded or loaded[key].shape != own[key].shape)
     if wrong:
         raise ModelError(
-            f"{start.spec.name}: expected weights that fit this network and its contrasts, found "
-            f"{start.spec.architecture} for {', '.join(start.spec.preprocess.contrasts)}: {len(wrong)} of {len(own)} "
-            f"tensors differ, for instance {wrong[0]}."
+            f"{start.spec.name}: was trained on {', '.join(start.spec.preprocess.contrasts)}, and these volumes have "
+            f"another number of contrasts ({len(wrong)} of {len(own)} tensors do not fit, for instance {wrong[0]})."
         )
     network.load_state_dict(loaded)
     new = [name for name in class_names if name not in start.spec.class_names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import os
 import time
 import warnings
@@ -137,7 +138,8 @@ class Trainer:
         )
         self._items = len(self._sampler)
         dataset = VolumeDataset(train, cohort.class_names, augmentation=config.augmentation, seed=config.seed)
-        self._loader = self._make_loader(dataset, self._sampler)
+        self._others = set(multiprocessing.active_children())
+        self._loader: Any = self._make_loader(dataset, self._sampler)
         counts = cohort.counts(train)
         paper = config.class_weights == "paper"
         weights = class_weights(counts) if paper else torch.ones(len(counts))
@@ -232,6 +234,14 @@ class Trainer:
         targets = torch.tensor(dataset.targets)
         loss = weighted_cross_entropy(logits, targets, self._weights.cpu())
         return Predictions(logits.numpy(), targets.numpy(), features.numpy(), float(loss))
+
+    def close(self) -> None:
+        """End the processes that read volumes. One that a slow machine left behind would keep this one from ending:
+        it ignores the signal that is meant to end it."""
+        self._loader = None
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.kill()
+            process.join()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a next step depends on, as tensors and plain values."""

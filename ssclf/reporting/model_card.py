@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.model_spec import ModelSpec
 
 
@@ -23,4 +24,7 @@ def write_model_card(spec: ModelSpec) -> str:
         start = f"Kinetics-400 weights {training['initial_weights']}"
     if parent := training.get("started_from"):
         start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…)"
-    return environment.get_template("model_card.md.j2").render(spec=spec, training=training, start=start)
+    few = 0 < training["calibration"]["volumes"] < ENOUGH_TO_CALIBRATE
+    return environment.get_template("model_card.md.j2").render(
+        spec=spec, training=training, start=start, few=few
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssclf.domain.flags import FLAGS, HARMLESS
+from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.io.results import ResultRow
 from ssclf.reporting.html import write_page
 from ssclf.reporting.thumbnails import AGAINST_COLOUR, FOR_COLOUR
@@ -127,12 +128,16 @@ def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str,
         for name in class_names
         if sources.get(name)
     ]
-    calibrated = training.get("calibration", {}).get("fitted_on")
+    calibration = training.get("calibration", {})
+    words = "Its probabilities are not calibrated."
+    if calibration.get("fitted_on"):
+        few = ", too few to rely on" if calibration["volumes"] < ENOUGH_TO_CALIBRATE else ""
+        words = f"Its probabilities are calibrated on {calibration['volumes']} volumes{few}."
     return {
         "name": visible(str(model.get("name", ""))),
         "synthetic": bool(model.get("synthetic", False)),
         "volumes": visible("; ".join(known)) or "not stated in the model",
-        "calibration": f"Its probabilities are {'' if calibrated else 'not '}calibrated.",
+        "calibration": words,
     }
 
 

@@ -51,6 +51,7 @@ from ssclf.io.cv_runs import (
     Scheme,
     is_finished,
     planned_cells,
+    read_cv_run,
     read_settings,
 )
 from ssclf.io.locks import lock
@@ -113,6 +114,7 @@ def cross_validate(
     scheme: Scheme = "paper",
     folds: int = 3,
     only: str | None = None,
+    resume: bool = False,
     weights: Path | None = None,
     device: Device = "auto",
     workers: int = 2,
@@ -131,6 +133,7 @@ def cross_validate(
         scheme: "paper" draws `folds` independent divisions with the config's `holdout` as the test share;
             "kfold" makes `folds` disjoint test parts.
         only: one cell, such as mc3/pretrained/2, whatever `models` and `pretrained` say.
+        resume: go on with all that `out` was begun for; networks, settings and folds are its own.
         weights: Kinetics-400 weights instead of those found on this machine, where one network starts from them.
         on_cell: called with a cell, its number from 1 and their number; before it is trained with None, after
             it, or instead of it, with what became of it.
@@ -142,13 +145,21 @@ def cross_validate(
     """
     config = config or TrainConfig()
     chosen = Cell.parse(only) if only else None
+    wanted = [Cell(model, start, 1) for start in pretrained for model in models]
+    if resume:
+        stored = read_cv_run(out)
+        config, scheme, folds = stored.config, stored.scheme, stored.folds
+        wanted = [cell for cell in stored.cells if cell.fold == 1]
     if chosen:
-        models, pretrained = (chosen.architecture,), (chosen.pretrained,)
+        wanted = [dataclasses.replace(chosen, fold=1)]
+    if resume or chosen:
+        models = tuple(dict.fromkeys(cell.architecture for cell in wanted))
+        pretrained = tuple(dict.fromkeys(cell.pretrained for cell in wanted))
     _check(models, pretrained, config, scheme, folds, chosen)
     if any(pretrained):
         _check_weights(models, config, weights)
     cohort = read_prepared_cohort(data)
-    variants = [Cell(model, start, 1).variant for start in pretrained for model in models]
+    variants = [cell.variant for cell in wanted]
     splits = _open(data, out, cohort, config, scheme, folds, variants)
     audit_confounds(out, data, cohort, splits)
     cells = [chosen] if chosen else _in_turn(variants, folds)
@@ -381,9 +392,11 @@ def _compare(out: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
     different = [key for key, value in asked["config"].items() if stored["config"].get(key) != value]
     different += [key for key in ("scheme", "folds") if stored[key] != asked[key]]
     if different:
+        before = {**stored["config"], **stored}
         raise ConfigError(
-            f"{out}: a cross-validation goes on with the settings it began with; {', '.join(different)} differ. "
-            "Leave them as they were, or choose another --out."
+            f"{out}: a cross-validation goes on with the settings it began with, and found others for "
+            f"{', '.join(f'{name} (it began with {before.get(name)})' for name in different)}; add --resume to take "
+            "its own, or choose another --out."
         )
     if any(stored[key] != asked[key] for key in ("class_names", "preprocess", "volumes")):
         raise DatasetError(

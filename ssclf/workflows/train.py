@@ -7,6 +7,7 @@ from), `checkpoints/chosen.pt` (the weights that `ssclf export` takes), `tensorb
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
 import io
@@ -24,7 +25,7 @@ import numpy as np
 
 from ssclf import __version__
 from ssclf.config import TrainConfig, config_from_dict, config_to_dict
-from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
+from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE, Metrics, fit_temperature, score_predictions
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import (
     Split,
@@ -138,31 +139,37 @@ def train(
     progress = _Progress()
     begun = resume and (out / LAST).is_file()
     if start and not begun:
-        adopt_weights(network, start, cohort.class_names)
+        adopt_weights(network, config.architecture, start, cohort.class_names)
         progress.started_from, progress.seen = start.describe(), sorted(start.voxels)
     elif config.pretrained and not begun:
         progress.initial_weights = load_pretrained(
             network, config.architecture, stem=config.stem, path=weights
         )
-    trainer = Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
-    if begun:
-        state = load_checkpoint(out / LAST)
-        trainer.load_state_dict(state["trainer"])
-        progress.load_state_dict(state["progress"])
-    elif start and main:  # to go on after a kill must not need the other model again
-        save_checkpoint({"trainer": trainer.state_dict(), "progress": progress.state_dict()}, out / LAST)
-    if main:
-        _write_json(out / CONFIG, config_to_dict(config))
-        write_whole(out / SPLIT, splits_to_json([split]))
-    with note_signals("saving; run again with --resume to go on") as signals:
-        _run_epochs(trainer, progress, parts["validation"], out, signals, on_step, on_epoch)
-    if main:
-        draw_learning_curves([asdict(record) for record in progress.records], out / "curves.png")
-    if not progress.finished(config):
-        return TrainResult(out, tuple(progress.records), progress.best_epoch, None, 1.0, signals[0])
-    if progress.best is not None:
-        network.load_state_dict(progress.best)
-    return _score(trainer, progress, cohort, parts, out, write=main)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
+    with contextlib.closing(
+        Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
+    ) as trainer:
+        if begun:
+            state = load_checkpoint(out / LAST)
+            trainer.load_state_dict(state["trainer"])
+            progress.load_state_dict(state["progress"])
+        elif start and main:  # to go on after a kill must not need the other model again
+            save_checkpoint({"trainer": trainer.state_dict(), "progress": progress.state_dict()}, out / LAST)
+        if main:
+            _write_json(out / CONFIG, config_to_dict(config))
+            write_whole(out / SPLIT, splits_to_json([split]))
+        with note_signals("saving; run again with --resume to go on") as signals:
+            _run_epochs(trainer, progress, parts["validation"], out, signals, on_step, on_epoch)
+        if main:
+            draw_learning_curves([asdict(record) for record in progress.records], out / "curves.png")
+        if not progress.finished(config):
+            return TrainResult(out, tuple(progress.records), progress.best_epoch, None, 1.0, signals[0])
+        if progress.best is not None:
+            network.load_state_dict(progress.best)
+        return _score(trainer, progress, cohort, parts, out, write=main)
 
 
 class _Progress:
@@ -280,6 +287,12 @@ def _score(
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)
     temperature = fit_temperature(found[role].logits, found[role].targets) if role else 1.0
+    if role and len(parts[role]) < ENOUGH_TO_CALIBRATE:
+        log.warning(
+            "calibrated on %d volumes, a temperature of %.3g: too few to rely on",
+            len(parts[role]),
+            temperature,
+        )
     calibration = {"temperature": temperature, "fitted_on": role, "volumes": len(parts[role]) if role else 0}
     scores = {
         part: {
@@ -345,7 +358,6 @@ def _open_run(
     if not exists and resume:
         raise ModelError(f"{out}: expected a run to resume ({CONFIG}), found none; leave --resume out.")
     if not exists:
-        out.mkdir(parents=True, exist_ok=True)
         split = split or _draw_split(cohort, config)
         return _keep_seen_in_training(split, cohort, start.voxels) if start else split
     stored = read_config(out)

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ssclf.cli import app
 from ssclf.config import PreprocessConfig, TrainConfig, config_to_dict
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
@@ -120,9 +122,9 @@ def test_the_audit_names_the_class_with_a_source_of_its_own(finished: Path) -> N
 
 
 def test_it_goes_on_with_the_same_settings_and_volumes_only(data: Path, copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="learning_rate differ"):
+    with pytest.raises(ConfigError, match=r"learning_rate \(it began with 0.001\)"):
         run(data, copy, config=dataclasses.replace(CONFIG, learning_rate=1e-4))
-    with pytest.raises(ConfigError, match="folds differ"):
+    with pytest.raises(ConfigError, match=r"folds \(it began with 2\)"):
         run(data, copy, folds=3)
     fewer = Path(shutil.copytree(data, tmp_path / "fewer"))
     lines = (fewer / "manifest.csv").read_text().splitlines()
@@ -131,6 +133,19 @@ def test_it_goes_on_with_the_same_settings_and_volumes_only(data: Path, copy: Pa
         run(fewer, copy)
     with pytest.raises(OutputError, match="holds a training run"):
         run(data, FIRST.folder(copy))
+
+
+def test_resume_takes_settings_and_networks_from_the_folder(data: Path, tmp_path: Path) -> None:
+    """Nobody remembers at night with which options it was begun."""
+    out = tmp_path / "run"
+    run(data, out, only=FIRST.name)
+    arguments = ["cv", "--data", str(data), "--out", str(out), "--device", "cpu", "--workers", "0"]
+    told = CliRunner().invoke(app, arguments)
+    assert told.exit_code == 1 and "--resume" in told.output and "it began with kfold" in told.output
+    done = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert done.exit_code == 0, done.output
+    assert read_cv_run(out).missing == []
+    assert len(predictions(out, SECOND)) + len(predictions(out, FIRST)) == 9
 
 
 def test_one_cell_alone_also_where_a_kill_left_half_a_beginning(

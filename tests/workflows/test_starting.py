@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_explained(
 ) -> None:
     data = preprocessed()
     start = open_start(run(data, tmp_path / "first", TINY).run)
-    with pytest.raises(ModelError, match="found mc3 for t1ce"):
+    with pytest.raises(ModelError, match="leave --model out"):
         run(data, tmp_path / "second", dataclasses.replace(TINY, architecture="r3d"), start=start)
     (alone,) = tiny_bundle.glob("model.onnx")
     with pytest.raises(ModelError, match="expected a TorchScript file"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -99,6 +100,28 @@ def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_no_process_that_read_volumes_is_left(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    """One that a slow machine left behind ignored the signal to end, and the command never came back."""
+    stubborn: list[multiprocessing.Process] = []
+
+    def leave_one(epoch: int, step: int, steps: int, loss: float) -> None:
+        if not stubborn:
+            stubborn.append(multiprocessing.get_context("fork").Process(target=ignore_signals, daemon=True))
+            stubborn[0].start()
+
+    torch.set_num_threads(1)
+    before = set(multiprocessing.active_children())
+    config = dataclasses.replace(TINY, epochs=1)
+    train(preprocessed(), tmp_path / "run", config, device="cpu", workers=2, on_step=leave_one)
+    assert set(multiprocessing.active_children()) <= before and not stubborn[0].is_alive()
+
+
+def ignore_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        signal.pause()
 
 
 def test_resuming_asks_for_the_same_settings_and_data(
