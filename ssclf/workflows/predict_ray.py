@@ -45,7 +45,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
-from ssclf import __version__
+from ssclf import __version__, errors
 from ssclf.config import PredictConfig, config_to_dict
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.bundle import Bundle, open_bundle
@@ -154,6 +154,8 @@ def predict_on_ray(
     bundles = [open_bundle(path) for path in models]
     ensemble = Ensemble(bundles, config)
     store = Store.at(out)
+    if csv and not csv.absolute().parent.is_dir():
+        raise OutputError(f"--csv {csv}: the folder {csv.parent} does not exist; make it first.")
     # Ray's core takes over SIGTERM as it starts: ours goes after it.
     saying = "stopping; the same command goes on later"
     with _one_run(store), _connected(cluster), note_signals(saying) as stopped:
@@ -272,8 +274,9 @@ class _Run:
         ctx.print_on_execution_start = False
         # A task gives one block: what Ray repeats after a loss must fall into the same pieces as before.
         ctx.target_max_block_size = None
-        # A block that cannot be made costs its volumes a second try, alone, not the run.
-        ctx.max_errored_blocks = -1
+        # What dies with its process is repeated, within the limit of `Attempts`. What our own code raises on a node
+        # is no volume's fault (those are rows by then) and ends the run.
+        ctx.max_errored_blocks = 0
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         with self._timed("send the models"):
             job = self._job()
@@ -408,6 +411,9 @@ class _Run:
         finishing: dict[Any, int] = {}
         finisher = ray.remote(finish).options(num_cpus=0)
         for ack in self._polled(data.iter_batches(batch_size=None, prefetch_batches=0)):
+            for fatal in filter(None, ack["fatal"]):
+                kind, _, message = fatal.partition(":")
+                raise getattr(errors, kind, SsclfError)(message)
             for number, count in zip(ack["part"].tolist(), ack["rows"].tolist(), strict=True):
                 waiting[number] -= count
                 if waiting[number] <= 0:

@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +223,17 @@ def _attempt(job: Job, what: str, batch: Mapping[str, Any]) -> Iterator[bool]:
 
 def prepare(batch: dict[str, Any], job: Job) -> dict[str, Any]:
     """Ray Data: volumes to network input, or to the reason why there is none."""
-    _check_version(job)
-    with _attempt(job, "prepare", batch) as sensible:
-        if sensible:
-            return _prepare_batch(batch, job)
-    lost = np.empty(len(batch["part"]), object)
-    lost[:] = [_Prepared(lost=True) for _ in lost]
-    return {**batch, "prepared": lost}
+    rest = _Prepared(lost=True)
+    try:
+        _check_version(job)
+        with _attempt(job, "prepare", batch) as sensible:
+            if sensible:
+                return _prepare_batch(batch, job)
+    except SsclfError as exc:
+        rest = _Prepared(fatal=exc)
+    prepared = np.empty(len(batch["part"]), object)
+    prepared[:] = [rest for _ in prepared]
+    return {**batch, "prepared": prepared}
 
 
 def _prepare_batch(batch: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -253,12 +257,13 @@ def _prepare_batch(batch: dict[str, Any], job: Job) -> dict[str, Any]:
 class _Prepared:
     """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it.
 
-    `lost`: neither, since the process died with it; it has another chance, alone.
+    `lost`: neither, since the process died with it; it has another chance, alone. `fatal`: ends the run.
     """
 
     result: Preparation | None = None
     error: str = ""
     lost: bool = False
+    fatal: SsclfError | None = None
 
 
 @dataclass(frozen=True)
@@ -317,26 +322,42 @@ class Classify:
     """Ray Data's actor: the models in memory; network input to staged rows."""
 
     def __init__(self, job: Job) -> None:
-        _check_version(job)
-        files: Files = ray.get(job.models)
-        folder = unpack(files, job.run, "models")
-        ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
-        ensemble.load()
         self._job = job
-        self._maker = RowMaker(ensemble, job.config, run_scratch(job.run))
+
+    @cached_property
+    def _maker(self) -> RowMaker:
+        """Loaded with the first batch: of what goes wrong earlier, Ray hands on no more than the text."""
+        job = self._job
+        _check_version(job)
+        ensemble = _open_ensemble(job)
+        ensemble.load()
+        return RowMaker(ensemble, job.config, run_scratch(job.run))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rows go to the stage before they are counted."""
-        job = self._job
-        rows: dict[int, list[ResultRow]] = {}
-        with _attempt(job, "classify", batch) as sensible:
-            if sensible:
-                rows = self._rows(batch)
-                for number, some in rows.items():
-                    name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
-                    job.out.write(name, encode_results(some, job.class_names))
+        """Rows go to the stage before they are counted.
+
+        Returns:
+            part and number of rows staged for it; `fatal` is empty, or what no volume is to blame for: raised here,
+            it would reach the driver as text among Ray's own.
+        """
+        try:
+            rows = self._stage(batch)
+        except SsclfError as exc:
+            return {"part": [-1], "rows": [0], "fatal": [f"{type(exc).__name__}:{exc}"]}
         parts = np.array(list(rows), np.int64)
-        return {"part": parts, "rows": np.array([len(some) for some in rows.values()], np.int64)}
+        counts = np.array([len(some) for some in rows.values()], np.int64)
+        return {"part": parts, "rows": counts, "fatal": [""] * len(rows)}
+
+    def _stage(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
+        job = self._job
+        if fatal := next((one.fatal for one in batch["prepared"] if one.fatal is not None), None):
+            raise fatal
+        with _attempt(job, "classify", batch) as sensible:
+            rows = self._rows(batch) if sensible else {}
+            for number, some in rows.items():
+                name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
+                job.out.write(name, encode_results(some, job.class_names))
+        return rows
 
     def _rows(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
         maker, job = self._maker, self._job
@@ -388,10 +409,14 @@ def finish_anyway(job: Job, number: int) -> Part | int:
 
 
 def _lost(job: Job, planned: Planned) -> ResultRow:
-    folder = unpack(ray.get(job.models), job.run, "models")
-    ensemble = Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)
-    maker = RowMaker(ensemble, job.config, folder)
+    maker = RowMaker(_open_ensemble(job), job.config, Path())
     maker.fingerprints = {(planned.scan.path, planned.scan.series): planned.fingerprint}
     return maker.failed(
         planned.scan, "the process that had it died, alone and among others; the node may lack memory."
     )
+
+
+def _open_ensemble(job: Job) -> Ensemble:
+    """The models as they lie on this node, checksums verified."""
+    folder = unpack(ray.get(job.models), job.run, "models")
+    return Ensemble([open_bundle(folder / name) for name in job.bundles], job.config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import os
 import shutil
 import signal
 import socket
@@ -22,6 +24,8 @@ from typer.testing import CliRunner
 from ssclf.cli import app
 from ssclf.config import PredictConfig
 from ssclf.domain.volume import Volume
+from ssclf.errors import DatasetError, ModelError
+from ssclf.io.checksums import write_checksums
 from ssclf.io.nifti import write_nifti
 
 ray = pytest.importorskip("ray", reason="pip install 'ssclf[ray]'")
@@ -315,6 +319,38 @@ def test_a_run_that_was_interrupted_goes_on(
     assert {path: rows[path] for path in staged} == staged
 
 
+DEADLY = """
+import os
+import ssclf.workflows.predict as predict
+classified = predict.RowMaker.classified
+def die(self, scan, preparation):
+    if scan.path.endswith("sub-00007.nii"):
+        os._exit(1)
+    return classified(self, scan, preparation)
+predict.RowMaker.classified = die
+"""
+
+
+@pytest.mark.soak
+def test_a_volume_that_takes_its_process_with_it_costs_its_own_row(
+    many: Callable[[int], Path], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """An engine that crashes, played by a module that every process of the run imports as it starts."""
+    source = many(20)
+    (tmp_path / "deadly").mkdir()
+    (tmp_path / "deadly" / "sitecustomize.py").write_text(DEADLY)
+    path = os.pathsep.join([str(tmp_path / "deadly"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "ssclf", "predict", str(source), "--out", str(tmp_path / "out")]
+    command += ["--model", str(tiny_bundle), "--skull-strip", "none", "--ray", "local"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=500, check=False)
+    assert done.returncode == 3
+    rows = {Path(row["path"]).name: row for row in parts(tmp_path / "out")}
+    assert len(rows) == 20
+    failed = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
+    assert list(failed) == ["sub-00007.nii"]
+    assert "the process that had it died" in failed["sub-00007.nii"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -334,9 +370,18 @@ def test_options_that_do_not_go_together(
     assert words in " ".join(result.output.split())
 
 
-def test_what_is_not_there_is_said(cluster: str, tiny_bundle: Path, tmp_path: Path) -> None:
-    from ssclf.errors import DatasetError
+def test_what_no_node_can_do_ends_the_run(
+    cluster: str, scans: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bundle, model, ignore=shutil.ignore_patterns("*.pt"))
+    write_checksums(model)
+    with pytest.raises(ModelError, match="expected a model for --engine torchscript"):
+        run(scans, tmp_path / "out", model, cluster, config=dataclasses.replace(CONFIG, engine="torchscript"))
+    assert not list((tmp_path / "out").glob("part-*"))
 
+
+def test_what_is_not_there_is_said(cluster: str, tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="found nothing there"):
         run(tmp_path / "absent", tmp_path / "out", tiny_bundle, cluster)
     (tmp_path / "empty").mkdir()
