@@ -231,7 +231,7 @@ def predict(
         typer.Option(
             "--shard",
             help="Take one part of the volumes: 3/16, auto (Slurm array) or auto/16 (Kubernetes Indexed Job). "
-            "The table is named after the shard; ssclf merge joins them.",
+            "Table and report are named after the shard; ssclf merge joins them.",
         ),
     ] = None,
     retry_failed: Annotated[
@@ -292,6 +292,7 @@ def predict(
     table = Path(out)
     if part:
         table = table.with_name(f"{table.stem}.{part}{table.suffix}")
+        report = report and report.with_name(f"{report.stem}.{part}{report.suffix}")
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
             [Path(scan) for scan in scans],
@@ -449,11 +450,15 @@ def merge(
     parts: Annotated[list[Path], typer.Argument(help="The tables of all shards.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="The table of all.")] = Path("results.csv"),
     partial: Annotated[bool, typer.Option("--partial", help="Do without missing shards.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="HTML page of all; pictures are there if shards had theirs."),
+    ] = None,
 ) -> None:
     """Join the tables that `predict --shard` wrote."""
     from ssclf.workflows.merge import merge as run
 
-    rows = run(parts, out, partial=partial)
+    rows = run(parts, out, partial=partial, report=report)
     failed = sum(row.status == "failed" for row in rows)
     typer.echo(f"{out}: {len(rows)} volumes, {failed} failed")
     raise typer.Exit(3 if failed else 0)

@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 from ssclf.domain.volume import Array, Mask
 from ssclf.errors import VolumeError
 
+#: Segmentations of tumours have 3 labels, of tissues 3 to 6; a scan that was stored in 4 bits has 15 values.
+MAX_LABELS = 8
+_LOOKED_AT = 50_000
+
 
 def check_finite(data: Array) -> None:
     """Raises:
@@ -20,6 +24,25 @@ def check_finite(data: Array) -> None:
             raise VolumeError(
                 f"expected finite intensities, found {count} NaN or infinite voxels; "
                 "write the volume again with a background of 0."
+            )
+
+
+def check_intensities(data: Array) -> None:
+    """Refuse what counts classes instead of measuring signal.
+
+    Args:
+        data: (C, D, H, W), finite.
+
+    Raises:
+        VolumeError: a channel has so few values that it is a segmentation.
+    """
+    for channel in data:
+        some = channel.ravel()[:: max(1, channel.size // _LOOKED_AT)]
+        values = np.unique(some[some != 0])
+        if 1 < values.size <= MAX_LABELS and np.isin(channel, [0, *values]).all():
+            raise VolumeError(
+                f"expected intensities of an MR volume, found only {values.size} values besides 0: a mask or a "
+                "label map."
             )
 
 

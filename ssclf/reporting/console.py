@@ -165,6 +165,13 @@ class PreprocessDisplay(Counting):
             self.console.print(table)
             for reason, count in sorted(cohort.left_out.items()):
                 log.info("left out: %d %s", count, reason)
+            pairs = Counter((case.label, case.extra.get("stand_in", "")) for case in cohort.cases)
+            for (label, stand_in), count in sorted(pairs.items()):
+                if stand_in:  # contrast=other
+                    log.warning(
+                        "%d volumes of %s have another contrast in its place (%s), as in the paper: a network may "
+                        "learn the contrast instead of the disease", count, label, stand_in,
+                    )  # fmt: skip
         self.begin(len(cohort.cases))
 
     def case(self, case: Case, error: str) -> None:

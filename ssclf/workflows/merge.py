@@ -9,20 +9,27 @@ from typing import Any
 
 from ssclf.errors import OutputError
 from ssclf.io.results import ResultRow, read_rows, write_csv, write_details
+from ssclf.reporting.results_page import write_results_page
 
 
-def merge(parts: Sequence[Path], out: Path, *, partial: bool = False) -> list[ResultRow]:
+def merge(
+    parts: Sequence[Path], out: Path, *, partial: bool = False, report: Path | None = None
+) -> list[ResultRow]:
     """Join the results of shards.
 
     Args:
-        parts: the CSVs of the shards; the `.json` beside each is what is read.
+        parts: the CSVs of the shards; the `.json` beside each is what is read. `out` itself is left aside.
         out: the CSV of all; its `.json` goes beside it.
         partial: whether missing shards are accepted.
+        report: HTML page of all rows.
 
     Raises:
         OutputError: a part cannot be read, comes from another model, holds a volume that another part
             holds too, or shards are missing.
     """
+    parts = [part for part in parts if part.resolve() != out.resolve()]  # `merge *.csv`, run again
+    if not parts:
+        raise OutputError(f"{out}: expected the tables of shards to join, found only the table to write.")
     runs = [_read_run(part) for part in parts]
     for part, run in zip(parts[1:], runs[1:], strict=True):
         for what in ("class_names", "ssclf_version"):
@@ -51,6 +58,8 @@ def merge(parts: Sequence[Path], out: Path, *, partial: bool = False) -> list[Re
     }
     write_csv(out, ordered, runs[0]["class_names"])
     write_details(out.with_suffix(".json"), merged, ordered)
+    if report:
+        write_results_page(report, ordered, runs[0]["class_names"], merged)
     return ordered
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
 from ssclf.domain.geometry import orientation, reorient
-from ssclf.domain.intensity import percentile_range
+from ssclf.domain.intensity import check_intensities, percentile_range
 from ssclf.domain.preprocessing import preprocess, voxel_hash
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, VolumeError
@@ -140,3 +140,12 @@ def test_equal_voxels_have_equal_hashes(make_volume: Callable[..., Volume]) -> N
     assert voxel_hash(prepared) == voxel_hash(np.asfortranarray(prepared))
     assert voxel_hash(prepared) != voxel_hash(prepared.transpose(0, 1, 3, 2))
     assert voxel_hash(prepared) != voxel_hash(np.nextafter(prepared, 2))
+
+
+def test_a_label_map_is_no_volume() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, (1, 20, 22, 24)).astype(np.int16)
+    with pytest.raises(VolumeError, match="found only 4 values besides 0: a mask or a label map"):
+        check_intensities(labels)
+    check_intensities(random.integers(0, 16, (1, 20, 22, 24)))
+    check_intensities(random.random((2, 8, 9, 10), np.float32))

@@ -285,12 +285,17 @@ def test_shards_merge_into_the_whole(
 ) -> None:
     predict(scans, "--out", tmp_path / "whole.csv")
     for number in (1, 2):
-        predict(scans, "--out", tmp_path / "r.csv", "--shard", f"{number}/2")
+        predict(scans, "--out", tmp_path / "r.csv", "--shard", f"{number}/2", "--report", tmp_path / "r.html")
+        assert (tmp_path / f"r.{number}-of-2.html").is_file(), "a shard's page must not replace another's"
     parts = [str(tmp_path / f"r.{number}-of-2.csv") for number in (1, 2)]
     assert runner.invoke(app, ["merge", parts[0], "--out", str(tmp_path / "m.csv")]).exit_code == 1
     merged = runner.invoke(app, ["merge", *parts, "--out", str(tmp_path / "m.csv")])
     assert merged.exit_code == 0, merged.output
     assert without_seconds(tmp_path / "m.csv") == without_seconds(tmp_path / "whole.csv")
+    # once more, with all tables of the folder: the joined one is no part
+    again = [*parts, str(tmp_path / "m.csv"), "--out", str(tmp_path / "m.csv")]
+    assert runner.invoke(app, ["merge", *again, "--report", str(tmp_path / "m.html")]).exit_code == 0
+    assert (tmp_path / "m.html").read_text().count("data:image") >= 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
