@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -186,10 +187,8 @@ class RowMaker:
             output = views[0].output
             features = None if output.features is None else output.features[0]
             flags += trust_flags(bundle.spec, prepared, preparation.extraction, features)
-        if verdict.probabilities[verdict.best] < self.config.review_below:
-            flags.append("low_confidence")
         extra = self._explain(scan, preparation, verdict)
-        return self._row(
+        row = self._row(
             scan,
             "ok",
             prediction=self.ensemble.class_names[verdict.best],
@@ -199,6 +198,7 @@ class RowMaker:
             seconds=preparation.seconds + time.perf_counter() - begin,
             extra=extra,
         )
+        return reviewed(row, self.config.review_below)
 
     def _explain(self, scan: Scan, preparation: Preparation, verdict: Verdict) -> dict[str, Any]:
         """Write the map, draw the picture: what was asked for."""
@@ -221,6 +221,14 @@ class RowMaker:
             grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
             extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(verdict.evidence(), grid))
         return extra
+
+
+def reviewed(row: ResultRow, below: float) -> ResultRow:
+    """The row with `low_confidence` where a person is to look at it, whatever limit it was made with."""
+    flags = [flag for flag in row.flags if flag != "low_confidence"]
+    if row.confidence is not None and row.confidence < below:
+        flags.append("low_confidence")
+    return replace(row, flags=tuple(flags))
 
 
 def map_name(scan: Scan) -> str:
@@ -252,7 +260,8 @@ def predict(
         models: bundles; the probabilities of several are averaged.
         shard: which part of the volumes to take; the others are another job's.
         report: HTML page with a picture and the scores of every volume.
-        maps: folder for a map per scan, in the scan's own space, of where the evidence lies.
+        maps: folder for a map per scan, in the scan's own space, of where the evidence lies; the map of a scan that
+            is gone goes too.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
 
@@ -279,13 +288,21 @@ def predict(
     finished = False
     try:
         kept = {row.key: row for row in [*read_rows(details), *journal.open()]}
-        rows = {
-            key: row
-            for key, row in kept.items()
-            if run.fingerprints.get(key) == row.fingerprint
-            and (row.status == "ok" or not config.retry_failed)
-            and run.is_explained(row)
-        }
+        rows: dict[tuple[str, str], ResultRow] = {}
+        again: Counter[str] = Counter()
+        for key, row in kept.items():
+            if key not in run.fingerprints:
+                continue
+            if run.fingerprints[key] != row.fingerprint:
+                again["whose file, model or settings have changed"] += 1
+            elif row.status == "failed" and config.retry_failed:
+                again["that failed"] += 1
+            elif not run.is_explained(row):
+                again["that lack the picture or map asked for now"] += 1
+            else:
+                rows[key] = reviewed(row, config.review_below)
+        for reason, count in again.items():
+            log.info("done again: %d volumes %s", count, reason)
         todo = [scan for scan in discovery.scans if (scan.path, scan.series) not in rows]
         reused = len(rows)
         given = [path for path in paths if path.is_file() or next(path.iterdir(), None)]
@@ -312,6 +329,13 @@ def predict(
             about = _describe_run(summary, ensemble, config, shard)
             write_csv(out, ordered, ensemble.class_names)
             write_details(details, about, ordered)
+            if maps:
+                gone = [
+                    row for key, row in kept.items() if key not in run.fingerprints and "map" in row.extra
+                ]
+                for path in ((maps / row.extra["map"]).resolve() for row in gone):
+                    if path.is_relative_to(maps.resolve()):
+                        path.unlink(missing_ok=True)
             finished = True
             if report:
                 write_results_page(report, ordered, ensemble.class_names, about)
@@ -423,9 +447,13 @@ def _check_still_there(paths: Sequence[Path]) -> None:
 
 
 def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
-    """Everything but the scan that decides what is in a row: models and settings."""
+    """Everything but the scan that decides what is in a row: models and settings. `review_below` is not among them:
+    it can be looked at again."""
     specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
-    relevant = replace(config, workers=1, threads=0, timeout_s=None, retry_failed=False, device="auto")
+    selection: dict[str, Any] = {"pattern": None, "series": None, "keep_uids": False, "retry_failed": False}
+    relevant = replace(
+        config, **selection, workers=1, threads=0, timeout_s=None, device="auto", review_below=0
+    )
     text = json.dumps([ensemble.sha256, specs, config_to_dict(relevant)])
     return hashlib.sha256(text.encode()).digest()
 

@@ -337,7 +337,8 @@ class _Run:
             config=config,
             settings=self.ensemble.settings,
             class_names=self.ensemble.class_names,
-            method=method_digest(self.ensemble, self.config),
+            # partitions are kept or not: none is opened to review its rows again
+            method=method_digest(self.ensemble, self.config) + str(config.review_below).encode(),
             bundles=paths,
             models=ray.put(files),
             extraction=ray.put(extraction),

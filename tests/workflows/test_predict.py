@@ -128,16 +128,18 @@ def test_bad_files_cost_their_own_row(
 def test_running_again_keeps_adds_redoes_and_drops(
     predict: Callable[..., tuple[int, str]], scans: Path, tmp_path: Path, make_volume: Callable[..., Volume]
 ) -> None:
-    predict(scans, "--out", tmp_path / "r.csv")
+    predict(scans, "--out", tmp_path / "r.csv", "--maps", tmp_path / "maps")
     before = read_table(tmp_path / "r.csv")
     (scans / "site0" / "sub-0.nii.gz").unlink()
     write_nifti(make_volume(seed=40), scans / "site1" / "sub-1.nii.gz")
     write_nifti(make_volume(seed=9), scans / "new.nii.gz")
-    code, output = predict(scans, "--out", tmp_path / "r.csv")
+    code, output = predict(scans, "--out", tmp_path / "r.csv", "--maps", tmp_path / "maps")
     assert code == 0
     assert "2 rows kept" in output and "1 rows dropped" in output
     after = read_table(tmp_path / "r.csv")
     assert set(after) == {"new.nii.gz", "site0/sub-2.nii.gz", "site1/sub-1.nii.gz", "site1/sub-3.nii.gz"}
+    maps = {path.name for path in (tmp_path / "maps").rglob("*.nii.gz")}
+    assert maps == {f"{Path(name).name.removesuffix('.nii.gz')}-nii-gz.map.nii.gz" for name in after}
     for kept in ("site0/sub-2.nii.gz", "site1/sub-3.nii.gz"):
         assert after[kept] == before[kept]
     assert after["site1/sub-1.nii.gz"]["p_HGG"] != before["site1/sub-1.nii.gz"]["p_HGG"]
@@ -278,6 +280,22 @@ def test_several_models_are_averaged(
         mean = (float(a[path]["p_HGG"]) + float(b[path]["p_HGG"])) / 2
         assert float(row["p_HGG"]) == pytest.approx(mean, abs=2e-6)
         assert set(row["model"].split("+")) == {tiny_bundle.name, other_bundle.name}
+
+
+def test_another_review_limit_classifies_nothing_again(
+    predict: Callable[..., tuple[int, str]], scans: Path, tmp_path: Path
+) -> None:
+    def flags() -> list[bool]:
+        rows = read_table(tmp_path / "r.csv").values()
+        return ["low_confidence" in row["flags"].split(";") for row in rows]
+
+    predict(scans, "--out", tmp_path / "r.csv", "--review-below", "1")
+    assert flags() == [True] * 4
+    code, output = predict(scans, "--out", tmp_path / "r.csv", "--review-below", "0")
+    assert code == 0 and "4 rows kept from before" in output
+    assert flags() == [False] * 4
+    _, output = predict(scans, "--out", tmp_path / "r.csv", "--report", tmp_path / "r.html")
+    assert "done again: 4 volumes that lack the picture" in " ".join(output.split())
 
 
 def test_shards_merge_into_the_whole(
