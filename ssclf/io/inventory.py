@@ -356,9 +356,10 @@ def _settle_unit(
     if unit.kind == "row":
         yield _manifest_row(source, unit, here, selection)
         return
-    if remote:
-        for file in unit.files:
-            source.base.fetch(file, here)
+    if remote and unit.kind == "file":
+        source.base.fetch(source.file, here)
+    elif remote:
+        source.base.fetch_all(unit.files, here)
     if unit.kind == "file":
         found = discover(
             [here / source.file],
@@ -407,8 +408,7 @@ def _fetch_cell(base: Store, cell: str, here: Path) -> None:
         base.fetch(cell, here)
     else:
         for content, _ in _walk_remote(base.below(cell), None):
-            for name in (*content.dicom, *content.archives):
-                base.fetch(f"{cell}/{name}", here)
+            base.fetch_all([f"{cell}/{name}" for name in (*content.dicom, *content.archives)], here)
 
 
 def join_series(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -181,6 +181,22 @@ class Store:
                     if one == name:
                         raise
         return target
+
+    def fetch_all(self, names: Sequence[str], folder: Path) -> None:
+        """Copy files to the same places below a local folder, many at a time: a series is 200 requests.
+
+        Raises:
+            FileNotFoundError: one of them is gone.
+            DatasetError: one cannot be read.
+        """
+        if not names:
+            return
+        there = [self._open(_as_url(name)) for name in names]
+        here = [folder / name for name in names]
+        for parent in {path.parent for path in here}:
+            parent.mkdir(parents=True, exist_ok=True)
+        with _answering(self.url):
+            there[0][0].get([path for _, path in there], [str(path) for path in here])
 
 
 def _as_url(name: str) -> str:

@@ -343,7 +343,6 @@ class _Run:
             models=ray.put(files),
             extraction=ray.put(extraction),
             attempts=ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote(),
-            threads=config.threads,
         )
         token = f"_plan/{self.id}.token"
         self.out.write(token, b"")
@@ -457,8 +456,8 @@ class _Run:
         # On CPUs the network shares the cores with reading, and takes most of their time: copies enough to use all
         # of them, and less asked for than they use, so that readers fit between. Asking for as much as a reader
         # would make Ray fuse the two, and reading wait for the network.
-        count = self.cluster.actors or max(1, int(cpus / job.threads))
-        return {"num_cpus": 0.375 * job.threads, "concurrency": (1, count)}
+        count = self.cluster.actors or max(1, int(cpus / job.config.threads))
+        return {"num_cpus": 0.375 * job.config.threads, "concurrency": (1, count)}
 
     def _close(self, job: Job, plan: Mapping[int, int]) -> None:
         """Remove what belongs to no partition of this plan, and say what the run was."""

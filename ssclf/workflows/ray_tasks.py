@@ -83,7 +83,6 @@ class Job:
     models: Any
     extraction: Any
     attempts: Any
-    threads: int
 
     def fingerprint(self, scan: Scan, stamps: tuple[str, ...]) -> str:
         if self.source.base.local:
@@ -243,7 +242,8 @@ def _prepare_batch(batch: dict[str, Any], job: Job) -> dict[str, Any]:
     prepared[:] = [_Prepared(error=scan.problem) for scan in scans]
     scratch = run_scratch(job.run)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        work = _Work(job.settings, job.config.skull_strip, _extraction(job), Path(folder))
+        extraction = _extraction(job.run, job.extraction)
+        work = _Work(job.settings, job.config.skull_strip, extraction, Path(folder))
         readable = [index for index in range(count) if not scans[index].problem]
         items = ((index, _here(scans[index], job, Path(folder) / str(index))) for index in readable)
         timeout = job.config.timeout_s
@@ -292,9 +292,9 @@ def _here(scan: Scan, job: Job, folder: Path) -> Scan:
                 contrasts.append(job.source.base.fetch(name, folder))
                 continue
             root = one.root.relative_to("/").as_posix()
-            inside = root.lower().endswith(".zip")
-            for name in [root] if inside else [f"{root}/{file}".removeprefix("./") for file in one.files]:
-                job.source.base.fetch(name, folder)
+            packed = root.lower().endswith(".zip")
+            names = [root] if packed else [f"{root}/{file}".removeprefix("./") for file in one.files]
+            job.source.base.fetch_all(names, folder)
             contrasts.append(dataclasses.replace(one, root=folder / root))
     except FileNotFoundError:
         return dataclasses.replace(scan, problem="the file is gone, or was never there.")
@@ -309,12 +309,12 @@ def _reader() -> ProcessPool:
     return start_pool(1)
 
 
-@lru_cache(maxsize=2)
-def _extraction(job: Job) -> tuple[Path, ...]:
-    files: Files = ray.get(job.extraction)
+@lru_cache(maxsize=1)
+def _extraction(run: str, reference: Any) -> tuple[Path, ...]:
+    files: Files = ray.get(reference)
     if not files:
         return ()
-    folder = unpack(files, job.run, "extraction")
+    folder = unpack(files, run, "extraction")
     return tuple(sorted(folder.iterdir()))
 
 
