@@ -370,6 +370,24 @@ def test_options_that_do_not_go_together(
     assert words in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("package", ["ray", "pyarrow", "fsspec"])
+def test_without_the_extra_the_message_names_it(package: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    words = [
+        "predict",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny_bundle),
+        "--ray",
+        "local",
+    ]
+    code = f"import sys; sys.modules[{package!r}] = None; from ssclf.cli import app; app({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'pip install "ssclf[ray]"' in done.stderr
+
+
 def test_what_no_node_can_do_ends_the_run(
     cluster: str, scans: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
