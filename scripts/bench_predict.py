@@ -10,7 +10,7 @@ to 2 mm, scale by percentiles and classify with the PyTorch network, one volume 
 
 Every round starts a process for each of them, in turn, so that a machine that slows down slows all. A process takes
 its imports and its model free: its time runs from the first finished volume to the last. Ratios are taken round by
-round. A run during which others had more than 5 % of the machine is repeated, twice at most. Without volumes, synthetic
+round. A run during which others had more than 5 % of the machine is repeated once. Without volumes, synthetic
 ones of BraTS's size are made: 240 x 240 x 155 voxels of 1 mm, skull removed.
 """
 
@@ -81,6 +81,7 @@ def compare(model: str, folder: Path, arguments: argparse.Namespace, rate: float
         wall[name].append(whole)
         seconds[name].append(result["seconds"])
         shapes[name] = result["shape"]
+        print(f"  {name}: {result['seconds']:.2f} s", file=sys.stderr, flush=True)
     gflops = forward_gflops(model, shapes["engine"])
     print(f"\n{model}: {gflops:.0f} GFLOP a volume at {shapes['engine']}")
     print(f"{'':18}{'s a volume':>12}{'x its time':>12}{'whole process':>15}   input")
@@ -259,7 +260,7 @@ def make_bundle(folder: Path, model: str, crop: str) -> None:
     write_checksums(folder)
 
 
-def undisturbed(run: Callable[[], Result], tries: int = 3) -> Result:
+def undisturbed(run: Callable[[], Result], tries: int = 2) -> Result:
     """The result of a run during which others had at most 5 % of the machine, else of the least disturbed (Linux)."""
 
     def times() -> tuple[float, float, float]:
@@ -278,7 +279,7 @@ def undisturbed(run: Callable[[], Result], tries: int = 3) -> Result:
         found.append(((busy - own) / total, result))
     share, best = min(found, key=lambda entry: entry[0])
     if share > 0.05:
-        print(f"  (disturbed: others had {share:.0%} of the machine)", flush=True)
+        print(f"  (disturbed: others had {share:.0%} of the machine)", file=sys.stderr, flush=True)
     return best
 
 

@@ -79,10 +79,11 @@ class _Convolution(nn.Module):
         """(N, D, C, H, W) to (N·d, C, H, W), or to (N·d, 3 · C, H, W) with the slices below and above."""
         if self.depth == 1:
             return slices[:, :: self.depth_stride].flatten(0, 1)
-        depth = slices.shape[1]
         padded = F.pad(slices, (0, 0, 0, 0, 0, 0, 1, 1))
-        neighbours = [padded[:, first : first + depth : self.depth_stride] for first in range(3)]
-        return torch.cat(neighbours, dim=2).flatten(0, 1)
+        first = torch.arange(0, slices.shape[1], self.depth_stride, device=slices.device)
+        neighbours = (first[:, None] + torch.arange(3, device=slices.device)).flatten()
+        # one Gather: a concatenation of three slices copies everything twice
+        return padded.index_select(1, neighbours).unflatten(1, (-1, 3)).flatten(2, 3).flatten(0, 1)
 
 
 class _Chain(nn.Module):
