@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.io.cohorts import Cohort
 from ssclf.io.cv_runs import Cell
 from ssclf.io.results import ResultRow
@@ -260,6 +261,10 @@ class TrainDisplay:
             print_(
                 f"held-out part: accuracy {result.test.accuracy:.4f}, macro F1 {result.test.macro_f1:.4f} "
                 f"on {sum(map(sum, result.test.confusion))} volumes"
+            )
+        if 0 < result.calibrated_on < ENOUGH_TO_CALIBRATE:
+            print_(
+                f"calibrated on {result.calibrated_on} volumes (temperature {result.temperature:.2f}): too few to trust"
             )
 
 

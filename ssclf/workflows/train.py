@@ -25,7 +25,7 @@ import numpy as np
 
 from ssclf import __version__
 from ssclf.config import TrainConfig, config_from_dict, config_to_dict
-from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE, Metrics, fit_temperature, score_predictions
+from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import (
     Split,
@@ -82,6 +82,7 @@ class TrainResult:
     chosen_epoch: whose weights are exported, from 1.
     test: scores of the test part, None without one; calibrated where a validation part gave the temperature.
     temperature: that calibrates the logits; 1 where nothing was held out to fit it on.
+    calibrated_on: volumes that the temperature was fitted on.
     interrupted: signal that stopped the run, 0 when it ran to its end. It goes on with `resume`.
     """
 
@@ -90,6 +91,7 @@ class TrainResult:
     chosen_epoch: int
     test: Metrics | None
     temperature: float
+    calibrated_on: int = 0
     interrupted: int = 0
 
 
@@ -166,7 +168,9 @@ def train(
         if main:
             draw_learning_curves([asdict(record) for record in progress.records], out / "curves.png")
         if not progress.finished(config):
-            return TrainResult(out, tuple(progress.records), progress.best_epoch, None, 1.0, signals[0])
+            return TrainResult(
+                out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
+            )
         if progress.best is not None:
             network.load_state_dict(progress.best)
         return _score(trainer, progress, cohort, parts, out, write=main)
@@ -287,12 +291,6 @@ def _score(
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)
     temperature = fit_temperature(found[role].logits, found[role].targets) if role else 1.0
-    if role and len(parts[role]) < ENOUGH_TO_CALIBRATE:
-        log.warning(
-            "calibrated on %d volumes, a temperature of %.3g: too few to rely on",
-            len(parts[role]),
-            temperature,
-        )
     calibration = {"temperature": temperature, "fitted_on": role, "volumes": len(parts[role]) if role else 0}
     scores = {
         part: {
@@ -339,6 +337,7 @@ def _score(
         # a temperature fitted on the test part would flatter its calibration
         test=scores["test"]["raw" if role == "test" else "calibrated"] if "test" in scores else None,
         temperature=temperature,
+        calibrated_on=len(parts[role]) if role else 0,
     )
 
 
