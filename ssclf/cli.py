@@ -438,7 +438,8 @@ def plan(
     need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
     hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")
     typer.echo(f"{volumes} volumes like {found.typical}, {found.model}, on {hardware}:")
-    typer.echo(f"  {need.hours:.2f} hours, bound by {need.bound}")
+    length = f"{need.hours:.1f} hours" if need.hours >= 2 else f"{need.hours * 3600:.0f} seconds"
+    typer.echo(f"  {length}, bound by {need.bound}")
     typer.echo(f"  {need.core_hours:.2f} core hours, {need.gpu_hours:.2f} GPU hours")
     typer.echo(f"  {need.network_bytes / 1e9:.3f} GB of scans to read")
     typer.echo(f"  {need.result_bytes / 1e9:.3f} GB of results, Parquet and CSV")
