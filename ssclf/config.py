@@ -183,8 +183,8 @@ class TrainConfig:
         return config_from_dict(TrainConfig, {**_PRESETS[name], **changes})
 
 
-#: "paper" is every value as published. "default" reaches the same loss in fewer steps: batches of four give
-#: batch normalisation and the weighted loss something to average over, which carries a 30 times higher rate.
+#: "paper" is every value as published. "default" learns in fewer epochs (docs/training.md, "Presets"): batches of four
+#: give batch normalisation and the weighted loss something to average over, which carries a 30 times higher rate.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "default": {
