@@ -15,7 +15,7 @@ from ssclf import __version__
 from ssclf.errors import ConfigError
 from ssclf.io.results import write_whole
 
-#: What Ray takes, on two cores (scripts/bench_ray.py): to start, and per volume in seconds of a core.
+#: What Ray takes, roughly: to start, and per volume in seconds of a core. docs/cluster.md says what was measured.
 RAY_START_S = 15.0
 RAY_VOLUME_S = 0.02
 #: Bytes of a row in Parquet and in the CSV together: 148 and 247 on 2,000 synthetic volumes with five flags.
