@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from ssclf.domain.volume import Array, Mask
 from ssclf.errors import VolumeError
 
-#: Segmentations of tumours have 3 labels, of tissues 3 to 6; a scan that was stored in 4 bits has 15 values.
+#: Segmentations of tumours have 3 labels, of tissues 3 to 6, all small whole numbers; a scan that was stored in 4 bits
+#: has 15 values.
 MAX_LABELS = 8
 _LOOKED_AT = 50_000
 
@@ -39,10 +40,11 @@ def check_intensities(data: Array) -> None:
     for channel in data:
         some = channel.ravel()[:: max(1, channel.size // _LOOKED_AT)]
         values = np.unique(some[some != 0])
-        if 1 < values.size <= MAX_LABELS and np.isin(channel, [0, *values]).all():
+        few = 1 < values.size <= MAX_LABELS and np.isin(values, np.arange(2 * MAX_LABELS)).all()
+        if few and np.isin(channel, [0, *values]).all():
             raise VolumeError(
-                f"expected intensities of an MR volume, found only {values.size} values besides 0: a mask or a "
-                "label map."
+                f"expected intensities of an MR volume, found only the values {', '.join(f'{v:g}' for v in values)} "
+                "besides 0: a mask or a label map."
             )
 
 

@@ -131,8 +131,10 @@ def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str,
     calibration = training.get("calibration", {})
     words = "Its probabilities are not calibrated."
     if calibration.get("fitted_on"):
-        few = ", too few to rely on" if calibration["volumes"] < ENOUGH_TO_CALIBRATE else ""
-        words = f"Its probabilities are calibrated on {calibration['volumes']} volumes{few}."
+        words = "Its probabilities are calibrated."
+        if count := calibration.get("volumes"):
+            few = ", too few to rely on" if count < ENOUGH_TO_CALIBRATE else ""
+            words = f"Its probabilities are calibrated on {count} volumes{few}."
     return {
         "name": visible(str(model.get("name", ""))),
         "synthetic": bool(model.get("synthetic", False)),

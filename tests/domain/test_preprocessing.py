@@ -145,7 +145,8 @@ def test_equal_voxels_have_equal_hashes(make_volume: Callable[..., Volume]) -> N
 def test_a_label_map_is_no_volume() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 5, (1, 20, 22, 24)).astype(np.int16)
-    with pytest.raises(VolumeError, match="found only 4 values besides 0: a mask or a label map"):
+    with pytest.raises(VolumeError, match="found only the values 1, 2, 3, 4 besides 0: a mask"):
         check_intensities(labels)
     check_intensities(random.integers(0, 16, (1, 20, 22, 24)))
+    check_intensities(100 * labels)
     check_intensities(random.random((2, 8, 9, 10), np.float32))
