@@ -329,10 +329,10 @@ def _predict_on_ray(
         raise ConfigError(
             f"--ray: expected one folder, manifest or URL, found {len(scans)}; put several into a manifest."
         )
-    if out.lower().endswith(".csv"):
-        out = out[:-4] if out == "results.csv" else out
-        if out != "results":
-            raise ConfigError(f"--out {out}: with --ray it is a folder; name the table with --csv.")
+    if out == "results.csv":  # the default for a table
+        out = "results"
+    elif out.lower().endswith(".csv"):
+        raise ConfigError(f"--out {out}: with --ray it is a folder; name the table with --csv.")
     from ssclf.io.bundle import choose_bundles
     from ssclf.workflows.predict_ray import ClusterConfig, predict_on_ray
 

@@ -25,6 +25,7 @@ from ssclf.io.partitions import Planned, decode_plan, encode_plan
 from ssclf.io.remote import Store
 from ssclf.io.scans import Scan
 from ssclf.io.sources import (
+    PREPROCESSED_FOLDER,
     FolderContent,
     discover,
     folder_scans,
@@ -245,7 +246,7 @@ def _walk_remote(root: Store, pattern: str | None) -> Iterator[tuple[FolderConte
         listed = root.entries(folder)
         names = {entry.name.lower() for entry in listed}
         if is_preprocessed(folder, names):
-            content.other["a folder that ssclf preprocess wrote"] += 1
+            content.other[PREPROCESSED_FOLDER] += 1
             listed = []
         folders = []
         for entry in listed:

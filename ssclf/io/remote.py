@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from ssclf.errors import DatasetError, MissingDependencyError, OutputError
+from ssclf.io.results import whole_file
 from ssclf.io.scans import companions
 
 
@@ -142,15 +142,13 @@ class Store:
         try:
             if place.local:
                 place.local.parent.mkdir(parents=True, exist_ok=True)
-                partial = place.local.with_name(f".{place.local.name}.{os.getpid()}.partial")
-                with partial.open("wb") as file:
+                with whole_file(place.local, binary=True) as file:
                     file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(place.local)
             else:
                 fs, path = self._open(name)
                 fs.pipe_file(path, content)  # a single request: an object appears whole
+        except OutputError:
+            raise
         except Exception as exc:  # each storage has exceptions of its own
             why = getattr(exc, "strerror", None) or type(exc).__name__
             raise OutputError(f"{place.url}: cannot be written ({why}).") from exc

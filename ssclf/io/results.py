@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from ssclf.errors import OutputError
 from ssclf.io.container import image_hint
@@ -110,7 +110,7 @@ def write_csv(path: Path, rows: Iterable[ResultRow], class_names: Sequence[str])
     Raises:
         OutputError: the folder is not writable or the disk is full.
     """
-    with _whole(path) as file:
+    with whole_file(path) as file:
         writer = csv.writer(file, lineterminator="\r\n")
         writer.writerow([defuse(name) for name in csv_columns(class_names)])
         writer.writerows(_cells(row, class_names) for row in rows)
@@ -122,16 +122,21 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with _whole(path) as file:
+    with whole_file(path) as file:
         file.write(text)
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes its place when the block ends well, and leaves nothing otherwise."""
+def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file to write, which takes its place when the block ends well, and leaves nothing otherwise.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with partial.open("wb") if binary else partial.open("w", **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

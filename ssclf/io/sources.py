@@ -31,7 +31,7 @@ _NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vt
 _LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
 #: The folder that was given, seen from itself.
 _ITSELF = "."
-_PREPROCESSED_FOLDER = "a folder that ssclf preprocess wrote"
+PREPROCESSED_FOLDER = "a folder that ssclf preprocess wrote"
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
         names = {entry.name.lower() for entry in listed}
         folders = []
         if is_preprocessed(folder, names):
-            content.other[_PREPROCESSED_FOLDER] += 1
+            content.other[PREPROCESSED_FOLDER] += 1
             listed = []
         for entry in listed:
             path = f"{folder}/{entry.name}" if folder else entry.name

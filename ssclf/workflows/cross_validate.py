@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,12 +56,14 @@ from ssclf.io.cv_runs import (
 from ssclf.io.locks import lock
 from ssclf.io.nifti import read_written
 from ssclf.io.results import write_whole
+from ssclf.io.runs import process_count
 from ssclf.io.tables import read_table
 from ssclf.learning.cost import PeakMemory, measure_cost
 from ssclf.learning.datasets import MANIFEST, PreparedCohort, read_prepared_cohort
 from ssclf.learning.loops import Device
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
+from ssclf.workflows.interruption import exit_code
 from ssclf.workflows.train import CONFIG, SPLIT, EpochRecord, train
 
 LOCK = ".lock"
@@ -99,9 +100,7 @@ class CvResult:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes", with cells in the place of volumes."""
-        if self.interrupted:
-            return 128 + self.interrupted
-        return 3 if self.errors else 0
+        return exit_code(failed=bool(self.errors), interrupted=self.interrupted)
 
 
 def cross_validate(
@@ -321,8 +320,7 @@ def _check(
         raise ConfigError(f"cell {only.name}: expected a fold from 1 to {folds}.")
     if scheme == "paper" and not config.holdout:
         raise ConfigError("holdout: expected a share above 0 for the test parts, found 0.")
-    processes = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-    if processes > 1:
+    if (processes := process_count()) > 1:
         raise ConfigError(
             f"cv: expected one process a cell, found {processes} that were started together; start each on its own "
             "with --only (a job array), or one after the other on one GPU each with the same --out."

@@ -24,6 +24,7 @@ from ssclf.io.runtime import Device, Engine, open_classifier
 from ssclf.learning.datasets import SETTINGS, PreparedCohort, Sample, read_prepared_cohort
 from ssclf.reporting.cv_report import Network, write_evaluation_report
 from ssclf.workflows.cross_validate import count_sources
+from ssclf.workflows.interruption import exit_code
 from ssclf.workflows.preprocess import MANIFEST, preprocess_cohort
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
@@ -55,9 +56,7 @@ class Evaluation:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        if self.interrupted:
-            return 128 + self.interrupted
-        return 3 if self.failed else 0
+        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
 
 
 def evaluate(

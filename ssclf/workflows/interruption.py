@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C as a wish that long work looks at, so that it stops where nothing is lost."""
+"""SIGTERM and Ctrl-C as a wish that long work looks at, so that it stops where nothing is lost, and what a command
+then exits with."""
 
 from __future__ import annotations
 
@@ -39,3 +40,15 @@ def note_signals(saying: str) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def exit_code(*, failed: bool, interrupted: int) -> int:
+    """Contract, "Exit codes", of work that does one thing after the other.
+
+    Args:
+        failed: whether some of them did.
+        interrupted: the signal that stopped it, 0 when it ran to its end.
+    """
+    if interrupted:
+        return 128 + interrupted
+    return 3 if failed else 0

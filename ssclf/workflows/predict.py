@@ -43,7 +43,7 @@ from ssclf.io.sources import Discovery, discover
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL, write_results_page
 from ssclf.reporting.thumbnails import thumbnail
-from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.interruption import exit_code, note_signals
 
 log = logging.getLogger(__name__)
 Progress = Callable[[ResultRow], None]
@@ -69,9 +69,7 @@ class PredictSummary:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        if self.interrupted:
-            return 128 + self.interrupted
-        return 3 if self.failed else 0
+        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
 
 
 @dataclass(frozen=True)

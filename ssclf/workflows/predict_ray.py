@@ -55,7 +55,7 @@ from ssclf.io.node_scratch import remove_run
 from ssclf.io.partitions import decode_results
 from ssclf.io.remote import Store
 from ssclf.io.results import ResultRow, write_csv
-from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.predict import method_digest
 from ssclf.workflows.ray_tasks import (
     Attempts,
@@ -122,9 +122,7 @@ class ClusterSummary:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        if self.interrupted:
-            return 128 + self.interrupted
-        return 3 if self.failed else 0
+        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
 
 
 def predict_on_ray(

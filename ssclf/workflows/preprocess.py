@@ -45,7 +45,7 @@ from ssclf.io.scans import Case, Scan, stored_files
 from ssclf.io.tables import read_table, write_table
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
-from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.interruption import exit_code, note_signals
 
 COLUMNS = (
     "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
@@ -80,9 +80,7 @@ class PreprocessSummary:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        if self.interrupted:
-            return 128 + self.interrupted
-        return 3 if self.failures else 0
+        return exit_code(failed=bool(self.failures), interrupted=self.interrupted)
 
 
 @dataclass(frozen=True)
