@@ -24,8 +24,8 @@ from ssclf.domain.confounds import Finding
 from ssclf.domain.splits import holdout_splits
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import write_nifti
-from ssclf.io.tables import write_table
+from ssclf.io.records.tables import write_table
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.learning.datasets import read_prepared_cohort
 from ssclf.workflows.cross_validate import find_confounds
 from ssclf.workflows.preprocess import preprocess_cohort

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from bench_predict import undisturbed
 
-from ssclf.io.onnx_session import open_session
+from ssclf.io.models.onnx_session import open_session
 from ssclf.learning.exporting import export_onnx
 from ssclf.learning.networks import build_network
 

@@ -135,8 +135,8 @@ def run_ssclf(folder: Path, bundle: Path, threads: int) -> list[float]:
 
 
 def run_engine(scans: list[Path], bundle: Path, threads: int) -> tuple[list[float], list[int]]:
-    from ssclf.io.bundle import open_bundle
-    from ssclf.io.runtime import open_classifier
+    from ssclf.io.models.bundle import open_bundle
+    from ssclf.io.models.runtime import open_classifier
 
     classifier = open_classifier(open_bundle(bundle), device="cpu", threads=threads)
     finished = []
@@ -204,8 +204,8 @@ def torchio_steps() -> Callable[[Path], object]:
 
 def prepared(scan: Path, bundle: Path) -> np.ndarray:
     from ssclf.domain.preprocessing import preprocess
-    from ssclf.io.bundle import open_bundle
-    from ssclf.io.formats import read_volume
+    from ssclf.io.models.bundle import open_bundle
+    from ssclf.io.volumes.read import read_volume
 
     return preprocess(read_volume(scan), open_bundle(bundle).spec.preprocess).data
 
@@ -225,7 +225,7 @@ def make_scans(folder: Path, paths: list[Path], count: int) -> None:
 
 def make_synthetic(path: Path) -> None:
     from ssclf.domain.volume import Volume
-    from ssclf.io.nifti import write_nifti
+    from ssclf.io.volumes.nifti import write_nifti
 
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (155, 240, 240)), indexing="ij"))
     radius = ((grid / np.array([0.9, 0.72, 0.6])[:, None, None, None]) ** 2).sum(axis=0)
@@ -241,7 +241,7 @@ def make_bundle(folder: Path, model: str, crop: str) -> None:
 
     from ssclf.config import PreprocessConfig
     from ssclf.domain.model_spec import ModelSpec
-    from ssclf.io.checksums import write_checksums
+    from ssclf.io.models.checksums import write_checksums
     from ssclf.learning.exporting import export_onnx
     from ssclf.learning.networks import build_network
 

@@ -29,7 +29,7 @@ for name in (
 
 from ssclf.config import PreprocessConfig  # noqa: E402
 from ssclf.domain.preprocessing import preprocess  # noqa: E402
-from ssclf.io.formats import read_volume  # noqa: E402
+from ssclf.io.volumes.read import read_volume  # noqa: E402
 from ssclf.io.workers import run_in_processes  # noqa: E402
 
 SETTINGS = PreprocessConfig()

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import write_nifti
+from ssclf.io.volumes.nifti import write_nifti
 
 _COMMAND = """
 import resource, sys
-from ssclf.cli import app
+from ssclf.cli.app import app
 try:
     app(sys.argv[1:])
 except SystemExit as exc:

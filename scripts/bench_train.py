@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_to_dict
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import write_nifti
-from ssclf.io.tables import write_table
+from ssclf.io.records.tables import write_table
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.learning.datasets import PreparedCohort, read_prepared_cohort
 from ssclf.learning.loops import Trainer, start_fabric
 from ssclf.learning.networks import build_network
@@ -101,7 +101,7 @@ def make_bare(config: TrainConfig, cohort: PreparedCohort, count: int) -> Callab
 
 
 def cohort_shape(cohort: PreparedCohort) -> tuple[int, ...]:
-    from ssclf.io.nifti import read_written
+    from ssclf.io.volumes.nifti import read_written
 
     return read_written(cohort.samples[0].path).data.shape[1:]
 

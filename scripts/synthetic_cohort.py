@@ -9,8 +9,8 @@ from typing import get_args
 import numpy as np
 
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
-from ssclf.io.nifti import write_nifti
-from ssclf.io.tables import write_table
+from ssclf.io.records.tables import write_table
+from ssclf.io.volumes.nifti import write_nifti
 
 MANIFEST = "synthetic.csv"
 

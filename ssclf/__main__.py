@@ -1,5 +1,5 @@
 """`python -m ssclf` is `ssclf`."""
 
-from ssclf.cli import main
+from ssclf.cli.app import main
 
 main()

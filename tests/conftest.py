@@ -13,7 +13,7 @@ import pytest
 
 from ssclf.config import PreprocessConfig, config_to_dict
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import write_nifti
+from ssclf.io.volumes.nifti import write_nifti
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def _write_untrained_bundle(folder: Path, seed: int, architecture: str) -> Path:
     torch = pytest.importorskip("torch")
     from ssclf.config import PreprocessConfig
     from ssclf.domain.model_spec import ModelSpec
-    from ssclf.io.checksums import write_checksums
+    from ssclf.io.models.checksums import write_checksums
     from ssclf.learning.exporting import export_onnx, export_torchscript
     from ssclf.learning.networks import build_network
 

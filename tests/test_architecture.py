@@ -13,7 +13,7 @@ import ssclf
 
 PACKAGE = Path(ssclf.__file__).parent
 #: Each layer may import those behind it, never one before it.
-LAYERS = ["cli", "workflows", "learning", "reporting", "io", "domain", "config", "errors"]
+LAYERS = ["cli", "cluster", "workflows", "learning", "reporting", "io", "domain", "config", "errors"]
 SIDE_BY_SIDE = {("learning", "reporting"), ("reporting", "learning")}
 HEAVY = {
     "torch", "torchvision", "torchio", "lightning_fabric", "onnx", "onnxscript", "scipy", "sklearn", "SimpleITK",
@@ -69,7 +69,7 @@ def test_what_prediction_needs_imports_nothing_heavy(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_prediction_on_a_cluster_needs_a_cluster(path: Path) -> None:
     cluster = {"ray", "pyarrow", "fsspec", "s3fs"}
-    own = {"predict_ray.py", "ray_tasks.py", "partitions.py", "remote.py", "inventory.py"}
+    own = {p.name for p in (PACKAGE / "cluster").glob("[a-z]*.py")}
     needed = {name.split(".")[0] for name in imports(path)} & cluster
     through = {name.rpartition(".")[2] + ".py" for name in imports(path, top_only=True)} & own
     assert path.name in own or not (needed or through)
@@ -84,7 +84,7 @@ def test_init_files_are_bare() -> None:
 @pytest.mark.parametrize("command", [["--help"], ["predict", "--help"], ["train", "--help"], ["--version"]])
 def test_help_imports_no_engine(command: list[str]) -> None:
     code = (
-        "import sys\nfrom ssclf.cli import app\n"
+        "import sys\nfrom ssclf.cli.app import app\n"
         f"try:\n    app({command!r})\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'onnxruntime', 'nibabel', 'numpy', 'pydicom'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

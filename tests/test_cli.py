@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ssclf import __version__
-from ssclf.cli import app
+from ssclf.cli.app import app
 
 runner = CliRunner()
 

@@ -20,7 +20,7 @@ class Volume:
     Attributes:
         data: (C, D, H, W), any real dtype.
         affine: (4, 4) float64, from voxel index (d, h, w) to RAS+ millimetres. nibabel's affines
-            take (i, j, k): only `ssclf.io.voxels.file_volume` and `ssclf.io.nifti` turn one into the other.
+            take (i, j, k): only `io.volumes.voxels.file_volume` and `io.volumes.nifti` turn one into the other.
         flags: what reading found that a person should know (codes of `ssclf.domain.flags`).
     """
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssclf.config import Augmentation, PreprocessConfig, config_from_dict
 from ssclf.errors import ConfigError, DatasetError
-from ssclf.io.nifti import read_written
-from ssclf.io.tables import TableRow, read_table
+from ssclf.io.records.tables import TableRow, read_table
+from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.augmentation import Augmenter
 
 MANIFEST = "manifest.csv"

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ssclf.config import Architecture
 from ssclf.domain.scores import softmax
 from ssclf.errors import ParityError
-from ssclf.io.onnx_session import open_session
+from ssclf.io.models.onnx_session import open_session
 from ssclf.learning.networks import VolumeNetwork
 from ssclf.learning.planar import PlanarNetwork
 

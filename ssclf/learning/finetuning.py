@@ -13,7 +13,7 @@ from torch import Tensor
 from ssclf.config import Architecture
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
-from ssclf.io.bundle import Bundle
+from ssclf.io.models.bundle import Bundle
 from ssclf.learning.networks import VolumeNetwork
 
 #: Where `ExportedNetwork` holds the network.

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.runs import process_count
+from ssclf.io.records.training_run import process_count
 from ssclf.learning.datasets import EpochSampler, PreparedCohort, Sample, VolumeDataset, make_loader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssclf.config import Architecture, Stem
 from ssclf.errors import ModelError
-from ssclf.io.checksums import file_sha256
+from ssclf.io.models.checksums import file_sha256
 from ssclf.learning.checkpoints import load_checkpoint
 from ssclf.learning.networks import TORCHVISION_NAMES, VolumeNetwork
 from ssclf.learning.vision import video_models

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssclf.domain.trust import contrast_profiles, describe_training
-from ssclf.io.nifti import read_written
+from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.datasets import Sample
 from ssclf.learning.loops import Predictions
 

@@ -22,11 +22,11 @@ from rich.progress import (
 from rich.table import Table
 
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
-from ssclf.io.cohorts import Cohort
-from ssclf.io.cv_runs import Cell
-from ssclf.io.results import ResultRow
-from ssclf.io.scans import Case
-from ssclf.io.sources import Discovery
+from ssclf.io.discovery.cohorts import Cohort
+from ssclf.io.discovery.scans import Case
+from ssclf.io.discovery.sources import Discovery
+from ssclf.io.records.cv_run import Cell
+from ssclf.io.records.results import ResultRow
 
 if TYPE_CHECKING:
     from ssclf.workflows.predict import PredictSummary

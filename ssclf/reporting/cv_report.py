@@ -29,8 +29,8 @@ from ssclf.domain.comparison import (
 )
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.scores import softmax
-from ssclf.io.cv_runs import CvRun, FoldResult, read_cv_run
-from ssclf.io.results import defuse, write_whole
+from ssclf.io.records.cv_run import CvRun, FoldResult, read_cv_run
+from ssclf.io.records.results import defuse, write_whole
 from ssclf.reporting.figures import draw_confusions, draw_fold_curves, draw_heat_maps, draw_reliability
 from ssclf.reporting.html import write_page
 

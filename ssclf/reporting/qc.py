@@ -13,8 +13,8 @@ from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.volume import Mask, Volume
+from ssclf.io.discovery.scans import Case
 from ssclf.io.preparation import PLAUSIBLE_BRAIN_ML
-from ssclf.io.scans import Case
 from ssclf.reporting.html import write_page
 from ssclf.reporting.thumbnails import may_show_face, thumbnail
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
-from ssclf.io.results import ResultRow
+from ssclf.io.records.results import ResultRow
 from ssclf.reporting.html import write_page
 from ssclf.reporting.thumbnails import AGAINST_COLOUR, FOR_COLOUR
 

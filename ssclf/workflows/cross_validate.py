@@ -40,7 +40,8 @@ from ssclf.domain.splits import (
     splits_to_json,
 )
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
-from ssclf.io.cv_runs import (
+from ssclf.io.locks import lock
+from ssclf.io.records.cv_run import (
     AUDIT,
     COST,
     CV,
@@ -53,11 +54,10 @@ from ssclf.io.cv_runs import (
     read_cv_run,
     read_settings,
 )
-from ssclf.io.locks import lock
-from ssclf.io.nifti import read_written
-from ssclf.io.results import write_whole
-from ssclf.io.runs import process_count
-from ssclf.io.tables import read_table
+from ssclf.io.records.results import write_whole
+from ssclf.io.records.tables import read_table
+from ssclf.io.records.training_run import process_count
+from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.cost import PeakMemory, measure_cost
 from ssclf.learning.datasets import MANIFEST, PreparedCohort, read_prepared_cohort
 from ssclf.learning.loops import Device

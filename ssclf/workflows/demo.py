@@ -17,8 +17,8 @@ import numpy as np
 from ssclf.config import PredictConfig, PreprocessConfig, TrainConfig
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.errors import OutputError
-from ssclf.io.nifti import write_nifti
-from ssclf.io.tables import write_table
+from ssclf.io.records.tables import write_table
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.workflows.export import export_run
 from ssclf.workflows.predict import PredictSummary, predict

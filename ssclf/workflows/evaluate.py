@@ -17,10 +17,10 @@ from ssclf.domain.comparison import FoldPredictions
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.bundle import Bundle, open_bundle
-from ssclf.io.nifti import read_written
-from ssclf.io.results import defuse, write_whole
-from ssclf.io.runtime import Device, Engine, open_classifier
+from ssclf.io.models.bundle import Bundle, open_bundle
+from ssclf.io.models.runtime import Device, Engine, open_classifier
+from ssclf.io.records.results import defuse, write_whole
+from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.datasets import SETTINGS, PreparedCohort, Sample, read_prepared_cohort
 from ssclf.reporting.cv_report import Network, write_evaluation_report
 from ssclf.workflows.cross_validate import count_sources

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from ssclf.config import PreprocessConfig, check_choice, config_from_dict
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
-from ssclf.io.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
-from ssclf.io.checksums import write_checksums
+from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
+from ssclf.io.models.checksums import write_checksums
 from ssclf.learning.checkpoints import load_checkpoint
 from ssclf.learning.exporting import PLANAR, export_onnx, export_torchscript, export_versions
 from ssclf.learning.extraction_export import cached_brain_extraction

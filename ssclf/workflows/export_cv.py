@@ -17,8 +17,8 @@ from ssclf.domain.comparison import mean_and_sd, pool
 from ssclf.domain.metrics import score_predictions
 from ssclf.domain.scores import softmax
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.cv_runs import PROVENANCE, Cell, CvRun, read_cv_run, read_settings
 from ssclf.io.locks import lock
+from ssclf.io.records.cv_run import PROVENANCE, Cell, CvRun, read_cv_run, read_settings
 from ssclf.learning.datasets import read_prepared_cohort
 from ssclf.learning.loops import Device
 from ssclf.reporting.cv_report import Network, summarise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssclf.errors import OutputError
-from ssclf.io.results import ResultRow, read_rows, write_csv, write_details
+from ssclf.io.records.results import ResultRow, read_rows, write_csv, write_details
 from ssclf.reporting.results_page import write_results_page
 
 

@@ -30,16 +30,16 @@ from ssclf.domain.shards import Shard
 from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, OutputError, SsclfError, VolumeError
-from ssclf.io.bundle import open_bundle
-from ssclf.io.container import image_hint
-from ssclf.io.dicom import DicomSeries
-from ssclf.io.ensemble import Ensemble, Verdict
-from ssclf.io.naming import volume_ending
-from ssclf.io.nifti import write_nifti
+from ssclf.io.discovery.naming import volume_ending
+from ssclf.io.discovery.scans import Scan, stored_files
+from ssclf.io.discovery.sources import Discovery, discover
+from ssclf.io.image_hints import image_hint
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.models.ensemble import Ensemble, Verdict
 from ssclf.io.preparation import brain_extractor, prepare_scan
-from ssclf.io.results import Journal, ResultRow, read_rows, write_csv, write_details
-from ssclf.io.scans import Scan, stored_files
-from ssclf.io.sources import Discovery, discover
+from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
+from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL, write_results_page
 from ssclf.reporting.thumbnails import thumbnail

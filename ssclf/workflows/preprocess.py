@@ -35,14 +35,14 @@ from ssclf.domain.geometry import orientation
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, OutputError
-from ssclf.io.checksums import file_sha256
-from ssclf.io.cohorts import Cohort, find_cases
-from ssclf.io.extraction import available_engines
-from ssclf.io.nifti import write_nifti
+from ssclf.io.discovery.cohorts import Cohort, find_cases
+from ssclf.io.discovery.scans import Case, Scan, stored_files
+from ssclf.io.extraction.engines import available_engines
+from ssclf.io.models.checksums import file_sha256
 from ssclf.io.preparation import PreparedScan, SkullError, SkullStrip, brain_extractor, prepare_scan
-from ssclf.io.results import write_whole
-from ssclf.io.scans import Case, Scan, stored_files
-from ssclf.io.tables import read_table, write_table
+from ssclf.io.records.results import write_whole
+from ssclf.io.records.tables import read_table, write_table
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
 from ssclf.workflows.interruption import exit_code, note_signals

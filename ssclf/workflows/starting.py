@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssclf.io.bundle import open_bundle
-from ssclf.io.checksums import file_sha256
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.models.checksums import file_sha256
 from ssclf.learning.finetuning import Start, start_from_bundle
 from ssclf.workflows.export import read_run
 from ssclf.workflows.train import CHOSEN, CONFIG

@@ -36,7 +36,7 @@ from ssclf.domain.splits import (
     splits_to_json,
 )
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.results import defuse, write_whole
+from ssclf.io.records.results import defuse, write_whole
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.datasets import PreparedCohort, Sample, read_prepared_cohort
 from ssclf.learning.event_log import open_event_log

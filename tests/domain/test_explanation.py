@@ -17,7 +17,7 @@ from ssclf.domain.intensity import foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import read_nifti, write_nifti
+from ssclf.io.volumes.nifti import read_nifti, write_nifti
 
 CONFIG = PreprocessConfig(spacing=(2.0, 3.0, 2.5))
 STRIDES = (8, 16, 16)

@@ -111,7 +111,7 @@ def test_less_than_a_voxel_is_refused(make_volume: Callable[..., Volume]) -> Non
 
 def test_shape_positions_and_values_are_those_of_torchio(shared_data: Path) -> None:
     tio = pytest.importorskip("torchio")
-    from ssclf.io.nifti import read_nifti
+    from ssclf.io.volumes.nifti import read_nifti
 
     transform = tio.Compose([tio.ToCanonical(), tio.Resample(2)])
     paths = sorted((shared_data / "brats18").rglob("*_t1ce.nii.gz"))

@@ -10,7 +10,7 @@ import pytest
 from ssclf.domain.geometry import reorient, resample
 from ssclf.domain.stripping import judge_stripping
 from ssclf.domain.volume import Volume
-from ssclf.io.formats import read_volume
+from ssclf.io.volumes.read import read_volume
 
 SPACING = (3.0, 3.2, 2.8)
 

@@ -12,7 +12,7 @@ import pytest
 from dicom_writer import WrittenSeries
 
 from ssclf.errors import DatasetError
-from ssclf.io.cohorts import Cohort, find_cases
+from ssclf.io.discovery.cohorts import Cohort, find_cases
 
 
 def touch(root: Path, *names: str) -> Path:

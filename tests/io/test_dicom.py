@@ -20,10 +20,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLE
 from ssclf.domain.geometry import reorient
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, VolumeError
-from ssclf.io.dicom import find_series, is_dicom
-from ssclf.io.dicom_volume import read_series
-from ssclf.io.formats import read_volume
-from ssclf.io.nifti import read_nifti
+from ssclf.io.volumes.dicom_series import find_series, is_dicom
+from ssclf.io.volumes.dicom_volume import read_series
+from ssclf.io.volumes.nifti import read_nifti
+from ssclf.io.volumes.read import read_volume
 
 dcm2niix = pytest.importorskip("dcm2niix")
 
@@ -412,7 +412,7 @@ def test_archives_have_limits(
     with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
         for file in files:
             archive.write(file, file.name)
-    monkeypatch.setattr("ssclf.io.dicom.MAX_ARCHIVE_FILES", 10)
+    monkeypatch.setattr("ssclf.io.volumes.dicom_series.MAX_ARCHIVE_FILES", 10)
     (left,) = find_series(tmp_path / "series.zip").left_out
     assert "more than is opened" in left.reason and left.broken
 

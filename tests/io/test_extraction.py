@@ -15,9 +15,9 @@ from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, MissingDependencyError, ModelError, VolumeError
-from ssclf.io import extraction
-from ssclf.io.extraction import BrainExtractor, available_engines, engine_version, extract_brain
-from ssclf.io.nifti import read_nifti
+from ssclf.io.extraction import engines as extraction
+from ssclf.io.extraction.engines import BrainExtractor, available_engines, engine_version, extract_brain
+from ssclf.io.volumes.nifti import read_nifti
 
 MakeVolume = Callable[..., Volume]
 
@@ -141,7 +141,7 @@ for name in ("torch", "scipy", "deepbet", "cc3d", "fill_voids", "pandas", "onnx"
 from pathlib import Path
 import numpy as np
 from ssclf.domain.volume import Volume
-from ssclf.io.extraction import BrainExtractor, extract_brain
+from ssclf.io.extraction.engines import BrainExtractor, extract_brain
 axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in (20, 30, 25)), indexing="ij")
 ball = (sum(axis**2 for axis in axes) < 0.7).astype(np.uint8)
 volume = Volume(ball[None], np.diag([7.0, 5.0, 6.0, 1.0]))

@@ -22,8 +22,8 @@ from dicom_writer import WrittenSeries
 
 import ssclf
 from ssclf.domain.volume import Volume
-from ssclf.io.checksums import write_checksums
-from ssclf.io.nifti import write_nifti
+from ssclf.io.models.checksums import write_checksums
+from ssclf.io.volumes.nifti import write_nifti
 
 HARDENED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 STRANGER = 1234

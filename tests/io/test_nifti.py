@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.nifti import read_nifti, write_nifti
+from ssclf.io.volumes.nifti import read_nifti, write_nifti
 
 #: (i, j, k) to RAS+ mm: unequal sizes, one axis flipped, axes swapped, a little oblique.
 AFFINE = np.array(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssclf.errors import OutputError
-from ssclf.io.results import Journal, ResultRow, csv_columns, read_rows, row_to_json, write_csv
+from ssclf.io.records.results import Journal, ResultRow, csv_columns, read_rows, row_to_json, write_csv
 
 CLASSES = ("LGG", "HGG", "healthy")
 

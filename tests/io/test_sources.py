@@ -11,7 +11,7 @@ import pytest
 from dicom_writer import WrittenSeries
 
 from ssclf.errors import ConfigError, DatasetError
-from ssclf.io.sources import Discovery, discover
+from ssclf.io.discovery.sources import Discovery, discover
 
 BRATS_2018 = ("_t1", "_t1ce", "_t2", "_flair", "_seg")
 BRATS_2023 = ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")

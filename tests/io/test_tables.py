@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssclf.io.tables import read_table, write_table
+from ssclf.io.records.tables import read_table, write_table
 
 
 def test_cells_that_a_spreadsheet_would_run_come_back_as_they_were(tmp_path: Path) -> None:

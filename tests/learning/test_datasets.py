@@ -10,7 +10,7 @@ import torch
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, VolumeError
-from ssclf.io.nifti import read_written, write_nifti
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.learning.datasets import (
     Batch,
     EpochSampler,

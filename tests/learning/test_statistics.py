@@ -9,8 +9,8 @@ import torch
 
 from ssclf.config import PredictConfig, TrainConfig
 from ssclf.domain.volume import Volume
-from ssclf.io.bundle import open_bundle
-from ssclf.io.nifti import read_written, write_nifti
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.learning.datasets import read_prepared_cohort
 from ssclf.learning.loops import Predictions
 from ssclf.learning.statistics import training_statistics

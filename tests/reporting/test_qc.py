@@ -17,7 +17,7 @@ from ssclf.config import PreprocessConfig
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import OutputError
-from ssclf.io.scans import Case, Scan
+from ssclf.io.discovery.scans import Case, Scan
 from ssclf.reporting.qc import COLUMNS, Failure, draw_before_and_after, write_qc
 
 MakeVolume = Callable[..., Volume]

@@ -22,7 +22,7 @@ from ssclf.config import PreprocessConfig
 from ssclf.domain.flags import FLAGS
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.volume import Volume
-from ssclf.io.results import ResultRow
+from ssclf.io.records.results import ResultRow
 from ssclf.reporting.results_page import write_results_page
 from ssclf.reporting.thumbnails import thumbnail
 

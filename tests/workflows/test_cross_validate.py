@@ -16,14 +16,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.config import PreprocessConfig, TrainConfig, config_to_dict
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
-from ssclf.io.bundle import open_bundle
-from ssclf.io.cv_runs import Cell, read_cv_run
 from ssclf.io.locks import lock
-from ssclf.io.nifti import write_nifti
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.records.cv_run import Cell, read_cv_run
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.learning.vision import video_models
 from ssclf.reporting.cv_report import write_cv_report
 from ssclf.workflows.cross_validate import CvResult, cross_validate

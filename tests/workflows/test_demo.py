@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssclf.errors import OutputError
-from ssclf.io.bundle import open_bundle
+from ssclf.io.models.bundle import open_bundle
 from ssclf.workflows.demo import TRUTH, run_demo
 
 

@@ -13,10 +13,10 @@ from ssclf.config import PreprocessConfig, config_to_dict
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, LeakageError
-from ssclf.io.bundle import open_bundle
-from ssclf.io.checksums import write_checksums
-from ssclf.io.nifti import read_written, write_nifti
-from ssclf.io.runtime import open_classifier
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.models.checksums import write_checksums
+from ssclf.io.models.runtime import open_classifier
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.workflows.evaluate import evaluate
 
 SETTINGS = PreprocessConfig(spacing=(6.0, 6.0, 6.0))  # those of tiny_bundle

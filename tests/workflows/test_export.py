@@ -11,8 +11,8 @@ import torch
 from ssclf.config import Architecture, TrainConfig
 from ssclf.domain.scores import softmax
 from ssclf.errors import ConfigError, ModelError, OutputError, ParityError
-from ssclf.io.bundle import open_bundle
-from ssclf.io.runtime import open_classifier
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.models.runtime import open_classifier
 from ssclf.learning.exporting import ExportedNetwork, check_parity
 from ssclf.learning.networks import build_network
 from ssclf.workflows.export import export_run, read_run

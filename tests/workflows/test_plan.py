@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError
-from ssclf.io.nifti import write_nifti
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.workflows.plan import RAY_START_S, RAY_VOLUME_S, Rates, estimate
 
 RATES = Rates(

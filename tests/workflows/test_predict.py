@@ -21,10 +21,10 @@ import pytest
 from typer.testing import CliRunner
 
 import ssclf
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.config import PredictConfig
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import write_nifti
+from ssclf.io.volumes.nifti import write_nifti
 
 runner = CliRunner()
 STRIPPED = PredictConfig(skull_strip="none")

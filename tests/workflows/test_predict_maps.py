@@ -14,10 +14,10 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.config import PreprocessConfig
 from ssclf.domain.model_spec import ModelSpec
-from ssclf.io.checksums import write_checksums
+from ssclf.io.models.checksums import write_checksums
 
 runner = CliRunner()
 

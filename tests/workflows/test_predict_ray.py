@@ -21,12 +21,12 @@ import pytest
 from dicom_writer import WrittenSeries
 from typer.testing import CliRunner
 
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.config import PredictConfig
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, ModelError
-from ssclf.io.checksums import write_checksums
-from ssclf.io.nifti import write_nifti
+from ssclf.io.models.checksums import write_checksums
+from ssclf.io.volumes.nifti import write_nifti
 
 ray = pytest.importorskip("ray", reason="pip install 'ssclf[ray]'")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -86,7 +86,7 @@ def cluster(s3: str) -> Iterator[str]:
 
 
 def run(source: object, out: object, model: Path, address: str = "auto", **options: Any) -> Any:
-    from ssclf.workflows.predict_ray import ClusterConfig, predict_on_ray
+    from ssclf.cluster.driver import ClusterConfig, predict_on_ray
 
     csv_path = options.pop("csv", None)
     config = options.pop("config", CONFIG)
@@ -238,7 +238,7 @@ import sys, threading
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from ssclf.config import PredictConfig
-from ssclf.workflows.predict_ray import ClusterConfig, predict_on_ray
+from ssclf.cluster.driver import ClusterConfig, predict_on_ray
 source, out, model, table, partition, after = sys.argv[1:]
 options = {"num_cpus": 1, "object_store_memory": 200 << 20}
 cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
@@ -382,7 +382,7 @@ def test_without_the_extra_the_message_names_it(package: str, tiny_bundle: Path,
         "--ray",
         "local",
     ]
-    code = f"import sys; sys.modules[{package!r}] = None; from ssclf.cli import app; app({words!r})"
+    code = f"import sys; sys.modules[{package!r}] = None; from ssclf.cli.app import app; app({words!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'pip install "ssclf[ray]"' in done.stderr

@@ -18,7 +18,7 @@ import pytest
 
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.domain.volume import Volume
-from ssclf.io.nifti import write_nifti
+from ssclf.io.volumes.nifti import write_nifti
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 LABELS: tuple[SyntheticLabel, ...] = ("LGG", "HGG", "healthy")

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.config import PredictConfig
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError
-from ssclf.io import runtime
-from ssclf.io.nifti import write_nifti
+from ssclf.io.models import runtime
+from ssclf.io.volumes.nifti import write_nifti
 from ssclf.workflows.predict import predict
 
 runner = CliRunner()

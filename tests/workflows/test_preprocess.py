@@ -17,9 +17,9 @@ from ssclf.config import PreprocessConfig
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, DatasetError, OutputError
-from ssclf.io.nifti import read_nifti, read_written, write_nifti
+from ssclf.io.discovery.scans import Scan
 from ssclf.io.preparation import SkullError, prepare_scan
-from ssclf.io.scans import Scan
+from ssclf.io.volumes.nifti import read_nifti, read_written, write_nifti
 from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
 
 CONFIG = PreprocessConfig(spacing=(6.0, 7.0, 8.0))

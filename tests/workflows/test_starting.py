@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ssclf.cli import app
+from ssclf.cli.app import app
 from ssclf.config import TrainConfig
 from ssclf.errors import LeakageError, ModelError
 from ssclf.learning.checkpoints import load_checkpoint

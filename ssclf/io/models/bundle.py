@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
-from ssclf.io.checksums import file_sha256, verify_checksums
-from ssclf.io.container import image_hint
-from ssclf.io.onnx_session import read_metadata
+from ssclf.io.image_hints import image_hint
+from ssclf.io.models.checksums import file_sha256, verify_checksums
+from ssclf.io.models.onnx_session import read_metadata
 
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"

@@ -24,14 +24,9 @@ import ray
 from pebble import ProcessPool
 
 from ssclf import __version__
-from ssclf.config import PredictConfig, PreprocessConfig
-from ssclf.errors import DatasetError, OutputError, SsclfError
-from ssclf.io.bundle import open_bundle
-from ssclf.io.dicom import DicomSeries
-from ssclf.io.ensemble import Ensemble
-from ssclf.io.inventory import Selection, Settled, Source, join_series, plan_name, settle, take_inventory
-from ssclf.io.node_scratch import Files, run_scratch, unpack
-from ssclf.io.partitions import (
+from ssclf.cluster.inventory import Selection, Settled, Source, join_series, plan_name, settle, take_inventory
+from ssclf.cluster.node_scratch import Files, run_scratch, unpack
+from ssclf.cluster.partitions import (
     Planned,
     decode_plan,
     decode_results,
@@ -40,9 +35,14 @@ from ssclf.io.partitions import (
     scan_from_json,
     scan_to_json,
 )
-from ssclf.io.remote import Store
-from ssclf.io.results import ResultRow
-from ssclf.io.scans import Scan
+from ssclf.cluster.store import Store
+from ssclf.config import PredictConfig, PreprocessConfig
+from ssclf.errors import DatasetError, OutputError, SsclfError
+from ssclf.io.discovery.scans import Scan
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.records.results import ResultRow
+from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.workers import run_in_processes, start_pool
 from ssclf.workflows.predict import Preparation, RowMaker, prepare_for_models, scan_fingerprint
 

@@ -14,13 +14,13 @@ from ssclf.domain.fitness import corners, judge_geometry
 from ssclf.domain.geometry import reorient
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.dicom import DicomSeries, find_series, is_dicom
-from ssclf.io.dicom_volume import read_series
-from ssclf.io.metaimage import read_metaimage
-from ssclf.io.mgh import read_mgh
-from ssclf.io.nifti import read_nifti
-from ssclf.io.nrrd import read_nrrd
-from ssclf.io.voxels import named
+from ssclf.io.volumes.dicom_series import DicomSeries, find_series, is_dicom
+from ssclf.io.volumes.dicom_volume import read_series
+from ssclf.io.volumes.metaimage import read_metaimage
+from ssclf.io.volumes.mgh import read_mgh
+from ssclf.io.volumes.nifti import read_nifti
+from ssclf.io.volumes.nrrd import read_nrrd
+from ssclf.io.volumes.voxels import named
 
 _READERS: dict[str, Callable[[Path], Volume]] = {
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), read_nifti),
@@ -56,7 +56,7 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
     """Read one contrast, whatever its format.
 
     Args:
-        source: a file, or a series from `ssclf.io.dicom.find_series`.
+        source: a file, or a series from `ssclf.io.volumes.dicom_series.find_series`.
         work: private folder for what DICOM conversion writes; None takes one of its own and removes it.
 
     Returns:

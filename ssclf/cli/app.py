@@ -265,7 +265,7 @@ def predict(
     """Classify every volume found; one row each in a CSV. Research use only."""
     _start(quiet, log_level)
     from ssclf.domain.shards import parse_shard
-    from ssclf.io.bundle import choose_bundles
+    from ssclf.io.models.bundle import choose_bundles
     from ssclf.reporting.console import PredictDisplay
     from ssclf.workflows.predict import predict as run
 
@@ -333,8 +333,8 @@ def _predict_on_ray(
         out = "results"
     elif out.lower().endswith(".csv"):
         raise ConfigError(f"--out {out}: with --ray it is a folder; name the table with --csv.")
-    from ssclf.io.bundle import choose_bundles
-    from ssclf.workflows.predict_ray import ClusterConfig, predict_on_ray
+    from ssclf.cluster.driver import ClusterConfig, predict_on_ray
+    from ssclf.io.models.bundle import choose_bundles
 
     log = logging.getLogger("ssclf")
     cluster = ClusterConfig(
@@ -381,7 +381,7 @@ def doctor(
         raise ConfigError("--json and --typical go with --bench.")
     from rich.console import Console
 
-    from ssclf.io.bundle import choose_bundles
+    from ssclf.io.models.bundle import choose_bundles
     from ssclf.workflows.doctor import examine
 
     try:
@@ -431,7 +431,7 @@ def plan(
     if rates:
         found = read_rates(rates)
     else:
-        from ssclf.io.bundle import choose_bundles
+        from ssclf.io.models.bundle import choose_bundles
         from ssclf.workflows.bench import measure_rates
 
         found = measure_rates(choose_bundles(model or [], os.environ)[0])
@@ -504,7 +504,7 @@ def train(
     """Train a network on preprocessed volumes. Options left out come from the preset."""
     _start(quiet, log_level)
     from ssclf.config import TrainConfig
-    from ssclf.io.runs import is_first_process, new_run_folder, newest_run
+    from ssclf.io.records.training_run import is_first_process, new_run_folder, newest_run
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.starting import open_start
     from ssclf.workflows.train import PROVENANCE, read_config
@@ -583,8 +583,8 @@ def cv(
     """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
     _start(quiet, log_level)
     from ssclf.config import TrainConfig
-    from ssclf.io.cv_runs import newest_cv_run, read_settings
-    from ssclf.io.runs import new_run_folder
+    from ssclf.io.records.cv_run import newest_cv_run, read_settings
+    from ssclf.io.records.training_run import new_run_folder
     from ssclf.reporting.console import CvDisplay
     from ssclf.reporting.cv_report import write_cv_report
     from ssclf.workflows.cross_validate import cross_validate
@@ -658,8 +658,8 @@ def export(
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
     _start(False, log_level)
-    from ssclf.io.cv_runs import is_cv_run
-    from ssclf.io.runs import newest_run
+    from ssclf.io.records.cv_run import is_cv_run
+    from ssclf.io.records.training_run import newest_run
 
     folder = run or newest_run()
     target = out or Path("exported") / folder.name
@@ -721,7 +721,7 @@ def evaluate(
 ) -> None:
     """Score a model on a labelled cohort that it has not seen; metrics and figures as cv makes them."""
     _start(quiet, log_level)
-    from ssclf.io.bundle import choose_bundles
+    from ssclf.io.models.bundle import choose_bundles
     from ssclf.workflows.evaluate import evaluate as run
 
     (bundle,) = choose_bundles([model] if model else [], os.environ)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ssclf.domain.fitness import choose_affine
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.voxels import Inflated, check_claim, file_volume, is_gzip, named, spatial_shape
+from ssclf.io.volumes.voxels import Inflated, check_claim, file_volume, is_gzip, named, spatial_shape
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _PAIR_ENDINGS = (".hdr.gz", ".img.gz", ".hdr", ".img")

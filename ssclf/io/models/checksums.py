@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from ssclf.errors import ModelError
-from ssclf.io.container import image_hint
+from ssclf.io.image_hints import image_hint
 
 SUMS = "SHA256SUMS"
 

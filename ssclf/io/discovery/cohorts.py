@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ssclf.errors import DatasetError
-from ssclf.io.dicom import DicomSeries, find_series
-from ssclf.io.naming import canonical_contrast
-from ssclf.io.scans import Case, Scan
-from ssclf.io.sources import (
+from ssclf.io.discovery.naming import canonical_contrast
+from ssclf.io.discovery.scans import Case, Scan
+from ssclf.io.discovery.sources import (
     OTHER_CONTRAST,
     FolderContent,
     cases_by_name,
@@ -27,7 +26,8 @@ from ssclf.io.sources import (
     table_source,
     walk_folder,
 )
-from ssclf.io.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.volumes.dicom_series import DicomSeries, find_series
 
 GRADES = ("HGG", "LGG")
 HEALTHY = "healthy"
@@ -165,7 +165,7 @@ def find_cases(
         class_map: other names for labels as found, such as {"GBM": "HGG"}.
         limit: class → at most so many volumes, drawn at random: with a greater limit the same and more.
         seed: of that draw.
-        pattern, series: as for `ssclf.io.sources.discover`.
+        pattern, series: as for `ssclf.io.discovery.sources.discover`.
         min_classes: fewer are an error.
 
     Raises:

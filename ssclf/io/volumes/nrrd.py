@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.voxels import Inflated, check_claim, detached_file, file_volume, named, spatial_shape
+from ssclf.io.volumes.voxels import Inflated, check_claim, detached_file, file_volume, named, spatial_shape
 
 _MAX_HEADER_LINES = 4096
 _TYPES = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ssclf.io.formats import VOLUME_ENDINGS
+from ssclf.io.volumes.read import VOLUME_ENDINGS
 
 #: Marks a file that holds labels, not intensities.
 MASK = "mask"

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import MissingDependencyError, ModelError, VolumeError
-from ssclf.io.bundle import Bundle
-from ssclf.io.container import image_hint
+from ssclf.io.image_hints import image_hint
 from ssclf.io.memory import free_memory
-from ssclf.io.onnx_session import import_onnxruntime, open_session
+from ssclf.io.models.bundle import Bundle
+from ssclf.io.models.onnx_session import import_onnxruntime, open_session
 
 Engine = Literal["auto", "onnx", "torchscript"]
 Device = Literal["auto", "cpu", "cuda"]

@@ -46,18 +46,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
 from ssclf import __version__, errors
-from ssclf.config import PredictConfig, config_to_dict
-from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
-from ssclf.io.bundle import Bundle, open_bundle
-from ssclf.io.ensemble import Ensemble
-from ssclf.io.inventory import Selection, Settled, Source
-from ssclf.io.node_scratch import remove_run
-from ssclf.io.partitions import decode_results
-from ssclf.io.remote import Store
-from ssclf.io.results import ResultRow, write_csv
-from ssclf.workflows.interruption import exit_code, note_signals
-from ssclf.workflows.predict import method_digest
-from ssclf.workflows.ray_tasks import (
+from ssclf.cluster.inventory import Selection, Settled, Source
+from ssclf.cluster.node_scratch import remove_run
+from ssclf.cluster.partitions import decode_results
+from ssclf.cluster.store import Store
+from ssclf.cluster.tasks import (
     Attempts,
     Classify,
     Job,
@@ -73,6 +66,13 @@ from ssclf.workflows.ray_tasks import (
     settle_units,
     walk,
 )
+from ssclf.config import PredictConfig, config_to_dict
+from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
+from ssclf.io.models.bundle import Bundle, open_bundle
+from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.records.results import ResultRow, write_csv
+from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.predict import method_digest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from ssclf.errors import DatasetError, SsclfError
-from ssclf.io.container import image_hint
-from ssclf.io.dicom import DicomSeries, SeriesSearch, find_series, is_dicom
-from ssclf.io.naming import MASK, canonical_contrast, parse_name, volume_ending
-from ssclf.io.scans import Scan, VoxelSource
-from ssclf.io.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.discovery.naming import MASK, canonical_contrast, parse_name, volume_ending
+from ssclf.io.discovery.scans import Scan, VoxelSource
+from ssclf.io.image_hints import image_hint
+from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.volumes.dicom_series import DicomSeries, SeriesSearch, find_series, is_dicom
 
 #: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
 PREPROCESSED = frozenset({"settings.json", "records", "volumes"})

@@ -28,9 +28,16 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
-from ssclf.io.dicom import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, get, quiet_pydicom, read_header
-from ssclf.io.nifti import read_nifti
-from ssclf.io.voxels import MAX_VOXELS
+from ssclf.io.volumes.dicom_series import (
+    MAX_ARCHIVE_BYTES,
+    MAX_FILE_BYTES,
+    DicomSeries,
+    get,
+    quiet_pydicom,
+    read_header,
+)
+from ssclf.io.volumes.nifti import read_nifti
+from ssclf.io.volumes.voxels import MAX_VOXELS
 
 #: A series of 384 slices takes a second; a converter still busy after so long is stuck.
 TIME_LIMIT_S = 300
@@ -66,7 +73,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
     """Convert a series.
 
     Args:
-        series: from `ssclf.io.dicom.find_series`.
+        series: from `ssclf.io.volumes.dicom_series.find_series`.
         work: existing private folder; what is written there is removed again.
 
     Returns:

@@ -33,8 +33,8 @@ from ssclf.domain.intensity import check_finite, foreground
 from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Array, Mask, Volume
 from ssclf.errors import MissingDependencyError, ModelError, VolumeError
-from ssclf.io.nifti import read_nifti, write_nifti
-from ssclf.io.onnx_session import open_session
+from ssclf.io.models.onnx_session import open_session
+from ssclf.io.volumes.nifti import read_nifti, write_nifti
 
 Engine = Literal["deepbet", "bet", "hd-bet", "synthstrip", "none"]
 

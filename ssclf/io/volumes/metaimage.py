@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.voxels import Inflated, check_claim, detached_file, file_volume, named, spatial_shape
+from ssclf.io.volumes.voxels import Inflated, check_claim, detached_file, file_volume, named, spatial_shape
 
 _MAX_HEADER_LINES = 256
 _LOCAL = "LOCAL"

@@ -11,8 +11,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from ssclf.errors import DatasetError, MissingDependencyError, OutputError
-from ssclf.io.results import whole_file
-from ssclf.io.scans import companions
+from ssclf.io.discovery.scans import companions
+from ssclf.io.records.results import whole_file
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssclf.errors import OutputError
-from ssclf.io.dicom import DicomSeries
-from ssclf.io.results import TAIL, ResultRow
-from ssclf.io.scans import Scan, VoxelSource
+from ssclf.io.discovery.scans import Scan, VoxelSource
+from ssclf.io.records.results import TAIL, ResultRow
+from ssclf.io.volumes.dicom_series import DicomSeries
 
 _META = b"ssclf"
 _PLAN = pa.schema([(name, pa.string()) for name in ("path", "series", "scan", "fingerprint")])

@@ -14,8 +14,8 @@ from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
 from ssclf.errors import ModelError
-from ssclf.io.bundle import Bundle
-from ssclf.io.runtime import Classifier, ClassifierOutput, open_classifier
+from ssclf.io.models.bundle import Bundle
+from ssclf.io.models.runtime import Classifier, ClassifierOutput, open_classifier
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.voxels import Inflated, check_claim, file_volume, is_gzip, named, spatial_shape
+from ssclf.io.volumes.voxels import Inflated, check_claim, file_volume, is_gzip, named, spatial_shape
 
 _HEADER_BYTES = 284
 _VERSION = 1

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from ssclf.errors import OutputError
-from ssclf.io.container import image_hint
+from ssclf.io.image_hints import image_hint
 
 #: Columns around the probabilities; see docs/results.md.
 HEAD = ("path", "series", "status", "prediction", "confidence")

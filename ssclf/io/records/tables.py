@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssclf.errors import DatasetError
-from ssclf.io.results import defuse, undefuse, write_whole
+from ssclf.io.records.results import defuse, undefuse, write_whole
 
 #: Tables end so; anything else is taken for a volume.
 TABLE_ENDINGS = (".csv", ".tsv")

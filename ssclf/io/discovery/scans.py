@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssclf.io.dicom import DicomSeries
+from ssclf.io.volumes.dicom_series import DicomSeries
 
 VoxelSource = Path | DicomSeries
 

@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ssclf.cluster.partitions import Planned, decode_plan, encode_plan
+from ssclf.cluster.store import Store
 from ssclf.errors import DatasetError, SsclfError
-from ssclf.io.dicom import DicomSeries, looks_like_dicom
-from ssclf.io.naming import volume_ending
-from ssclf.io.partitions import Planned, decode_plan, encode_plan
-from ssclf.io.remote import Store
-from ssclf.io.scans import Scan
-from ssclf.io.sources import (
+from ssclf.io.discovery.naming import volume_ending
+from ssclf.io.discovery.scans import Scan
+from ssclf.io.discovery.sources import (
     PREPROCESSED_FOLDER,
     FolderContent,
     discover,
@@ -37,7 +36,8 @@ from ssclf.io.sources import (
     named_rows,
     walk_folders,
 )
-from ssclf.io.tables import TABLE_ENDINGS, TableRow, read_table
+from ssclf.io.records.tables import TABLE_ENDINGS, TableRow, read_table
+from ssclf.io.volumes.dicom_series import DicomSeries, looks_like_dicom
 
 _REPEATED = "the same file or series again"
 #: A folder of DICOM slices counts as one volume for so many files: reading their headers takes its time.
