@@ -24,10 +24,10 @@ from ssclf.domain.confounds import Finding
 from ssclf.domain.splits import holdout_splits
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.domain.volume import Volume
+from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.learning.datasets import read_prepared_cohort
-from ssclf.workflows.cross_validate import find_confounds
+from ssclf.workflows.audit import find_confounds
 from ssclf.workflows.preprocess import preprocess_cohort
 
 #: A volume, and whether it is of the class that is made different.

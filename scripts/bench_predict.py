@@ -171,13 +171,7 @@ def run_pytorch(
 
 def monai_steps() -> Callable[[Path], object]:
     try:
-        from monai.transforms import (  # type: ignore[attr-defined]
-            Compose,
-            LoadImage,
-            Orientation,
-            ScaleIntensityRangePercentiles,
-            Spacing,
-        )
+        from monai.transforms import Compose, LoadImage, Orientation, ScaleIntensityRangePercentiles, Spacing  # type: ignore[attr-defined]
     except ImportError:
         sys.exit("MONAI is not installed: pip install monai")
 

@@ -56,13 +56,7 @@ def make_torchio() -> Callable[[Path], tuple[int, ...]]:
 
 def make_monai() -> Callable[[Path], tuple[int, ...]]:
     import torch
-    from monai.transforms import (  # type: ignore[attr-defined]
-        Compose,
-        LoadImage,
-        Orientation,
-        ScaleIntensityRangePercentiles,
-        Spacing,
-    )
+    from monai.transforms import Compose, LoadImage, Orientation, ScaleIntensityRangePercentiles, Spacing  # type: ignore[attr-defined]
 
     torch.set_num_threads(1)
     steps = Compose(

@@ -32,9 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_to_dict
 from ssclf.domain.volume import Volume
+from ssclf.io.records.preprocessed import PreparedCohort, read_prepared_cohort
 from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.learning.datasets import PreparedCohort, read_prepared_cohort
 from ssclf.learning.loops import Trainer, start_fabric
 from ssclf.learning.networks import build_network
 

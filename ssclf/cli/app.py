@@ -504,10 +504,15 @@ def train(
     """Train a network on preprocessed volumes. Options left out come from the preset."""
     _start(quiet, log_level)
     from ssclf.config import TrainConfig
-    from ssclf.io.records.training_run import is_first_process, new_run_folder, newest_run
+    from ssclf.io.records.training_run import (
+        PROVENANCE,
+        is_first_process,
+        new_run_folder,
+        newest_run,
+        read_config,
+    )
     from ssclf.reporting.console import TrainDisplay
-    from ssclf.workflows.starting import open_start
-    from ssclf.workflows.train import PROVENANCE, read_config
+    from ssclf.workflows.export import open_start
     from ssclf.workflows.train import train as run
 
     begin = open_start(start) if start and not resume else None

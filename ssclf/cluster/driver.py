@@ -71,8 +71,8 @@ from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow, write_csv
+from ssclf.workflows.classification import method_digest
 from ssclf.workflows.interruption import exit_code, note_signals
-from ssclf.workflows.predict import method_digest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

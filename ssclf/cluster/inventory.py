@@ -21,23 +21,19 @@ from typing import Any
 from ssclf.cluster.partitions import Planned, decode_plan, encode_plan
 from ssclf.cluster.store import Store
 from ssclf.errors import DatasetError, SsclfError
-from ssclf.io.discovery.naming import volume_ending
-from ssclf.io.discovery.scans import Scan
-from ssclf.io.discovery.sources import (
+from ssclf.io.discovery.folders import (
     PREPROCESSED_FOLDER,
     FolderContent,
-    discover,
-    folder_scans,
-    group_contrasts,
     is_hidden,
     is_preprocessed,
-    manifest_columns,
-    manifest_scan,
-    named_rows,
     walk_folders,
 )
+from ssclf.io.discovery.naming import group_contrasts
+from ssclf.io.discovery.scans import Scan
+from ssclf.io.discovery.sources import discover, folder_scans, manifest_columns, manifest_scan, named_rows
 from ssclf.io.records.tables import TABLE_ENDINGS, TableRow, read_table
 from ssclf.io.volumes.dicom_series import DicomSeries, looks_like_dicom
+from ssclf.io.volumes.endings import volume_ending
 
 _REPEATED = "the same file or series again"
 #: A folder of DICOM slices counts as one volume for so many files: reading their headers takes its time.

@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 
 from ssclf.errors import DatasetError, MissingDependencyError, OutputError
 from ssclf.io.discovery.scans import companions
-from ssclf.io.records.results import whole_file
+from ssclf.io.files import whole_file
 
 
 @dataclass(frozen=True)

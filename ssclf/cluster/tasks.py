@@ -44,7 +44,7 @@ from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.workers import run_in_processes, start_pool
-from ssclf.workflows.predict import Preparation, RowMaker, prepare_for_models, scan_fingerprint
+from ssclf.workflows.classification import Preparation, RowMaker, prepare_for_models, scan_fingerprint
 
 #: Times that a batch may take its process with it.
 _ATTEMPTS = 3

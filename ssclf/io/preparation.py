@@ -15,7 +15,8 @@ from ssclf.domain.stripping import judge_stripping
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import VolumeError
 from ssclf.io.discovery.scans import Scan
-from ssclf.io.extraction.engines import BrainExtractor, Engine, extract_brain
+from ssclf.io.extraction.deepbet import BrainExtractor
+from ssclf.io.extraction.engines import Engine, extract_brain
 from ssclf.io.volumes.read import read_volume, stack_contrasts
 
 #: A brain outside this range is flagged: adults have 1.0 to 1.7 l (with its CSF), children from 0.8 l.

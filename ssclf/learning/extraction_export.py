@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.errors import MissingDependencyError, ModelError, OutputError, ParityError
-from ssclf.io.extraction.engines import BOX_MODEL, LICENSE_FILE, MASK_MODEL
+from ssclf.io.extraction.deepbet import BOX_MODEL, LICENSE_FILE, MASK_MODEL
 from ssclf.io.models.onnx_session import open_session
 
 #: Our file name and deepbet's.

@@ -22,8 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
+from ssclf.io.records.preprocessed import PreparedCohort, Sample
 from ssclf.io.records.training_run import process_count
-from ssclf.learning.datasets import EpochSampler, PreparedCohort, Sample, VolumeDataset, make_loader
+from ssclf.learning.datasets import EpochSampler, VolumeDataset, make_loader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
 

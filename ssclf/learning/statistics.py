@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ssclf.domain.trust import contrast_profiles, describe_training
+from ssclf.io.records.preprocessed import Sample
 from ssclf.io.volumes.nifti import read_written
-from ssclf.learning.datasets import Sample
 from ssclf.learning.loops import Predictions
 
 

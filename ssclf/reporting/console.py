@@ -29,9 +29,10 @@ from ssclf.io.records.cv_run import Cell
 from ssclf.io.records.results import ResultRow
 
 if TYPE_CHECKING:
+    from ssclf.io.records.training_run import EpochRecord
     from ssclf.workflows.predict import PredictSummary
     from ssclf.workflows.preprocess import PreprocessSummary
-    from ssclf.workflows.train import EpochRecord, TrainResult
+    from ssclf.workflows.train import TrainResult
 
 #: Without a terminal, a line at most this often (seconds).
 PLAIN_INTERVAL_S = 10.0

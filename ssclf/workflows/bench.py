@@ -24,8 +24,8 @@ from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.models.runtime import Device, Engine
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes, start_pool
+from ssclf.workflows.classification import Preparation, prepare_for_models
 from ssclf.workflows.plan import Rates
-from ssclf.workflows.predict import Preparation, prepare_for_models
 
 #: Slices, rows and columns of a BraTS volume at 1 mm, read where no typical scans are given.
 _SHAPE = (155, 240, 240)

@@ -8,28 +8,15 @@ a cell locked leaves it to its owner.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssclf import __version__
 from ssclf.config import Architecture, TrainConfig, check_choice, config_to_dict
-from ssclf.domain.confounds import (
-    Finding,
-    audit,
-    histogram_features,
-    shape_features,
-    table_features,
-    warnings,
-)
 from ssclf.domain.splits import (
     Split,
     check_leakage,
@@ -40,9 +27,9 @@ from ssclf.domain.splits import (
     splits_to_json,
 )
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
+from ssclf.io.files import write_whole
 from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import (
-    AUDIT,
     COST,
     CV,
     FORMAT,
@@ -54,28 +41,20 @@ from ssclf.io.records.cv_run import (
     read_cv_run,
     read_settings,
 )
-from ssclf.io.records.results import write_whole
-from ssclf.io.records.tables import read_table
-from ssclf.io.records.training_run import process_count
+from ssclf.io.records.preprocessed import PreparedCohort, count_sources, fingerprint, read_prepared_cohort
+from ssclf.io.records.training_run import CONFIG, EpochRecord, can_resume, process_count
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.cost import PeakMemory, measure_cost
-from ssclf.learning.datasets import MANIFEST, PreparedCohort, read_prepared_cohort
 from ssclf.learning.loops import Device
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
+from ssclf.workflows.audit import audit_confounds
 from ssclf.workflows.interruption import exit_code
-from ssclf.workflows.train import CONFIG, SPLIT, EpochRecord, train
+from ssclf.workflows.train import train
 
 LOCK = ".lock"
 #: Settings that each cell replaces.
 _PER_CELL = ("architecture", "pretrained")
-#: Of the manifest: what a file says of a volume besides its voxels, and how it was made.
-_HEADER_COLUMNS = (
-    "original_spacing", "original_shape", "original_orientation", "original_dtype",
-    "extraction", "contrasts",
-)  # fmt: skip
-#: Percentiles of the brain before normalisation: on their own, since a scale is easily lost among other columns.
-_INTENSITIES = "original_intensity"
 State = Literal["finished", "trained", "busy", "failed", "interrupted"]
 log = logging.getLogger(__name__)
 
@@ -209,69 +188,6 @@ def cross_validate(
     return CvResult(out, states, missing, errors, interrupted)
 
 
-def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
-    """Write `audit.json`, once, and warn of what it says; a minute for some hundred volumes."""
-    with lock(run / f"{LOCK}-audit") as ours:
-        if not ours:
-            return
-        if not (run / AUDIT).is_file():
-            findings = find_confounds(data, cohort, splits)
-            values = {
-                "findings": [_finding_to_dict(finding) for finding in findings],
-                "warnings": warnings(findings, count_sources(cohort)),
-            }
-            write_whole(run / AUDIT, json.dumps(values, indent=2) + "\n")
-        for text in json.loads((run / AUDIT).read_text("utf-8"))["warnings"]:
-            log.warning("%s", text)
-
-
-def find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
-    """What each kind of plain features tells about the class, on the networks' folds."""
-    cells = _manifest_cells(data)
-    shapes, histograms, headers, intensities = [], [], [], []
-    for sample in cohort.samples:
-        volume = read_written(sample.path).data
-        shapes.append(shape_features(volume, cohort.preprocess.spacing))
-        histograms.append(histogram_features(volume))
-        header = {"array": " x ".join(map(str, volume.shape[1:])), **cells[sample.key]}
-        intensities.append({_INTENSITIES: header.pop(_INTENSITIES, "")})
-        headers.append(header)
-    targets = np.array([cohort.class_names.index(s.label) for s in cohort.samples])
-    position = {sample.key: k for k, sample in enumerate(cohort.samples)}
-
-    def indices(keys: Sequence[str]) -> NDArray[np.intp]:
-        return np.array([position[key] for key in keys], np.intp)
-
-    folds = [(indices(split.train), indices(split.test)) for split in splits]
-    features = {
-        "brain mask shape": np.array(shapes),
-        "intensity histogram": np.array(histograms),
-        "stored intensities": table_features(intensities),
-        "header fields": table_features(headers),
-        "source": table_features([{"source": sample.source} for sample in cohort.samples]),
-    }
-    subjects = [sample.subject for sample in cohort.samples]
-    return [
-        audit(name, values, targets, subjects, folds, cohort.class_names) for name, values in features.items()
-    ]
-
-
-def _finding_to_dict(finding: Finding) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(finding),
-        "best": finding.best,
-        "score": finding.score,
-        "verdict": finding.verdict,
-    }
-
-
-def _manifest_cells(data: Path) -> dict[str, dict[str, str]]:
-    """Volume key → cells that the audit looks at, those the manifest has."""
-    table = read_table(data / MANIFEST)
-    columns = [name for name in (*_HEADER_COLUMNS, _INTENSITIES) if name in table.columns]
-    return {row["path"]: {name: row[name] for name in columns} for row in table.rows}
-
-
 def _in_turn(variants: Sequence[str], folds: int) -> list[Cell]:
     """Fold by fold, so that after a while all networks can be compared on the folds so far."""
     return [Cell.parse(f"{variant}/{fold}") for fold in range(1, folds + 1) for variant in variants]
@@ -290,13 +206,6 @@ def _take(cell: Cell, out: Path, work: Callable[[], int]) -> tuple[State, int]:
             return "finished", 0
         interrupted = work()
     return ("interrupted" if interrupted else "trained"), interrupted
-
-
-def can_resume(folder: Path) -> bool:
-    """Whether a run began here; one that was killed while it began is begun anew."""
-    if (folder / CONFIG).is_file() and not (folder / SPLIT).is_file():
-        (folder / CONFIG).unlink()
-    return (folder / CONFIG).is_file()
 
 
 def _check(
@@ -414,21 +323,6 @@ def _draw(cohort: PreparedCohort, config: TrainConfig, scheme: Scheme, folds: in
             for number, split in enumerate(splits, 1)
         ]
     return splits
-
-
-def fingerprint(cohort: PreparedCohort) -> str:
-    """Of who is in it, of which class, and with which voxels."""
-    rows = sorted((s.key, s.subject, s.label, s.voxels) for s in cohort.samples)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def count_sources(cohort: PreparedCohort) -> dict[str, dict[str, int]]:
-    return {
-        name: dict(
-            sorted(Counter(s.source or "not stated" for s in cohort.samples if s.label == name).items())
-        )
-        for name in cohort.class_names
-    }
 
 
 def _write_cost(cell: Cell, out: Path, cohort: PreparedCohort, device: Device, memory: PeakMemory) -> None:

@@ -18,12 +18,13 @@ from ssclf.config import PredictConfig, PreprocessConfig, TrainConfig
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.errors import OutputError
 from ssclf.io.records.tables import write_table
+from ssclf.io.records.training_run import EpochRecord
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.workflows.export import export_run
 from ssclf.workflows.predict import PredictSummary, predict
 from ssclf.workflows.preprocess import preprocess_cohort
-from ssclf.workflows.train import EpochRecord, train
+from ssclf.workflows.train import train
 
 BUNDLE = "synthetic-demo"
 MANIFEST = "synthetic-training-volumes.csv"

@@ -15,17 +15,25 @@ import numpy as np
 from ssclf.config import check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
 from ssclf.domain.metrics import Metrics
+from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.files import write_whole
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Device, Engine, open_classifier
-from ssclf.io.records.results import defuse, write_whole
+from ssclf.io.records.preprocessed import (
+    MANIFEST,
+    SETTINGS,
+    PreparedCohort,
+    Sample,
+    count_sources,
+    read_prepared_cohort,
+)
+from ssclf.io.records.tables import defuse
 from ssclf.io.volumes.nifti import read_written
-from ssclf.learning.datasets import SETTINGS, PreparedCohort, Sample, read_prepared_cohort
-from ssclf.reporting.cv_report import Network, write_evaluation_report
-from ssclf.workflows.cross_validate import count_sources
+from ssclf.reporting.cv_report import write_evaluation_report
 from ssclf.workflows.interruption import exit_code
-from ssclf.workflows.preprocess import MANIFEST, preprocess_cohort
+from ssclf.workflows.preprocess import preprocess_cohort
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
 Seen = Literal["refuse", "leave-out"]

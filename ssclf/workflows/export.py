@@ -14,13 +14,14 @@ from ssclf.config import PreprocessConfig, check_choice, config_from_dict
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
-from ssclf.io.models.checksums import write_checksums
+from ssclf.io.models.checksums import file_sha256, write_checksums
+from ssclf.io.records.training_run import CHOSEN, CONFIG, PROVENANCE, read_config
 from ssclf.learning.checkpoints import load_checkpoint
 from ssclf.learning.exporting import PLANAR, export_onnx, export_torchscript, export_versions
 from ssclf.learning.extraction_export import cached_brain_extraction
+from ssclf.learning.finetuning import Start, start_from_bundle
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.reporting.model_card import write_model_card
-from ssclf.workflows.train import CHOSEN, PROVENANCE, read_config
 
 Format = Literal["onnx", "torchscript"]
 ExportPrecision = Literal["fp32", "fp16"]
@@ -135,3 +136,15 @@ def read_run(
     except (KeyError, RuntimeError) as exc:
         raise ModelError(f"{run / CHOSEN}: expected the weights of a {config.architecture}.") from exc
     return network.eval(), spec
+
+
+def open_start(path: Path) -> Start:
+    """What `ssclf train --from` goes on from. Open a finished run, or a bundle with a TorchScript file.
+
+    Raises:
+        ModelError: neither, unfinished, or damaged.
+    """
+    if (path / CONFIG).is_file():
+        network, spec = read_run(path, name=path.name)
+        return Start(spec, network.state_dict(), file_sha256(path / CHOSEN))
+    return start_from_bundle(open_bundle(path))

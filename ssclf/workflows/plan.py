@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ssclf import __version__
 from ssclf.errors import ConfigError
-from ssclf.io.records.results import write_whole
+from ssclf.io.files import write_whole
 
 #: What Ray takes, roughly: to start, and per volume in seconds of a core. docs/cluster.md says what was measured.
 RAY_START_S = 15.0

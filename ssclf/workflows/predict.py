@@ -6,43 +6,29 @@ finished row to the journal before it takes the next. The CSV is written whole a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ssclf import __version__
-from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
-from ssclf.domain.explanation import BrainGrid, map_to_scan
-from ssclf.domain.preprocessing import PreparedVolume, preprocess
+from ssclf.config import PredictConfig, config_to_dict
 from ssclf.domain.shards import Shard
-from ssclf.domain.trust import trust_flags
-from ssclf.domain.volume import Volume
-from ssclf.errors import DatasetError, OutputError, SsclfError, VolumeError
-from ssclf.io.discovery.naming import volume_ending
-from ssclf.io.discovery.scans import Scan, stored_files
+from ssclf.errors import DatasetError, OutputError
+from ssclf.io.discovery.scans import Scan
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.bundle import open_bundle
-from ssclf.io.models.ensemble import Ensemble, Verdict
-from ssclf.io.preparation import brain_extractor, prepare_scan
+from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_series import DicomSeries
-from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.workers import run_in_processes
-from ssclf.reporting.results_page import THUMBNAIL, write_results_page
-from ssclf.reporting.thumbnails import thumbnail
+from ssclf.reporting.results_page import write_results_page
+from ssclf.workflows.classification import RowMaker, method_digest, reviewed, scan_fingerprint
 from ssclf.workflows.interruption import exit_code, note_signals
 
 log = logging.getLogger(__name__)
@@ -70,172 +56,6 @@ class PredictSummary:
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
         return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What a worker hands over: network input for every preprocessing that the models ask for."""
-
-    volumes: Mapping[PreprocessConfig, PreparedVolume]
-    extraction: str
-    grid: BrainGrid | None
-    seconds: float
-
-    @property
-    def first(self) -> PreparedVolume:
-        return next(iter(self.volumes.values()))
-
-
-def prepare_for_models(
-    scan: Scan,
-    settings: Sequence[PreprocessConfig],
-    skull_strip: str,
-    extraction: tuple[Path, ...],
-    scratch: Path,
-    with_grid: bool,
-) -> Preparation:
-    """Runs in a worker: read a scan and find its brain once, preprocess it for each model."""
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=scratch) as work:
-        first = prepare_scan(
-            scan,
-            settings[0],
-            skull_strip=skull_strip,
-            extractor=brain_extractor(extraction),
-            work=Path(work),
-        )
-    volumes = {settings[0]: first.volume}
-    for other in settings[1:]:
-        volumes[other] = preprocess(first.original, other, first.brain)
-    grid = BrainGrid.of(first.original, first.brain) if with_grid else None
-    return Preparation(volumes, first.engine, grid, time.perf_counter() - begin)
-
-
-@dataclass
-class RowMaker:
-    """Turns scans into rows: what every way of running prediction shares."""
-
-    ensemble: Ensemble
-    config: PredictConfig
-    scratch: Path
-    maps: Path | None = None
-    pictures: bool = False
-    fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def rows(self, scans: Sequence[Scan], stop: Callable[[], bool]) -> Iterator[ResultRow]:
-        """Classify scans; rows come as they are finished."""
-        readable = [scan for scan in scans if not scan.problem]
-        for scan in scans:
-            if scan.problem:
-                yield self.failed(scan, scan.problem)
-        work = partial(
-            prepare_for_models,
-            settings=self.ensemble.settings,
-            skull_strip=self.config.skull_strip,
-            extraction=self.ensemble.bundles[0].extraction,
-            scratch=self.scratch,
-            with_grid=self.maps is not None,
-        )
-        outcomes = run_in_processes(
-            work, readable, workers=self.config.workers, timeout_s=self.config.timeout_s, stop=stop
-        )
-        loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
-        for outcome in outcomes:
-            loading.result()
-            if outcome.result is None:
-                yield self.failed(outcome.item, outcome.error)
-            else:
-                yield self.classified(outcome.item, outcome.result)
-
-    def is_explained(self, row: ResultRow) -> bool:
-        """Whether a row of an earlier run has the map and the picture that this run was asked for."""
-        if row.status != "ok":
-            return True
-        has_map = self.maps is None or (self.maps / row.extra.get("map", "absent")).is_file()
-        return has_map and (not self.pictures or THUMBNAIL in row.extra)
-
-    def _row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
-        return ResultRow(
-            path=scan.path,
-            series=scan.series,
-            status=status,
-            model=self.ensemble.name,
-            model_sha256=self.ensemble.sha256,
-            ssclf_version=__version__,
-            fingerprint=self.fingerprints.get((scan.path, scan.series), ""),
-            **values,
-        )
-
-    def failed(self, scan: Scan, reason: str) -> ResultRow:
-        return self._row(scan, "failed", error=" ".join(reason.split()))
-
-    def classified(self, scan: Scan, preparation: Preparation) -> ResultRow:
-        begin = time.perf_counter()
-        try:
-            verdict = self.ensemble.judge(preparation.volumes)
-        except VolumeError as exc:
-            return self.failed(scan, str(exc))
-        except (SsclfError, KeyboardInterrupt):
-            raise
-        except Exception as exc:  # an engine's own: a volume that does not fit a GPU's memory, mostly
-            return self.failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
-        flags = list(preparation.first.flags)
-        for bundle, views in zip(self.ensemble.bundles, verdict.views, strict=True):
-            prepared = preparation.volumes[bundle.spec.preprocess]
-            output = views[0].output
-            features = None if output.features is None else output.features[0]
-            flags += trust_flags(bundle.spec, prepared, preparation.extraction, features)
-        extra = self._explain(scan, preparation, verdict)
-        row = self._row(
-            scan,
-            "ok",
-            prediction=self.ensemble.class_names[verdict.best],
-            probabilities=tuple(float(p) for p in verdict.probabilities),
-            flags=tuple(dict.fromkeys(flags)),
-            brain_ml=preparation.first.brain_ml,
-            seconds=preparation.seconds + time.perf_counter() - begin,
-            extra=extra,
-        )
-        return reviewed(row, self.config.review_below)
-
-    def _explain(self, scan: Scan, preparation: Preparation, verdict: Verdict) -> dict[str, Any]:
-        """Write the map, draw the picture: what was asked for."""
-        extra: dict[str, Any] = {}
-        if self.maps is not None and preparation.grid is not None:
-            grid = preparation.grid
-            heat = map_to_scan(verdict.evidence(), grid)
-            path = self.maps / map_name(scan)
-            try:
-                write_nifti(Volume(heat[None], grid.affine), path)
-            except OSError as exc:
-                raise OutputError(
-                    f"{path}: the map cannot be written ({exc.strerror or exc}); rows finished before are kept, "
-                    "run the same command again to continue."
-                ) from exc
-            extra["map"] = map_name(scan)
-        if self.pictures:
-            prepared = preparation.first
-            _, d, h, w = prepared.data.shape
-            grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
-            extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(verdict.evidence(), grid))
-        return extra
-
-
-def reviewed(row: ResultRow, below: float) -> ResultRow:
-    """The row with `low_confidence` where a person is to look at it, whatever limit it was made with."""
-    flags = [flag for flag in row.flags if flag != "low_confidence"]
-    if row.confidence is not None and row.confidence < below:
-        flags.append("low_confidence")
-    return replace(row, flags=tuple(flags))
-
-
-def map_name(scan: Scan) -> str:
-    """Where a scan's map lies below `--maps`: the scan's own path with another ending."""
-    parts = [part for part in PurePosixPath(scan.path).parts if part not in ("/", "..")]
-    ending = volume_ending(parts[-1])
-    stem = parts[-1].removesuffix(ending)
-    series = f".{scan.series}" if scan.series else ""
-    return str(PurePosixPath(*parts[:-1], f"{stem}{series}{ending.replace('.', '-')}.map.nii.gz"))
 
 
 def predict(
@@ -442,33 +262,6 @@ def _check_still_there(paths: Sequence[Path]) -> None:
                 f"{path}: is gone or empty, and was not at the start; rows finished before are kept, bring it back "
                 "and run the same command again to continue."
             )
-
-
-def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
-    """Everything but the scan that decides what is in a row: models and settings. `review_below` is not among them:
-    it can be looked at again."""
-    specs = [bundle.spec.to_json() for bundle in ensemble.bundles]
-    selection: dict[str, Any] = {"pattern": None, "series": None, "keep_uids": False, "retry_failed": False}
-    relevant = replace(
-        config, **selection, workers=1, threads=0, timeout_s=None, device="auto", review_below=0
-    )
-    text = json.dumps([ensemble.sha256, specs, config_to_dict(relevant)])
-    return hashlib.sha256(text.encode()).digest()
-
-
-def scan_fingerprint(scan: Scan, method: bytes) -> str:
-    """What a row was made from: equal fingerprints mean that the row need not be made again."""
-    digest = hashlib.sha256(method)
-    for path in (path for source in scan.contrasts for path in stored_files(source)):
-        try:
-            stat = path.stat()
-        except OSError:
-            digest.update(b"gone\n")
-            continue
-        name = path.name.encode("utf-8", "surrogateescape")
-        digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    digest.update(json.dumps(scan.problem).encode())
-    return digest.hexdigest()[:32]
 
 
 def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -> tuple[Scan, ...]:

@@ -38,22 +38,16 @@ from ssclf.errors import MissingDependencyError, OutputError
 from ssclf.io.discovery.cohorts import Cohort, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
+from ssclf.io.files import write_whole
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.preparation import PreparedScan, SkullError, SkullStrip, brain_extractor, prepare_scan
-from ssclf.io.records.results import write_whole
+from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
 from ssclf.io.records.tables import read_table, write_table
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
 from ssclf.workflows.interruption import exit_code, note_signals
 
-COLUMNS = (
-    "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
-    "voxels", "settings", "original", "series", "original_shape", "original_spacing", "original_orientation",
-    "original_dtype", "original_intensity",
-)  # fmt: skip
-VOLUMES, RECORDS = "volumes", "records"
-MANIFEST, SETTINGS, FAILED, QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
 #: Raised when records say something else than before: volumes are then made again.
 RECORD_FORMAT = 2
 Status = Literal["made", "reused", "failed", "head", "unwritable"]

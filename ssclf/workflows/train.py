@@ -8,15 +8,13 @@ from), `checkpoints/chosen.pt` (the weights that `ssclf export` takes), `tensorb
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib.metadata
-import io
 import json
 import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import TrainConfig, config_from_dict, config_to_dict
+from ssclf.config import TrainConfig, config_to_dict
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import (
@@ -36,9 +34,22 @@ from ssclf.domain.splits import (
     splits_to_json,
 )
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.records.results import defuse, write_whole
+from ssclf.io.files import write_whole
+from ssclf.io.records.preprocessed import PreparedCohort, Sample, read_prepared_cohort
+from ssclf.io.records.tables import write_numbers
+from ssclf.io.records.training_run import (
+    CHOSEN,
+    CONFIG,
+    EPOCHS,
+    LAST,
+    PREDICTIONS,
+    PROVENANCE,
+    SPLIT,
+    EpochRecord,
+    read_config,
+    write_epochs,
+)
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
-from ssclf.learning.datasets import PreparedCohort, Sample, read_prepared_cohort
 from ssclf.learning.event_log import open_event_log
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
@@ -48,30 +59,9 @@ from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import note_signals
 
-CONFIG = "config.json"
-SPLIT = "split.json"
-EPOCHS = "metrics.csv"
-PREDICTIONS = "predictions.csv"
-PROVENANCE = "provenance.json"
-LAST = "checkpoints/last.pt"
-CHOSEN = "checkpoints/chosen.pt"
 #: Epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses so much.
 SAVE_INTERVAL_S = 10.0
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """A row of `metrics.csv`. Validation scores are None without a validation part."""
-
-    epoch: int
-    train_loss: float
-    learning_rate: float
-    seconds: float
-    wait_share: float
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    val_macro_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +246,7 @@ def _run_epochs(
                 for field in fields(record)[1:]:
                     if (value := getattr(record, field.name)) is not None:
                         events.add_scalar(field.name, value, epoch)
-                _write_epochs(out / EPOCHS, progress.records)
+                write_epochs(out / EPOCHS, progress.records)
                 on_epoch(record)
         over = progress.finished(trainer.config) or bool(signals)
         if main and (over or time.monotonic() - saved > SAVE_INTERVAL_S):
@@ -374,18 +364,6 @@ def _open_run(
     return stored_split
 
 
-def read_config(run: Path) -> TrainConfig:
-    """The settings that a run began with.
-
-    Raises:
-        ModelError: not a run folder.
-    """
-    try:
-        return config_from_dict(TrainConfig, json.loads((run / CONFIG).read_text("utf-8")))
-    except (OSError, ValueError, ConfigError) as exc:
-        raise ModelError(f"{run / CONFIG}: expected the settings of a run, found {exc!r}.") from exc
-
-
 def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
     (split,) = holdout_splits(cohort.subjects, cohort.labels, share=config.holdout, count=1, seed=config.seed)
     if config.validation:
@@ -460,11 +438,6 @@ def package_versions() -> dict[str, str]:
     return {"ssclf": __version__, "python": platform.python_version(), **found}
 
 
-def _write_epochs(path: Path, records: Sequence[EpochRecord]) -> None:
-    columns = [field.name for field in fields(EpochRecord)]
-    _write_csv(path, columns, [[getattr(record, name) for name in columns] for record in records])
-
-
 def _write_predictions(
     path: Path,
     cohort: PreparedCohort,
@@ -486,17 +459,7 @@ def _write_predictions(
             rows.append(
                 [sample.key, sample.subject, sample.source, role, sample.label, names[p.argmax()], *numbers]
             )
-    _write_csv(path, columns, rows)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> None:
-    """Numbers stay numbers: only text is kept from being taken for a formula."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([defuse(column) for column in columns])
-    for row in rows:
-        writer.writerow([defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row])
-    write_whole(path, text.getvalue())
+    write_numbers(path, columns, rows)
 
 
 def _write_json(path: Path, values: Any) -> None:

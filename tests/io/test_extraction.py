@@ -16,7 +16,8 @@ from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, MissingDependencyError, ModelError, VolumeError
 from ssclf.io.extraction import engines as extraction
-from ssclf.io.extraction.engines import BrainExtractor, available_engines, engine_version, extract_brain
+from ssclf.io.extraction.deepbet import BrainExtractor
+from ssclf.io.extraction.engines import available_engines, engine_version, extract_brain
 from ssclf.io.volumes.nifti import read_nifti
 
 MakeVolume = Callable[..., Volume]

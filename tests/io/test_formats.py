@@ -20,8 +20,9 @@ from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.volume import Volume
 from ssclf.errors import SsclfError, VolumeError
 from ssclf.io.volumes.dicom_series import find_series, is_dicom
+from ssclf.io.volumes.endings import VOLUME_ENDINGS
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.volumes.read import VOLUME_ENDINGS, is_volume_file, read_volume, stack_contrasts
+from ssclf.io.volumes.read import is_volume_file, read_volume, stack_contrasts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -10,15 +10,9 @@ import torch
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, VolumeError
+from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.volumes.nifti import read_written, write_nifti
-from ssclf.learning.datasets import (
-    Batch,
-    EpochSampler,
-    VolumeDataset,
-    collate,
-    make_loader,
-    read_prepared_cohort,
-)
+from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset, collate, make_loader
 
 
 def test_a_cohort_knows_its_classes_subjects_and_settings(preprocessed: Callable[..., Path]) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ssclf.config import TrainConfig
-from ssclf.learning.datasets import EpochSampler, VolumeDataset, read_prepared_cohort
+from ssclf.io.records.preprocessed import read_prepared_cohort
+from ssclf.learning.datasets import EpochSampler, VolumeDataset
 from ssclf.learning.losses import class_weights
 from ssclf.learning.networks import build_network
 

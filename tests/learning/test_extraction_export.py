@@ -15,7 +15,8 @@ pytest.importorskip("torch")
 
 from ssclf.domain.volume import Mask  # noqa: E402
 from ssclf.errors import MissingDependencyError, OutputError, ParityError  # noqa: E402
-from ssclf.io.extraction.engines import LICENSE_FILE, BrainExtractor, extract_brain  # noqa: E402
+from ssclf.io.extraction.deepbet import LICENSE_FILE, BrainExtractor  # noqa: E402
+from ssclf.io.extraction.engines import extract_brain  # noqa: E402
 from ssclf.io.volumes.nifti import read_nifti  # noqa: E402
 from ssclf.learning import extraction_export  # noqa: E402
 from ssclf.learning.extraction_export import cached_brain_extraction, export_brain_extraction  # noqa: E402

@@ -14,13 +14,8 @@ from torch import nn
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, ModelError
-from ssclf.learning.datasets import (
-    EpochSampler,
-    PreparedCohort,
-    VolumeDataset,
-    collate,
-    read_prepared_cohort,
-)
+from ssclf.io.records.preprocessed import PreparedCohort, read_prepared_cohort
+from ssclf.learning.datasets import EpochSampler, VolumeDataset, collate
 from ssclf.learning.loops import Trainer, start_fabric
 from ssclf.learning.losses import class_weights
 from ssclf.learning.networks import VolumeNetwork, build_network

@@ -10,8 +10,8 @@ import torch
 from ssclf.config import PredictConfig, TrainConfig
 from ssclf.domain.volume import Volume
 from ssclf.io.models.bundle import open_bundle
+from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.volumes.nifti import read_written, write_nifti
-from ssclf.learning.datasets import read_prepared_cohort
 from ssclf.learning.loops import Predictions
 from ssclf.learning.statistics import training_statistics
 from ssclf.workflows.export import export_run

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from ssclf.cli.app import app
 from ssclf.config import TrainConfig
 from ssclf.errors import LeakageError, ModelError
+from ssclf.io.records.training_run import CHOSEN, PROVENANCE
 from ssclf.learning.checkpoints import load_checkpoint
-from ssclf.workflows.export import export_run
-from ssclf.workflows.starting import open_start
-from ssclf.workflows.train import CHOSEN, PROVENANCE, TrainResult, train
+from ssclf.workflows.export import export_run, open_start
+from ssclf.workflows.train import TrainResult, train
 
 TINY = TrainConfig(
     epochs=1, learning_rate=1e-3, batch_size=2, holdout=0.34, precision="32-true", augmentation="none", seed=3

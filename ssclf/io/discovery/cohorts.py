@@ -15,17 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ssclf.errors import DatasetError
-from ssclf.io.discovery.naming import canonical_contrast
+from ssclf.io.discovery.folders import FolderContent, walk_folder
+from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
-from ssclf.io.discovery.sources import (
-    OTHER_CONTRAST,
-    FolderContent,
-    cases_by_name,
-    contrast_columns,
-    source_identity,
-    table_source,
-    walk_folder,
-)
+from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series
 

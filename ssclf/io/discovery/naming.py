@@ -7,9 +7,11 @@ BIDS: `sub-01_ce-gadolinium_T1w.nii.gz`; also `<case folder>/t1ce.nii.gz`.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ssclf.io.volumes.read import VOLUME_ENDINGS
+from ssclf.io.volumes.endings import volume_ending
 
 #: Marks a file that holds labels, not intensities.
 MASK = "mask"
@@ -24,8 +26,10 @@ _WORDS = {
 }
 _LAST_WORD = re.compile(r"^(?:(?P<case>.*)[_-])?(?P<word>[A-Za-z0-9]+)$", re.DOTALL)
 _BIDS_CONTRAST_AGENT = re.compile(r"_ce-[A-Za-z0-9]+")
-_LONGEST_FIRST = sorted(VOLUME_ENDINGS, key=len, reverse=True)
-_LAST_ENDINGS = {"." + ending.rsplit(".", 1)[1] for ending in VOLUME_ENDINGS}
+OTHER_CONTRAST = "another contrast of a case"
+MASK_BESIDE = "a mask beside a volume"
+#: The folder that was given, seen from itself.
+ITSELF = "."
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,6 @@ class VolumeName:
     case: str
     contrast: str
     stem: str
-
-
-def volume_ending(name: str) -> str:
-    """The ending that makes a file a volume, as written; empty where there is none."""
-    lower = name.lower()
-    dot = lower.rfind(".")
-    if dot < 0 or lower[dot:] not in _LAST_ENDINGS:  # most names end here: folders hold 100,000 files
-        return ""
-    return next((name[-len(ending) :] for ending in _LONGEST_FIRST if lower.endswith(ending)), "")
 
 
 def parse_name(name: str, wanted: tuple[str, ...] = ()) -> VolumeName:
@@ -76,3 +71,85 @@ def parse_name(name: str, wanted: tuple[str, ...] = ()) -> VolumeName:
 def canonical_contrast(word: str) -> str:
     """The name ssclf uses for a contrast: "T1Gd" is "t1ce"; unknown words stay, in lower case."""
     return _WORDS.get(word.strip().lower(), word.strip().lower())
+
+
+def needs_manifest(contrasts: Sequence[str], found: str) -> str:
+    return (
+        f"the model takes {', '.join(contrasts)} of one case, found {found}; "
+        "give a manifest with a column for each contrast."
+    )
+
+
+def cases_by_name(
+    paths: Iterable[str], wanted: tuple[str, ...], other: Counter[str]
+) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """Volumes by the case that their names state.
+
+    Args:
+        paths: POSIX paths of volumes.
+        wanted: names of contrasts beyond the usual ones.
+        other: counts masks that lie beside a volume; a mask alone is taken for a volume, since its name alone is
+            no reason to leave it out.
+
+    Returns:
+        (folder, case) → contrast, or "" where the name states none → paths, sorted.
+    """
+    cases: dict[tuple[str, str], dict[str, list[str]]] = {}
+    stems: set[tuple[str, str]] = set()
+    for path in sorted(paths):
+        folder, _, name = path.rpartition("/")
+        parsed = parse_name(name, wanted)
+        cases.setdefault((folder, parsed.case), {}).setdefault(parsed.contrast, []).append(path)
+        if parsed.contrast != MASK:
+            stems.add((folder, parsed.stem))
+    for key, case in list(cases.items()):
+        masks = case.pop(MASK, [])
+        if masks and not case and key not in stems:
+            case[""] = masks
+        elif masks:
+            other[MASK_BESIDE] += len(masks)
+            if not case:
+                del cases[key]
+    return cases
+
+
+def group_contrasts(
+    paths: Iterable[str], contrasts: tuple[str, ...], other: Counter[str]
+) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Choose, from volumes that are contrasts of one case, those that the model takes.
+
+    Args:
+        paths: POSIX paths of volumes; those of one folder whose names differ in the contrast belong together.
+        contrasts: wanted ones, in channel order.
+        other: counts what is left out.
+
+    Yields:
+        key, sources in channel order, problem. For one contrast the key is the file itself: the wanted
+        contrast of each case that has it, and every volume of a case that does not. For several it is the
+        folder, or folder/case where the folder holds more than one case.
+    """
+    wanted = tuple(canonical_contrast(contrast) for contrast in contrasts)
+    cases = cases_by_name(paths, wanted, other)
+    named = Counter(folder for (folder, _), case in cases.items() if set(case) - {""})
+    for (folder, name), case in cases.items():
+        if len(wanted) == 1:
+            chosen = case.get(wanted[0]) or [path for group in case.values() for path in group]
+            other[OTHER_CONTRAST] += sum(map(len, case.values())) - len(chosen)
+            yield from ((path, (path,), "") for path in chosen)
+            continue
+        for path in case.pop("", []):
+            yield path, (path,), needs_manifest(contrasts, "one file whose name states no contrast")
+        if not case:
+            continue
+        key = folder if named[folder] == 1 or not name else f"{folder}/{name}"
+        key = key.lstrip("/") or ITSELF
+        sources = [case.get(contrast, []) for contrast in wanted]
+        other[OTHER_CONTRAST] += sum(map(len, case.values())) - sum(map(len, sources))
+        if all(len(group) == 1 for group in sources):
+            yield key, tuple(group[0] for group in sources), ""
+        else:
+            have = ", ".join(f"{len(group)} × {contrast}" for contrast, group in sorted(case.items()))
+            first = next(path for group in case.values() for path in group)
+            yield key, (first,), needs_manifest(contrasts, have)
+    if not other[OTHER_CONTRAST]:
+        del other[OTHER_CONTRAST]

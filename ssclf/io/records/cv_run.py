@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_from_dict
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.records.results import undefuse
-from ssclf.io.records.training_run import RUNS
+from ssclf.io.records.tables import undefuse
+from ssclf.io.records.training_run import EPOCHS, PREDICTIONS, PROVENANCE, RUNS
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
-PREDICTIONS, EPOCHS, PROVENANCE = "predictions.csv", "metrics.csv", "provenance.json"
 FORMAT = 1
 Scheme = Literal["paper", "kfold"]
 

@@ -16,16 +16,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from ssclf.errors import OutputError
+from ssclf.io.files import whole_file, write_whole
 from ssclf.io.image_hints import image_hint
+from ssclf.io.records.tables import defuse
 
 #: Columns around the probabilities; see docs/results.md.
 HEAD = ("path", "series", "status", "prediction", "confidence")
 TAIL = ("flags", "error", "brain_ml", "seconds", "model", "model_sha256", "ssclf_version")
-#: A spreadsheet runs cells that begin so (OWASP, "CSV Injection").
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,6 @@ def csv_columns(class_names: Sequence[str]) -> list[str]:
     return [*HEAD, *(f"p_{name}" for name in class_names), *TAIL]
 
 
-def defuse(text: str) -> str:
-    """Text that a spreadsheet shows and does not run: a quote before what would start a formula."""
-    return "'" + text if text.startswith(_FORMULA_STARTS) else text
-
-
-def undefuse(text: str) -> str:
-    """The inverse of `defuse`, for reading back what ssclf wrote."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
-
-
 def _cells(row: ResultRow, class_names: Sequence[str]) -> list[str]:
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
@@ -114,38 +104,6 @@ def write_csv(path: Path, rows: Iterable[ResultRow], class_names: Sequence[str])
         writer = csv.writer(file, lineterminator="\r\n")
         writer.writerow([defuse(name) for name in csv_columns(class_names)])
         writer.writerows(_cells(row, class_names) for row in rows)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with whole_file(path) as file:
-        file.write(text)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """A file to write, which takes its place when the block ends well, and leaves nothing otherwise.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    try:
-        with partial.open("wb") if binary else partial.open("w", **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as exc:
-        raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow]) -> None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssclf.errors import DatasetError
-from ssclf.io.records.results import defuse, undefuse, write_whole
+from ssclf.io.files import write_whole
 
 #: Tables end so; anything else is taken for a volume.
 TABLE_ENDINGS = (".csv", ".tsv")
+#: A spreadsheet runs cells that begin so (OWASP, "CSV Injection").
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
@@ -98,4 +100,24 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(columns)
     writer.writerows([defuse(cell) for cell in row] for row in rows)
+    write_whole(path, text.getvalue())
+
+
+def defuse(text: str) -> str:
+    """Text that a spreadsheet shows and does not run: a quote before what would start a formula."""
+    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+
+
+def undefuse(text: str) -> str:
+    """The inverse of `defuse`, for reading back what ssclf wrote."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+
+
+def write_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> None:
+    """Numbers stay numbers: only text is kept from being taken for a formula."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([defuse(column) for column in columns])
+    for row in rows:
+        writer.writerow([defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row])
     write_whole(path, text.getvalue())

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from ssclf.errors import DatasetError
+from ssclf.config import TrainConfig, config_from_dict
+from ssclf.errors import ConfigError, DatasetError, ModelError
+from ssclf.io.records.tables import write_numbers
 
 RUNS = Path("runs")
 CONFIG = "config.json"
+SPLIT = "split.json"
+EPOCHS = "metrics.csv"
+PREDICTIONS = "predictions.csv"
+PROVENANCE = "provenance.json"
+LAST = "checkpoints/last.pt"
+CHOSEN = "checkpoints/chosen.pt"
 
 
 def new_run_folder(model: str, runs: Path = RUNS) -> Path:
@@ -59,3 +69,41 @@ def _model(config: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return model
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A row of `metrics.csv`. Validation scores are None without a validation part."""
+
+    epoch: int
+    train_loss: float
+    learning_rate: float
+    seconds: float
+    wait_share: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    val_macro_f1: float | None = None
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings that a run began with.
+
+    Raises:
+        ModelError: not a run folder.
+    """
+    try:
+        return config_from_dict(TrainConfig, json.loads((run / CONFIG).read_text("utf-8")))
+    except (OSError, ValueError, ConfigError) as exc:
+        raise ModelError(f"{run / CONFIG}: expected the settings of a run, found {exc!r}.") from exc
+
+
+def write_epochs(path: Path, records: Sequence[EpochRecord]) -> None:
+    columns = [field.name for field in fields(EpochRecord)]
+    write_numbers(path, columns, [[getattr(record, name) for name in columns] for record in records])
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether a run began here; one that was killed while it began is begun anew."""
+    if (folder / CONFIG).is_file() and not (folder / SPLIT).is_file():
+        (folder / CONFIG).unlink()
+    return (folder / CONFIG).is_file()

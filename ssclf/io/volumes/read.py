@@ -16,6 +16,7 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series, is_dicom
 from ssclf.io.volumes.dicom_volume import read_series
+from ssclf.io.volumes.endings import VOLUME_ENDINGS
 from ssclf.io.volumes.metaimage import read_metaimage
 from ssclf.io.volumes.mgh import read_mgh
 from ssclf.io.volumes.nifti import read_nifti
@@ -29,8 +30,6 @@ _READERS: dict[str, Callable[[Path], Volume]] = {
     **dict.fromkeys((".mha", ".mhd"), read_metaimage),
 }
 
-#: Endings by which a file is taken for a volume, in lower case.
-VOLUME_ENDINGS: tuple[str, ...] = tuple(_READERS)
 
 #: Grids count as one where no corner lies further apart than this, in mm.
 SAME_GRID_MM = 0.1

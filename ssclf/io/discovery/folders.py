@@ -1,0 +1,198 @@
+"""A walk over a folder: every file is a volume, DICOM, an archive, a table, or a count with a reason.
+
+Names are looked at, and the first bytes where they do not tell; no volume is read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from ssclf.errors import DatasetError
+from ssclf.io.image_hints import image_hint
+from ssclf.io.records.tables import TABLE_ENDINGS
+from ssclf.io.volumes.dicom_series import is_dicom
+from ssclf.io.volumes.endings import volume_ending
+
+#: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
+PREPROCESSED = frozenset({"settings.json", "records", "volumes"})
+_UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", "~")
+_NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vtk", ".vti", ".mif")
+_LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
+PREPROCESSED_FOLDER = "a folder that ssclf preprocess wrote"
+
+
+@dataclass
+class FolderContent:
+    """What a walk over a folder found. Paths are below the folder, POSIX; in no particular order.
+
+    Attributes:
+        volumes: files with the ending of a volume; the header of a .hdr/.img pair.
+        dicom: files that are DICOM by content.
+        archives: zip files.
+        tables: CSV and TSV files.
+        problems: path → why a volume, link or folder cannot be looked at.
+        other: reason → number of files.
+    """
+
+    volumes: list[str] = field(default_factory=list)
+    dicom: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    other: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: FolderContent) -> None:
+        """Take in what another folder holds."""
+        for ours, theirs in (
+            (self.volumes, part.volumes),
+            (self.dicom, part.dicom),
+            (self.archives, part.archives),
+            (self.tables, part.tables),
+        ):
+            ours += theirs
+        self.problems |= part.problems
+        self.other += part.other
+
+    def sort(self, path: str, names: Set[str], pattern: str | None, file: StoredFile) -> None:
+        """Put a file where it belongs.
+
+        Args:
+            path: below the folder that was given.
+            names: of everything beside it, in lower case.
+            pattern: see `discover`.
+        """
+        name = path.rpartition("/")[2]
+        lower = name.lower()
+        if pattern and not matches_pattern(path, name, pattern):
+            self.other["not matching --pattern"] += 1
+        elif lower.endswith(_UNFINISHED):
+            self.other["an unfinished or temporary file"] += 1
+        elif ending := volume_ending(lower):
+            stem = lower[: -len(ending)]
+            if not ending.startswith(".img"):
+                self.volumes.append(path)
+            elif not names & {stem + ".hdr", stem + ".hdr.gz"}:
+                (self.dicom if file.is_dicom() else self.volumes).append(path)
+        elif lower.endswith(".zip"):
+            self.archives.append(path)
+        elif lower.endswith(_NOT_READ):
+            self.other[f"a volume in a format that is not read ({PurePosixPath(lower).suffix})"] += 1
+        elif file.is_dicom():
+            self.dicom.append(path)
+        elif not file.is_readable():
+            self.other["a file that may not be read"] += 1
+        else:
+            suffix = PurePosixPath(lower).suffix
+            if suffix in TABLE_ENDINGS:
+                self.tables.append(path)
+            kind = suffix if 1 < len(suffix) <= 6 and suffix[1:].isalnum() else "no ending of a volume"
+            self.other[f"not a volume ({kind})"] += 1
+
+
+def walk_folder(root: Path, pattern: str | None = None) -> FolderContent:
+    """Sort the files below a folder by what their names, or for DICOM their first bytes, say.
+
+    Raises:
+        DatasetError: the folder itself cannot be read.
+    """
+    content = FolderContent()
+    for part in walk_folders(root, pattern):
+        content.add(part)
+    return content
+
+
+def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderContent]:
+    """As `walk_folder`, one folder after the other, each before those inside it, by name.
+
+    Raises:
+        DatasetError: the folder itself cannot be read.
+    """
+    inside = os.path.realpath(root)
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        content = FolderContent()
+        try:
+            with os.scandir(root / folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as exc:
+            if not folder:
+                why = exc.strerror or exc
+                raise DatasetError(f"{root}: the folder cannot be read ({why}).{image_hint('user')}") from exc
+            content.problems[folder] = f"the folder cannot be read ({exc.strerror or exc})."
+            yield content
+            continue
+        names = {entry.name.lower() for entry in listed}
+        folders = []
+        if is_preprocessed(folder, names):
+            content.other[PREPROCESSED_FOLDER] += 1
+            listed = []
+        for entry in listed:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if is_hidden(entry.name):
+                content.other["hidden"] += 1
+            elif entry.is_symlink() and (reason := _bad_link(entry, inside, content.other)) is not None:
+                if reason:
+                    content.problems[path] = reason
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif not entry.is_file():
+                content.other["neither a file nor a folder"] += 1
+            else:
+                content.sort(path, names, pattern, _LocalFile(Path(entry.path)))
+        pending += reversed(folders)
+        yield content
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_preprocessed(folder: str, names: Set[str]) -> bool:
+    """Whether a folder below the one that was given is what `ssclf preprocess` wrote."""
+    return bool(folder) and names >= PREPROCESSED
+
+
+class StoredFile(Protocol):
+    """What sorting a file may ask beyond its name."""
+
+    def is_dicom(self) -> bool: ...
+
+    def is_readable(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _LocalFile:
+    path: Path
+
+    def is_dicom(self) -> bool:
+        return is_dicom(self.path)
+
+    def is_readable(self) -> bool:
+        return os.access(self.path, os.R_OK)
+
+
+def matches_pattern(path: str, name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(path, pattern)
+
+
+def _bad_link(entry: os.DirEntry[str], inside: str, other: Counter[str]) -> str | None:
+    """Why a link is not taken: a reason that is worth a row, "" for one that is counted, None to take it."""
+    target = os.path.realpath(entry.path)
+    if not target.startswith(inside.rstrip("/") + "/") and target != inside:
+        if volume_ending(entry.name) or Path(target).is_dir():
+            return _LEAVES
+        other["a link out of the folder"] += 1
+        return ""
+    if os.path.isdir(target):  # noqa: PTH112 - answers for a link to itself, where entries raise
+        other["a linked folder, found where it lies"] += 1
+        return ""
+    if not os.path.isfile(target):  # noqa: PTH113
+        return "the link leads nowhere: its target is missing (or it leads to itself)."
+    return None

@@ -1,0 +1,102 @@
+"""The audit of a cohort: how well what should not matter tells the class."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssclf.domain.confounds import (
+    Finding,
+    audit,
+    histogram_features,
+    shape_features,
+    table_features,
+    warnings,
+)
+from ssclf.domain.splits import Split
+from ssclf.io.files import write_whole
+from ssclf.io.locks import lock
+from ssclf.io.records.cv_run import AUDIT
+from ssclf.io.records.preprocessed import MANIFEST, PreparedCohort, count_sources
+from ssclf.io.records.tables import read_table
+from ssclf.io.volumes.nifti import read_written
+
+LOCK = ".lock-audit"
+#: Of the manifest: what a file says of a volume besides its voxels, and how it was made.
+_HEADER_COLUMNS = (
+    "original_spacing", "original_shape", "original_orientation", "original_dtype",
+    "extraction", "contrasts",
+)  # fmt: skip
+#: Percentiles of the brain before normalisation: on their own, since a scale is easily lost among other columns.
+_INTENSITIES = "original_intensity"
+log = logging.getLogger(__name__)
+
+
+def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
+    """Write `audit.json`, once, and warn of what it says; a minute for some hundred volumes."""
+    with lock(run / LOCK) as ours:
+        if not ours:
+            return
+        if not (run / AUDIT).is_file():
+            findings = find_confounds(data, cohort, splits)
+            values = {
+                "findings": [_finding_to_dict(finding) for finding in findings],
+                "warnings": warnings(findings, count_sources(cohort)),
+            }
+            write_whole(run / AUDIT, json.dumps(values, indent=2) + "\n")
+        for text in json.loads((run / AUDIT).read_text("utf-8"))["warnings"]:
+            log.warning("%s", text)
+
+
+def find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
+    """What each kind of plain features tells about the class, on the networks' folds."""
+    cells = _manifest_cells(data)
+    shapes, histograms, headers, intensities = [], [], [], []
+    for sample in cohort.samples:
+        volume = read_written(sample.path).data
+        shapes.append(shape_features(volume, cohort.preprocess.spacing))
+        histograms.append(histogram_features(volume))
+        header = {"array": " x ".join(map(str, volume.shape[1:])), **cells[sample.key]}
+        intensities.append({_INTENSITIES: header.pop(_INTENSITIES, "")})
+        headers.append(header)
+    targets = np.array([cohort.class_names.index(s.label) for s in cohort.samples])
+    position = {sample.key: k for k, sample in enumerate(cohort.samples)}
+
+    def indices(keys: Sequence[str]) -> NDArray[np.intp]:
+        return np.array([position[key] for key in keys], np.intp)
+
+    folds = [(indices(split.train), indices(split.test)) for split in splits]
+    features = {
+        "brain mask shape": np.array(shapes),
+        "intensity histogram": np.array(histograms),
+        "stored intensities": table_features(intensities),
+        "header fields": table_features(headers),
+        "source": table_features([{"source": sample.source} for sample in cohort.samples]),
+    }
+    subjects = [sample.subject for sample in cohort.samples]
+    return [
+        audit(name, values, targets, subjects, folds, cohort.class_names) for name, values in features.items()
+    ]
+
+
+def _finding_to_dict(finding: Finding) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(finding),
+        "best": finding.best,
+        "score": finding.score,
+        "verdict": finding.verdict,
+    }
+
+
+def _manifest_cells(data: Path) -> dict[str, dict[str, str]]:
+    """Volume key → cells that the audit looks at, those the manifest has."""
+    table = read_table(data / MANIFEST)
+    columns = [name for name in (*_HEADER_COLUMNS, _INTENSITIES) if name in table.columns]
+    return {row["path"]: {name: row[name] for name in columns} for row in table.rows}
