@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.domain.metrics import CALIBRATION_BINS, Metrics, fit_temperature, score_predictions
+from ssclf.domain.metrics import Metrics, bin_by_confidence, fit_temperature, score_predictions
 from ssclf.domain.scores import softmax
 
 Values = NDArray[np.float64]
@@ -199,9 +199,7 @@ def compare(
 
 def reliability(targets: NDArray[np.int64], probabilities: Values) -> list[Bin]:
     """Predictions in 15 bins of confidence, as in the calibration error; empty ones are left out."""
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == targets
-    index = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    confidence, right, index = bin_by_confidence(targets, probabilities)
     return [
         Bin(float(confidence[index == b].mean()), float(right[index == b].mean()), int((index == b).sum()))
         for b in np.unique(index)

@@ -47,16 +47,6 @@ def fill_holes(mask: Mask) -> Mask:
     return filled
 
 
-def border_fraction(mask: Mask) -> float:
-    """Share of a mask's surface that is cut off by the faces of the field of view.
-
-    0 for a brain that lies wholly inside. Faces of voxels are counted, whatever their size in mm.
-    """
-    cut = sum(int(np.count_nonzero(np.take(mask, end, axis))) for axis in range(3) for end in (0, -1))
-    free = sum(int(np.count_nonzero(np.diff(mask, axis=axis))) for axis in range(3))
-    return cut / max(cut + free, 1)
-
-
 @dataclass(frozen=True)
 class _Runs:
     """Unbroken stretches of True along W, as [start, stop) in the flat array of a padded mask.

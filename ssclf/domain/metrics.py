@@ -154,10 +154,18 @@ def _log_loss(targets: Targets, probabilities: NDArray[np.floating]) -> float:
     return float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)).mean())
 
 
-def _calibration_error(targets: Targets, probabilities: NDArray[np.floating]) -> float:
-    """|confidence - accuracy| per bin, weighted by volumes. Source: Guo et al. 2017, eq. 5 (bins (a, b])."""
+def bin_by_confidence(
+    targets: Targets, probabilities: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.bool_], NDArray[np.intp]]:
+    """For each of N predictions its confidence, whether it is right, and its bin of confidence, (a, b], from 0."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == targets
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.intp) - 1, 0, CALIBRATION_BINS - 1)
+    return confidence, right, bins
+
+
+def _calibration_error(targets: Targets, probabilities: NDArray[np.floating]) -> float:
+    """|confidence - accuracy| per bin, weighted by volumes. Source: Guo et al. 2017, eq. 5 (bins (a, b])."""
+    confidence, right, bins = bin_by_confidence(targets, probabilities)
     gap = np.bincount(bins, confidence, CALIBRATION_BINS) - np.bincount(bins, right, CALIBRATION_BINS)
     return float(np.abs(gap).sum() / len(targets))

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.provenance import Provenance
 from ssclf.domain.reference import Reference
 from ssclf.errors import ConfigError, ModelError
 
@@ -24,7 +25,7 @@ class ModelSpec:
     class_names: K >= 2 names; logits and probabilities come in this order.
     preprocess: settings that served in training and must serve in prediction.
     temperature: logits are divided by it before the softmax (1: not calibrated).
-    training: provenance, for people and for the trust flags: plain JSON.
+    training: provenance, for people and for the trust flags: plain JSON; `provenance` is the same with names.
     versions: packages that wrote the bundle.
     """
 
@@ -42,30 +43,34 @@ class ModelSpec:
         if not 0 < self.temperature < 1000:
             raise ConfigError(f"temperature: expected a positive number, found {self.temperature}.")
         try:  # now, so that damage is found before the first volume
-            known = self.feature_reference, self.contrast_references
+            known = self.provenance, self.feature_reference, self.contrast_references
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(
-                f"training statistics: expected numbers that belong together, {exc!r}."
+                f"training: expected what ssclf writes of it, and numbers that belong together, {exc!r}."
             ) from exc
-        if known[1] and len(known[1]) != len(self.preprocess.contrasts):
-            raise ConfigError(f"training statistics: expected one for each contrast, found {len(known[1])}.")
+        if known[2] and len(known[2]) != len(self.preprocess.contrasts):
+            raise ConfigError(f"training statistics: expected one for each contrast, found {len(known[2])}.")
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        return Provenance.from_dict(self.training)
 
     @property
     def synthetic(self) -> bool:
         """Whether the training volumes were made by ssclf's generator."""
-        return bool(self.training.get("synthetic", False))
+        return self.provenance.synthetic
 
     @cached_property
     def feature_reference(self) -> Reference | None:
         """Where the training volumes' features lie; None in a bundle without statistics."""
-        values = self.training.get("statistics", {}).get("features")
+        values = self.provenance.statistics.get("features")
         return Reference.from_dict(values) if values else None
 
     @cached_property
     def contrast_references(self) -> tuple[tuple[Reference, float], ...]:
         """For each contrast, where the training volumes' intensity profiles lie, and in which share of them the
         brain's core is brighter than its rim; empty in a bundle without statistics."""
-        values = self.training.get("statistics", {}).get("contrasts", ())
+        values = self.provenance.statistics.get("contrasts", ())
         return tuple((Reference.from_dict(each), float(each["core_brighter"])) for each in values)
 
     def to_json(self) -> str:

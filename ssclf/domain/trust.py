@@ -35,10 +35,9 @@ def trust_flags(
         extraction: the engine that removed the skull, "none" where it was gone already.
         features: (F,), the network's; None where the model has none.
     """
-    training = spec.training
-    if voxel_hash(prepared.data) in set(training.get("voxels", ())):
+    if voxel_hash(prepared.data) in spec.provenance.seen:
         yield "trained_on"
-    engines = training.get("extraction", {})
+    engines = spec.provenance.extraction
     if extraction != "none" and engines and extraction not in engines:
         yield "other_extraction"
     profiles = contrast_profiles(prepared.data, prepared.affine) if spec.contrast_references else ()
@@ -57,7 +56,7 @@ def describe_training(
     profiles: Sequence[NDArray[np.float64]],
     held_out: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
-    """Statistics for `spec.training["statistics"]`: plain JSON, empty after too few volumes to tell.
+    """Statistics for `Provenance.statistics`: plain JSON, empty after too few volumes to tell.
 
     Args:
         features: (N, F) of the training volumes, in eval mode and without augmentation.

@@ -55,7 +55,8 @@ class ExportedNetwork(nn.Module):
     def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, D, H, W) to logits (N, K), cam (N, K, d, h, w) and features (N, 512).
 
-        `cam` has no bias: its mean over space plus the bias of the linear layer is the logits.
+        The map is the linear layer, without its bias, applied at every position of the last feature map. Average
+        pooling and that layer end the network, so in eval mode the logits are the map's mean plus the bias.
         """
         maps = self.network.features(volume.to(self.dtype)).float()
         features = maps.mean(dim=(2, 3, 4))

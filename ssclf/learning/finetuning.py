@@ -37,12 +37,14 @@ class Start:
     @property
     def voxels(self) -> frozenset[str]:
         """Hashes of the volumes that trained it, and those that trained what it began with."""
-        return frozenset(self.spec.training.get("voxels", ()))
+        return self.spec.provenance.seen
 
     def describe(self) -> dict[str, Any]:
         """What the next model says of this one."""
-        training = self.spec.training
-        facts = {key: training.get(key) for key in ("synthetic", "volumes", "sources", "started_from")}
+        training = self.spec.provenance
+        facts = {
+            name: getattr(training, name) for name in ("synthetic", "volumes", "sources", "started_from")
+        }
         return {"name": self.spec.name, "sha256": self.sha256, **{k: v for k, v in facts.items() if v}}
 
 

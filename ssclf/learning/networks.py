@@ -46,20 +46,7 @@ class VolumeNetwork(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Volumes (N, C, D, H, W) to logits (N, K)."""
-        return self._logits(self.features(volumes))
-
-    def forward_with_cam(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) with their class activation map (N, K, d, h, w).
-
-        The map is the linear layer applied at every position of the last feature map. Average pooling and that
-        layer end the network, so in eval mode the logits are exactly the mean of the map plus the bias.
-        """
-        features = self.features(volumes)
-        cam = nn.functional.conv3d(features, self.fc.weight[:, :, None, None, None])
-        return self._logits(features), cam
-
-    def _logits(self, features: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.dropout(features.mean(dim=(2, 3, 4)))))
+        return cast(Tensor, self.fc(self.dropout(self.features(volumes).mean(dim=(2, 3, 4)))))
 
 
 def build_network(

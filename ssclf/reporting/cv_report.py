@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from ssclf.domain import paper
-from ssclf.domain.comparison import FoldPredictions, compare, cross_fitted_temperatures, pool, reliability
-from ssclf.domain.metrics import fit_temperature
+from ssclf.domain.comparison import compare, reliability
 from ssclf.domain.network_scores import PER_CLASS, Network, Score
 from ssclf.domain.scores import softmax
 from ssclf.io.files import write_whole
-from ssclf.io.records.cv_run import CvRun, FoldResult, read_cv_run
+from ssclf.io.records.cv_run import CvRun, read_cv_run, summarise
 from ssclf.io.records.tables import defuse
 from ssclf.reporting.figures import draw_confusions, draw_fold_curves, draw_heat_maps, draw_reliability
 from ssclf.reporting.html import write_page
@@ -44,31 +43,6 @@ _COLUMNS = (
     "network", "class", "metric", "probabilities", "mean", "sd", "ci_low", "ci_high", "folds", "paper", "paper_sd",
     "data",
 )  # fmt: skip
-
-
-def summarise(run: CvRun) -> list[Network]:
-    """Every network with at least one finished fold."""
-    networks = []
-    for variant in run.variants:
-        results = dict(sorted(run.of(variant).items()))
-        folds = {fold: predictions(result) for fold, result in results.items()}
-        temperatures = cross_fitted_temperatures(list(folds.values()))
-        pooled = pool(list(folds.values()))
-        networks.append(
-            Network(
-                name=variant,
-                folds=folds,
-                sources={fold: result.sources for fold, result in results.items()},
-                temperatures=dict(zip(folds, temperatures, strict=True)),
-                temperature=fit_temperature(pooled.logits, pooled.targets),
-                class_names=run.class_names,
-            )
-        )
-    return networks
-
-
-def predictions(result: FoldResult) -> FoldPredictions:
-    return FoldPredictions(result.keys, result.subjects, result.targets, result.logits)
 
 
 def write_cv_report(out: Path) -> Path:

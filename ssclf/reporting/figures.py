@@ -38,13 +38,6 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> Non
     figure.savefig(path, dpi=110)
 
 
-def draw_confusion(confusion: Sequence[Sequence[float]], class_names: Sequence[str], path: Path) -> None:
-    """Counts, rows the truth, shaded by the share of the row."""
-    figure, (axes,) = _figure(1, (1.6 + len(class_names), 1.2 + len(class_names)))
-    _fill_confusion(axes, confusion, class_names)
-    figure.savefig(path, dpi=110)
-
-
 def draw_confusions(
     networks: Mapping[str, Sequence[Sequence[float]]], class_names: Sequence[str], stem: Path, note: str = ""
 ) -> None:

@@ -18,13 +18,13 @@ def write_model_card(spec: ModelSpec) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown, not HTML
     )
-    training = spec.training
+    training = spec.provenance
     start = "random weights"
-    if training.get("initial_weights"):
-        start = f"Kinetics-400 weights {training['initial_weights']}"
-    if parent := training.get("started_from"):
+    if training.initial_weights:
+        start = f"Kinetics-400 weights {training.initial_weights}"
+    if parent := training.started_from:
         start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…)"
-    few = 0 < training["calibration"].get("volumes", 0) < ENOUGH_TO_CALIBRATE
+    few = 0 < training.calibration.volumes < ENOUGH_TO_CALIBRATE
     return environment.get_template("model_card.md.j2").render(
         spec=spec, training=training, start=start, few=few
     )

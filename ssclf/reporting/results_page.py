@@ -10,6 +10,7 @@ from typing import Any
 
 from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
+from ssclf.domain.provenance import Provenance
 from ssclf.io.records.results import ResultRow
 from ssclf.reporting.html import write_page
 from ssclf.reporting.thumbnails import AGAINST_COLOUR, FOR_COLOUR
@@ -121,18 +122,17 @@ def _warns(row: ResultRow) -> bool:
 
 
 def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    training = model.get("training", {})
-    sources = training.get("class_sources", {})
+    training = Provenance.from_dict(model.get("training", {}))
+    sources = training.class_sources
     known = [
         f"{name} from " + ", ".join(f"{source} ({count})" for source, count in sources[name].items())
         for name in class_names
         if sources.get(name)
     ]
-    calibration = training.get("calibration", {})
     words = "Its probabilities are not calibrated."
-    if calibration.get("fitted_on"):
+    if training.calibration.fitted_on:
         words = "Its probabilities are calibrated."
-        if count := calibration.get("volumes"):
+        if count := training.calibration.volumes:
             few = ", too few to rely on" if count < ENOUGH_TO_CALIBRATE else ""
             words = f"Its probabilities are calibrated on {count} volumes{few}."
     return {

@@ -125,9 +125,7 @@ def evaluate(
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
     _write_predictions(out / PREDICTIONS, network, samples)
     raw, calibrated = network.raw[0], network.calibrated[0]
-    unchecked = (
-        sum(not sample.voxels for sample in samples) if model.spec.training.get("voxels") else len(samples)
-    )
+    unchecked = sum(not sample.voxels for sample in samples) if model.spec.provenance.seen else len(samples)
     evaluation = Evaluation(out, raw, calibrated, len(samples), left_out, failed, unchecked, synthetic)
     _write_metrics(out / METRICS, evaluation, model, classifier.device)
     write_evaluation_report(
@@ -159,7 +157,7 @@ def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
 
 
 def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sample], int]:
-    known = set(model.spec.training.get("voxels", ()))
+    known = model.spec.provenance.seen
     samples = [sample for sample in cohort.samples if not (sample.voxels and sample.voxels in known)]
     left_out = len(cohort.samples) - len(samples)
     if left_out and (seen == "refuse" or not samples):

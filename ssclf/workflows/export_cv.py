@@ -19,11 +19,10 @@ from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.locks import lock
-from ssclf.io.records.cv_run import Cell, CvRun, read_cv_run, read_settings
+from ssclf.io.records.cv_run import Cell, CvRun, read_cv_run, read_settings, summarise
 from ssclf.io.records.preprocessed import fingerprint, read_prepared_cohort
 from ssclf.io.records.training_run import PROVENANCE, EpochRecord, can_resume
 from ssclf.learning.loops import Device
-from ssclf.reporting.cv_report import summarise
 from ssclf.workflows.cross_validate import LOCK
 from ssclf.workflows.export import ExportPrecision, Format, export_run
 from ssclf.workflows.train import train

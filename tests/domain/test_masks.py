@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssclf.domain.masks import border_fraction, fill_holes, largest_component
+from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Mask
 
 
@@ -73,12 +73,3 @@ def test_empty_masks_stay_empty() -> None:
     empty = np.zeros((3, 4, 5), bool)
     assert not largest_component(empty).any()
     assert not fill_holes(empty).any()
-    assert border_fraction(empty) == 0
-
-
-def test_the_border_fraction_counts_what_the_field_of_view_cuts_off() -> None:
-    mask = np.zeros((6, 7, 8), bool)
-    mask[2:4, 2:5, 2:6] = True
-    assert border_fraction(mask) == 0
-    assert border_fraction(mask[2:4]) == pytest.approx(24 / 52)  # two faces of 3 × 4, of 52 in all
-    assert border_fraction(np.ones((2, 3, 4), bool)) == 1

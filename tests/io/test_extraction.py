@@ -15,9 +15,9 @@ from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, MissingDependencyError, ModelError, VolumeError
-from ssclf.io.extraction import engines as extraction
+from ssclf.io.extraction import deepbet, programs
 from ssclf.io.extraction.deepbet import BrainExtractor
-from ssclf.io.extraction.engines import available_engines, engine_version, extract_brain
+from ssclf.io.extraction.engines import Engine, EngineStatus, available_engines, extract_brain
 from ssclf.io.volumes.nifti import read_nifti
 
 MakeVolume = Callable[..., Volume]
@@ -167,7 +167,7 @@ def test_missing_networks_are_named(tmp_path: Path, make_volume: MakeVolume) -> 
 
 
 def test_a_damaged_network_is_named(tmp_path: Path, make_volume: MakeVolume) -> None:
-    paths = [tmp_path / extraction.BOX_MODEL, tmp_path / extraction.MASK_MODEL]
+    paths = [tmp_path / deepbet.BOX_MODEL, tmp_path / deepbet.MASK_MODEL]
     for path in paths:
         path.write_bytes(b"not a network")
     with pytest.raises(ModelError, match=r"brain-extraction-box\.onnx"):
@@ -189,7 +189,7 @@ def test_an_unknown_engine_is_a_wrong_setting(make_volume: MakeVolume) -> None:
     ("engine", "name"), [("bet", "bet"), ("hd-bet", "hd-bet"), ("synthstrip", "mri_synthstrip")]
 )
 def test_a_program_gets_ras_and_its_mask_is_turned_back(
-    engine: extraction.Engine,
+    engine: Engine,
     name: str,
     program: Callable[[str, str], Path],
     make_volume: MakeVolume,
@@ -225,7 +225,7 @@ def test_a_program_that_hangs_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     program("bet", f"#!/bin/sh\n{sys.executable} -c 'import signal; signal.pause()' &\nwait\n")
-    monkeypatch.setattr(extraction, "TIME_LIMIT_S", 1)
+    monkeypatch.setattr(programs, "TIME_LIMIT_S", 1)
     with pytest.raises(VolumeError, match="did not end within 1 s"):
         extract_brain(make_volume(), "bet")
 
@@ -248,11 +248,12 @@ def test_engines_that_are_there_tell_their_version(
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "fslversion").write_text("6.0.7\n")
     engines = {status.name: status for status in available_engines(extraction_models)}
-    assert engines["bet"] == extraction.EngineStatus("bet", True, "6.0.7", str(path))
+    assert engines["bet"] == EngineStatus("bet", True, "6.0.7", str(path))
     assert engines["deepbet"].available and engines["deepbet"].version[0].isdigit()
-    assert engine_version("bet") == "6.0.7"
-    assert engine_version("deepbet", BrainExtractor(extraction_models)) == engines["deepbet"].version
-    assert engine_version("synthstrip") == "unknown"
+    assert engines["deepbet"].version == BrainExtractor(extraction_models).version
+    program("mri_synthstrip", "#!/bin/sh\n")
+    engines = {status.name: status for status in available_engines()}
+    assert engines["synthstrip"].available and engines["synthstrip"].version == "unknown"
 
 
 #: Of the ten, the three with the lowest and the highest Dice.

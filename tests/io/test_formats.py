@@ -19,10 +19,11 @@ from ssclf.domain.flags import FLAGS
 from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.volume import Volume
 from ssclf.errors import SsclfError, VolumeError
+from ssclf.io.discovery.folders import FolderContent
 from ssclf.io.volumes.dicom_series import find_series, is_dicom
 from ssclf.io.volumes.endings import VOLUME_ENDINGS
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.volumes.read import is_volume_file, read_volume, stack_contrasts
+from ssclf.io.volumes.read import read_volume, stack_contrasts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -115,6 +116,26 @@ def assert_same(first: Volume, second: Volume) -> None:
     first, second = reorient(first, "SAR"), reorient(second, "SAR")
     np.testing.assert_array_equal(first.data, second.data)
     np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
+
+
+class OnDisk:
+    """What sorting a file asks beyond its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def is_dicom(self) -> bool:
+        return is_dicom(self.path)
+
+    def is_readable(self) -> bool:
+        return True
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a folder's walk takes a file for a volume."""
+    content = FolderContent()
+    content.sort(path.name, {other.name.lower() for other in path.parent.iterdir()}, None, OnDisk(path))
+    return content.volumes == [path.name]
 
 
 @pytest.mark.parametrize("name", WRITERS)

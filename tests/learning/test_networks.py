@@ -8,6 +8,7 @@ import torch
 
 from ssclf.config import Architecture
 from ssclf.errors import ConfigError
+from ssclf.learning.exporting import ExportedNetwork
 from ssclf.learning.networks import TORCHVISION_NAMES, build_network
 from ssclf.learning.vision import video_models
 
@@ -32,7 +33,7 @@ def test_logits_are_the_mean_of_the_activation_map_plus_bias(
     torch.nn.init.normal_(network.fc.bias)
     volumes = torch.rand(2, channels, *shape)
     with torch.no_grad():
-        logits, cam = network.forward_with_cam(volumes)
+        logits, cam, _ = ExportedNetwork(network)(volumes)
         torch.testing.assert_close(network(volumes), logits)
     assert logits.shape == (2, classes)
     assert cam.shape[:2] == (2, classes)

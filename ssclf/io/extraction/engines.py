@@ -117,11 +117,3 @@ def _deepbet_status(models: Sequence[Path]) -> EngineStatus:
         return EngineStatus("deepbet", False, "", REMEDIES["deepbet"])
     except (ModelError, MissingDependencyError) as exc:
         return EngineStatus("deepbet", False, "", str(exc))
-
-
-def engine_version(engine: Engine, extractor: BrainExtractor | None = None) -> str:
-    """What a run records of its engine; "unknown" where a program does not say."""
-    if engine == "deepbet" and extractor is not None:
-        return extractor.version
-    program = find_program(engine)
-    return "unknown" if program is None else program_version(engine, program)

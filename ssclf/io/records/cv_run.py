@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_from_dict
+from ssclf.domain.comparison import FoldPredictions, cross_fitted_temperatures, pool
+from ssclf.domain.metrics import fit_temperature
+from ssclf.domain.network_scores import Network
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.tables import undefuse
 from ssclf.io.records.training_run import EPOCHS, PREDICTIONS, PROVENANCE, RUNS
@@ -233,3 +236,28 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: undefuse(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def summarise(run: CvRun) -> list[Network]:
+    """Every network with at least one finished fold."""
+    networks = []
+    for variant in run.variants:
+        results = dict(sorted(run.of(variant).items()))
+        folds = {fold: predictions(result) for fold, result in results.items()}
+        temperatures = cross_fitted_temperatures(list(folds.values()))
+        pooled = pool(list(folds.values()))
+        networks.append(
+            Network(
+                name=variant,
+                folds=folds,
+                sources={fold: result.sources for fold, result in results.items()},
+                temperatures=dict(zip(folds, temperatures, strict=True)),
+                temperature=fit_temperature(pooled.logits, pooled.targets),
+                class_names=run.class_names,
+            )
+        )
+    return networks
+
+
+def predictions(result: FoldResult) -> FoldPredictions:
+    return FoldPredictions(result.keys, result.subjects, result.targets, result.logits)

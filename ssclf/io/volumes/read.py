@@ -16,7 +16,7 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series, is_dicom
 from ssclf.io.volumes.dicom_volume import read_series
-from ssclf.io.volumes.endings import VOLUME_ENDINGS
+from ssclf.io.volumes.endings import VOLUME_ENDINGS, volume_ending
 from ssclf.io.volumes.metaimage import read_metaimage
 from ssclf.io.volumes.mgh import read_mgh
 from ssclf.io.volumes.nifti import read_nifti
@@ -30,25 +30,8 @@ _READERS: dict[str, Callable[[Path], Volume]] = {
     **dict.fromkeys((".mha", ".mhd"), read_metaimage),
 }
 
-
 #: Grids count as one where no corner lies further apart than this, in mm.
 SAME_GRID_MM = 0.1
-
-
-def volume_ending(path: Path) -> str:
-    """The ending that makes a file a volume, in lower case; empty where there is none."""
-    name = path.name.lower()
-    return max((ending for ending in VOLUME_ENDINGS if name.endswith(ending)), key=len, default="")
-
-
-def is_volume_file(path: Path) -> bool:
-    """Whether a file is a volume by its ending; the voxel half of a .hdr/.img pair is not counted twice."""
-    ending = volume_ending(path)
-    if ending in (".img", ".img.gz"):
-        stem = path.name[: -len(ending)]
-        header = any(path.with_name(stem + e).is_file() for e in (".hdr", ".hdr.gz", ".HDR", ".HDR.gz"))
-        return not header and not is_dicom(path)
-    return bool(ending)
 
 
 def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
@@ -65,7 +48,7 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
         VolumeError: the reason in one line.
     """
     if isinstance(source, Path):
-        reader = _READERS.get(volume_ending(source))
+        reader = _READERS.get(volume_ending(source.name).lower())
         if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
             # Headers full of nonsense overflow on the way to being refused.
             with named(source), np.errstate(all="ignore"):

@@ -1,0 +1,98 @@
+"""Where a model comes from: training writes it, a bundle carries it, flags, reports and model cards read it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Attributes:
+    temperature: that the logits are divided by; 1 where nothing was held out to fit it on.
+    fitted_on: "validation", "test" or "out-of-fold"; None where it was not fitted.
+    volumes: that it was fitted on.
+    """
+
+    temperature: float = 1.0
+    fitted_on: str | None = None
+    volumes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Counts and hashes, never subjects or paths. A bundle of another version may lack any of it.
+
+    Attributes:
+        synthetic: whether some training volumes, or those of the model it began with, were made by ssclf's generator.
+        settings_hash: of the preprocessing.
+        volumes: part ("train", "validation", "test") → class → number.
+        subjects: part → number.
+        sources, class_sources: of the training volumes; of those of each class.
+        extraction: what removed the skull of how many training volumes.
+        voxels: hashes of the volumes that trained it, those of the model it began with included.
+        statistics: see `domain.trust.describe_training`.
+        config: of `TrainConfig`.
+        initial_weights: name of a file of Kinetics-400 weights, "" without.
+        started_from: the model it began with, empty without.
+        scores: part → "raw" and "calibrated" → `Metrics.to_dict`.
+        cross_validation: that the scores come from, empty where they come from the run itself.
+        other: what another version has written besides; kept.
+    """
+
+    synthetic: bool = False
+    settings_hash: str = ""
+    volumes: Mapping[str, Counts] = field(default_factory=dict)
+    subjects: Counts = field(default_factory=dict)
+    sources: Counts = field(default_factory=dict)
+    class_sources: Mapping[str, Counts] = field(default_factory=dict)
+    extraction: Counts = field(default_factory=dict)
+    voxels: tuple[str, ...] = ()
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    initial_weights: str = ""
+    started_from: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = ""
+    epochs: int = 0
+    chosen_epoch: int = 0
+    calibration: Calibration = field(default_factory=Calibration)
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    cross_validation: Mapping[str, Any] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def seen(self) -> frozenset[str]:
+        """`voxels`, to look a volume up in."""
+        return frozenset(self.voxels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as they stand in `provenance.json` and `spec.json`."""
+        values = dataclasses.asdict(self)
+        values |= {"voxels": list(self.voxels), **values.pop("other")}
+        if not self.cross_validation:
+            del values["cross_validation"]
+        return values
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Provenance:
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError, ValueError, AttributeError: values of another kind.
+        """
+        names = {f.name for f in dataclasses.fields(Provenance)} - {"other"}
+        known = {name: value for name, value in values.items() if name in names}
+        calibration = dict(known.pop("calibration", {}))
+        fields = {f.name for f in dataclasses.fields(Calibration)}
+        plain: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in known.items()}
+        plain |= {"voxels": tuple(known.get("voxels", ())), "synthetic": bool(known.get("synthetic"))}
+        return Provenance(
+            **plain,
+            calibration=Calibration(**{name: v for name, v in calibration.items() if name in fields}),
+            other={name: value for name, value in values.items() if name not in names and name != "other"},
+        )
