@@ -513,6 +513,7 @@ def train(
     )
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.export import open_start
+    from ssclf.workflows.train import Machine, Watch
     from ssclf.workflows.train import train as run
 
     begin = open_start(start) if start and not resume else None
@@ -535,12 +536,9 @@ def train(
             folder,
             config,
             resume=resume,
-            weights=weights,
             start=begin,
-            device=device,  # type: ignore[arg-type]  # checked there
-            workers=workers,
-            on_step=display.step,
-            on_epoch=display.epoch,
+            machine=Machine(device=device, workers=workers, weights=weights),  # type: ignore[arg-type]
+            watch=Watch(on_step=display.step, on_epoch=display.epoch),
         )
     display.summary(result)
     raise typer.Exit(128 + result.interrupted if result.interrupted else 0)
@@ -592,7 +590,8 @@ def cv(
     from ssclf.io.records.training_run import new_run_folder
     from ssclf.reporting.console import CvDisplay
     from ssclf.reporting.cv_report import write_cv_report
-    from ssclf.workflows.cross_validate import cross_validate
+    from ssclf.workflows.cross_validate import CvPlan, CvWatch, cross_validate
+    from ssclf.workflows.train import Machine
 
     starts = {"no": (False,), "yes": (True,), "both": (False, True)}.get(pretrained)
     if starts is None:
@@ -601,21 +600,21 @@ def cv(
     if resume and data is None:
         data = Path(read_settings(folder)["data"])
     with CvDisplay(quiet=quiet) as display:
+        plan = CvPlan.of(
+            [name.strip() for name in models.split(",")],  # type: ignore[misc]  # checked there
+            starts,
+            config=TrainConfig.preset(preset, **settings),  # type: ignore[arg-type]  # checked there
+            scheme=scheme,
+            folds=folds,
+            only=only,
+        )
         result = cross_validate(
             data or _PREPROCESSED,
             folder,
-            models=[name.strip() for name in models.split(",")],  # type: ignore[misc]  # checked there
-            pretrained=starts,
-            config=TrainConfig.preset(preset, **settings),  # type: ignore[arg-type]  # checked there
-            scheme=scheme,  # type: ignore[arg-type]
-            folds=folds,
-            only=only,
+            plan,
             resume=resume,
-            weights=weights,
-            device=device,  # type: ignore[arg-type]
-            workers=workers,
-            on_cell=display.cell,
-            on_epoch=display.epoch,
+            machine=Machine(device=device, workers=workers, weights=weights),  # type: ignore[arg-type]
+            watch=CvWatch(on_cell=display.cell, on_epoch=display.epoch),
         )
     for cell, error in result.errors.items():
         typer.echo(f"{cell.name}: {error}", err=True)
@@ -668,40 +667,33 @@ def export(
 
     folder = run or newest_run()
     target = out or Path("exported") / folder.name
-    formats_: Any = tuple(formats) if formats else ("onnx", "torchscript")
+    from ssclf.workflows.export import ExportConfig, export_run
+
+    config = ExportConfig(
+        formats=tuple(formats) if formats else ("onnx", "torchscript"),  # type: ignore[arg-type]  # checked there
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        brain_extraction=brain_extraction,
+        replace=replace,
+    )
     if is_cv_run(folder):
         from ssclf.workflows.export_cv import export_cv
+        from ssclf.workflows.train import Machine, Watch
 
         made = export_cv(
             folder,
             target,
+            config,
             network=network,
             per_fold=per_fold,
-            formats=formats_,
-            precision=precision,  # type: ignore[arg-type]  # checked there
-            brain_extraction=brain_extraction,
-            replace=replace,
             data=data,
-            weights=weights,
-            device=device,  # type: ignore[arg-type]  # checked there
-            on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True),
+            machine=Machine(device=device, weights=weights),  # type: ignore[arg-type]  # checked there
+            watch=Watch(on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True)),
         )
         if made.interrupted:
             raise typer.Exit(128 + made.interrupted)
         bundles = made.bundles
     else:
-        from ssclf.workflows.export import export_run
-
-        bundles = (
-            export_run(
-                folder,
-                target,
-                formats=formats_,
-                precision=precision,  # type: ignore[arg-type]  # checked there
-                brain_extraction=brain_extraction,
-                replace=replace,
-            ),
-        )
+        bundles = (export_run(folder, target, config),)
     for bundle in bundles:
         typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +42,12 @@ def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON that people may read, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_whole(path, json.dumps(values, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from ssclf.domain.intensity import check_finite, check_intensities, foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.stripping import judge_stripping
 from ssclf.domain.volume import Mask, Volume
-from ssclf.errors import VolumeError
+from ssclf.errors import ConfigError, VolumeError
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.extraction.deepbet import BrainExtractor
 from ssclf.io.extraction.engines import Engine, extract_brain
@@ -123,3 +124,39 @@ def prepare_scan(
         flags.append("implausible_brain_volume")
     prepared = dataclasses.replace(prepared, flags=tuple(dict.fromkeys(flags)))
     return PreparedScan(prepared, original, brain, engine)
+
+
+def preprocess_files(
+    sources: Path | str | Sequence[Path | str],
+    config: PreprocessConfig | None = None,
+    *,
+    skull_strip: str = "auto",
+    extraction: Sequence[Path] = (),
+    threads: int = 1,
+) -> PreparedVolume:
+    """Turn one scan into network input, exactly as `ssclf preprocess` and `ssclf predict` do.
+
+    Args:
+        sources: a volume (NIfTI, MGZ, NRRD, MetaImage), or a folder, zip or file with one DICOM series; for several
+            contrasts one for each, in the config's order, all on one grid.
+        config: None for the paper's; a bundle's own are in `bundle.spec.preprocess`.
+        skull_strip: "auto" strips what is not stripped, "none" takes the volume as it is; see docs/preprocessing.md.
+        extraction: deepbet's networks as files, such as `bundle.extraction`; needed for a head with its skull.
+        threads: cores for brain extraction.
+
+    Returns:
+        data (C, D, H, W) float32 in [0, 1], background 0, and its affine; doubts are in `flags`.
+
+    Raises:
+        VolumeError: a file cannot be read or is no brain volume, in one line.
+        ConfigError: `skull_strip` is unknown, or the number of sources is not that of the config's contrasts.
+    """
+    config = config or PreprocessConfig()
+    paths = [Path(s) for s in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    if len(paths) != len(config.contrasts):
+        raise ConfigError(
+            f"sources: expected one for each of {', '.join(config.contrasts)}, found {len(paths)}."
+        )
+    scan = Scan(paths[0].as_posix(), tuple(paths))
+    extractor = brain_extractor(tuple(extraction), threads)
+    return prepare_scan(scan, config, skull_strip=skull_strip, extractor=extractor, threads=threads).volume

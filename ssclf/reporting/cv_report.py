@@ -61,7 +61,7 @@ def write_cv_report(out: Path) -> Path:
     run = read_cv_run(out)
     networks = summarise(run)
     sizes = {
-        cell.fold: sum(result.training["volumes"]["train"].values()) for cell, result in run.results.items()
+        cell.fold: sum(result.training.volumes["train"].values()) for cell, result in run.results.items()
     }
     curves = {
         network.title: {fold: result.epochs for fold, result in run.of(network.name).items()}
@@ -266,7 +266,7 @@ def _cost(run: CvRun, network: Network) -> dict[str, Any]:
     results = list(run.of(network.name).values())
     costs = [result.cost for result in results if result.cost]
     seconds = [
-        epoch["seconds"] / sum(result.training["volumes"]["train"].values())
+        epoch["seconds"] / sum(result.training.volumes["train"].values())
         for result in results
         for epoch in result.epochs
         if epoch["seconds"] is not None

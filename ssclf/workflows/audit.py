@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ from ssclf.domain.confounds import (
     warnings,
 )
 from ssclf.domain.splits import Split
-from ssclf.io.files import write_whole
 from ssclf.io.locks import lock
-from ssclf.io.records.cv_run import AUDIT
+from ssclf.io.records.cv_run import read_audit, write_audit
 from ssclf.io.records.preprocessed import MANIFEST, PreparedCohort, count_sources
 from ssclf.io.records.tables import read_table
 from ssclf.io.volumes.nifti import read_written
@@ -44,14 +42,14 @@ def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Seque
     with lock(run / LOCK) as ours:
         if not ours:
             return
-        if not (run / AUDIT).is_file():
+        found = read_audit(run)
+        if found is None:
             findings = find_confounds(data, cohort, splits)
-            values = {
-                "findings": [_finding_to_dict(finding) for finding in findings],
-                "warnings": warnings(findings, count_sources(cohort)),
-            }
-            write_whole(run / AUDIT, json.dumps(values, indent=2) + "\n")
-        for text in json.loads((run / AUDIT).read_text("utf-8"))["warnings"]:
+            told = warnings(findings, count_sources(cohort))
+            write_audit(run, [_finding_to_dict(finding) for finding in findings], told)
+        else:
+            told = found["warnings"]
+        for text in told:
             log.warning("%s", text)
 
 

@@ -8,7 +8,6 @@ a cell locked leaves it to its owner.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,32 +16,25 @@ from typing import Any, Literal, get_args
 
 from ssclf import __version__
 from ssclf.config import Architecture, TrainConfig, check_choice, config_to_dict
-from ssclf.domain.splits import (
-    Split,
-    check_leakage,
-    cut_validation,
-    disjoint_folds,
-    holdout_splits,
-    splits_from_json,
-    splits_to_json,
-)
+from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
-from ssclf.io.files import write_whole
 from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import (
-    COST,
-    CV,
-    FORMAT,
-    SPLITS,
     Cell,
     Scheme,
-    is_finished,
+    has_cost,
+    holds_training_run,
+    is_cv_run,
     planned_cells,
     read_cv_run,
+    read_folds,
     read_settings,
+    write_cost,
+    write_folds,
+    write_settings,
 )
 from ssclf.io.records.preprocessed import PreparedCohort, count_sources, fingerprint, read_prepared_cohort
-from ssclf.io.records.training_run import CONFIG, EpochRecord, can_resume, process_count
+from ssclf.io.records.training_run import LOCK, can_resume, is_finished, process_count
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.cost import PeakMemory, measure_cost
 from ssclf.learning.loops import Device
@@ -50,9 +42,8 @@ from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.workflows.audit import audit_confounds
 from ssclf.workflows.interruption import exit_code
-from ssclf.workflows.train import train
+from ssclf.workflows.train import Machine, Watch, train
 
-LOCK = ".lock"
 #: Settings that each cell replaces.
 _PER_CELL = ("architecture", "pretrained")
 State = Literal["finished", "trained", "busy", "failed", "interrupted"]
@@ -82,153 +73,195 @@ class CvResult:
         return exit_code(failed=bool(self.errors), interrupted=self.interrupted)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CvPlan:
+    """What is to be trained.
+
+    Attributes:
+        variants: networks with their starts, such as mc3/pretrained; each is trained on every fold.
+        config: settings for all of them, the paper's by default; architecture and pretrained are each cell's own,
+            and its seed is the config's plus the fold's number.
+        scheme: "paper" draws `folds` independent divisions with the config's `holdout` as the test share;
+            "kfold" makes `folds` disjoint test parts.
+        only: one cell, such as mc3/pretrained/2, whatever `variants` says.
+    """
+
+    variants: Sequence[str]
+    config: TrainConfig = field(default_factory=TrainConfig)
+    scheme: Scheme = "paper"
+    folds: int = 3
+    only: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("scheme", self.scheme, Scheme)
+        if not self.variants:
+            raise ConfigError("cv: expected at least one network and one start, found none.")
+        if len(set(self.variants)) != len(self.variants):
+            raise ConfigError("cv: expected every network and start once.")
+        if not 2 <= self.folds <= 100:
+            raise ConfigError(f"folds: expected 2 to 100, found {self.folds}.")
+        if self.scheme == "paper" and not self.config.holdout:
+            raise ConfigError("holdout: expected a share above 0 for the test parts, found 0.")
+        if self.chosen and self.chosen.fold > self.folds:
+            raise ConfigError(f"cell {self.chosen.name}: expected a fold from 1 to {self.folds}.")
+        if self.chosen:
+            object.__setattr__(self, "variants", (self.chosen.variant,))
+
+    @property
+    def chosen(self) -> Cell | None:
+        return Cell.parse(self.only) if self.only else None
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Fold by fold, so that after a while all networks can be compared on the folds so far."""
+        if self.chosen:
+            return [self.chosen]
+        return [Cell.parse(f"{name}/{fold}") for fold in range(1, self.folds + 1) for name in self.variants]
+
+    @staticmethod
+    def of(
+        models: Sequence[Architecture] = get_args(Architecture),
+        pretrained: Sequence[bool] = (False,),
+        **settings: Any,
+    ) -> CvPlan:
+        """Every pair of a network and a start.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        for model in models:
+            check_choice("model", model, Architecture)
+        variants = [Cell(model, start, 1).variant for start in pretrained for model in models]
+        return CvPlan(variants=variants, **settings)
+
+    @staticmethod
+    def stored(run: Path, only: str | None = None) -> CvPlan:
+        """All that a folder was begun for.
+
+        Raises:
+            ModelError: it is no cross-validation.
+        """
+        found = read_cv_run(run)
+        variants = [cell.variant for cell in found.cells if cell.fold == 1]
+        return CvPlan(
+            variants=variants, config=found.config, scheme=found.scheme, folds=found.folds, only=only
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CvWatch(Watch):
+    """Attributes:
+    on_cell: called with a cell, its number from 1 and their number; before it is trained with None, after it, or
+        instead of it, with what became of it.
+    """
+
+    on_cell: Callable[[Cell, int, int, State | None], None] = lambda cell, number, total, state: None
+
+
 def cross_validate(
     data: Path,
     out: Path,
+    plan: CvPlan | None = None,
     *,
-    models: Sequence[Architecture] = get_args(Architecture),
-    pretrained: Sequence[bool] = (False,),
-    config: TrainConfig | None = None,
-    scheme: Scheme = "paper",
-    folds: int = 3,
-    only: str | None = None,
     resume: bool = False,
-    weights: Path | None = None,
-    device: Device = "auto",
-    workers: int = 2,
-    on_cell: Callable[[Cell, int, int, State | None], None] = lambda cell, number, total, state: None,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, loss: None,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    machine: Machine | None = None,
+    watch: CvWatch | None = None,
 ) -> CvResult:
     """Train every cell that is not finished yet and that no other process works on.
 
     Args:
         data: folder that `ssclf preprocess` wrote.
         out: new, or of an earlier call with the same data, settings and folds; networks may be added.
-        models, pretrained: networks and starts; every pair of them is trained on every fold.
-        config: settings for all of them, None for the paper's; architecture and pretrained are each cell's own,
-            and its seed is the config's plus the fold's number.
-        scheme: "paper" draws `folds` independent divisions with the config's `holdout` as the test share;
-            "kfold" makes `folds` disjoint test parts.
-        only: one cell, such as mc3/pretrained/2, whatever `models` and `pretrained` say.
-        resume: go on with all that `out` was begun for; networks, settings and folds are its own.
-        weights: Kinetics-400 weights instead of those found on this machine, where one network starts from them.
-        on_cell: called with a cell, its number from 1 and their number; before it is trained with None, after
-            it, or instead of it, with what became of it.
-        on_step, on_epoch: see `train`.
+        plan: None for the paper's networks and settings.
+        resume: go on with all that `out` was begun for; of the plan only `only` counts.
 
     Raises:
         SsclfError: data, settings or folder cannot be used; with `only` also what stopped that cell.
             Without it, a cell that fails costs itself: see `CvResult.errors`.
     """
-    config = config or TrainConfig()
-    chosen = Cell.parse(only) if only else None
-    wanted = [Cell(model, start, 1) for start in pretrained for model in models]
+    plan, machine, watch = plan or CvPlan.of(), machine or Machine(), watch or CvWatch()
     if resume:
-        stored = read_cv_run(out)
-        config, scheme, folds = stored.config, stored.scheme, stored.folds
-        wanted = [cell for cell in stored.cells if cell.fold == 1]
-    if chosen:
-        wanted = [dataclasses.replace(chosen, fold=1)]
-    if resume or chosen:
-        models = tuple(dict.fromkeys(cell.architecture for cell in wanted))
-        pretrained = tuple(dict.fromkeys(cell.pretrained for cell in wanted))
-    _check(models, pretrained, config, scheme, folds, chosen)
-    if any(pretrained):
-        _check_weights(models, config, weights)
+        plan = CvPlan.stored(out, plan.only)
+    _check_processes()
+    _check_weights(plan, machine.weights)
     cohort = read_prepared_cohort(data)
-    variants = [cell.variant for cell in wanted]
-    splits = _open(data, out, cohort, config, scheme, folds, variants)
+    splits = _open(data, out, cohort, plan)
     audit_confounds(out, data, cohort, splits)
-    cells = [chosen] if chosen else _in_turn(variants, folds)
     states: dict[Cell, State] = {}
     errors: dict[Cell, str] = {}
     interrupted = 0
-    for number, cell in enumerate(cells, 1):
+    for number, cell in enumerate(plan.cells, 1):
 
-        def train_cell(cell: Cell = cell, number: int = number) -> int:
-            on_cell(cell, number, len(cells), None)
-            memory = PeakMemory(device)
-            result = train(
-                data,
-                cell.folder(out),
-                dataclasses.replace(
-                    config,
-                    architecture=cell.architecture,
-                    pretrained=cell.pretrained,
-                    seed=config.seed + cell.fold,
-                ),
-                resume=can_resume(cell.folder(out)),
-                split=splits[cell.fold - 1],
-                weights=weights if cell.pretrained else None,
-                device=device,
-                workers=workers,
-                on_step=on_step,
-                on_epoch=on_epoch,
-            )
-            if not result.interrupted:
-                _write_cost(cell, out, cohort, device, memory)
-            return result.interrupted
+        def work(cell: Cell = cell, number: int = number) -> int:
+            watch.on_cell(cell, number, len(plan.cells), None)
+            split = splits[cell.fold - 1]
+            return _train_cell(cell, data, out, cohort, plan.config, split, machine, watch)
 
         try:
-            states[cell], interrupted = _take(cell, out, train_cell)
+            states[cell], interrupted = _take(cell, out, work)
         except SsclfError as exc:
-            if chosen:
+            if plan.only:
                 raise
             log.error("%s: %s", cell.name, exc)
             states[cell], errors[cell] = "failed", str(exc)
-        on_cell(cell, number, len(cells), states[cell])
+        watch.on_cell(cell, number, len(plan.cells), states[cell])
         if interrupted:
             break
-    if chosen and states[chosen] == "busy":
+    if plan.chosen and states[plan.chosen] == "busy":
         raise OutputError(
-            f"{chosen.folder(out)}: another ssclf process is training this cell; leave it to finish."
+            f"{plan.chosen.folder(out)}: another ssclf process is training this cell; leave it to finish."
         )
     missing = tuple(c for c in planned_cells(read_settings(out)) if not is_finished(c.folder(out)))
     return CvResult(out, states, missing, errors, interrupted)
 
 
-def _in_turn(variants: Sequence[str], folds: int) -> list[Cell]:
-    """Fold by fold, so that after a while all networks can be compared on the folds so far."""
-    return [Cell.parse(f"{variant}/{fold}") for fold in range(1, folds + 1) for variant in variants]
+def _train_cell(
+    cell: Cell,
+    data: Path,
+    out: Path,
+    cohort: PreparedCohort,
+    config: TrainConfig,
+    split: Split,
+    machine: Machine,
+    watch: Watch,
+) -> int:
+    """Train a cell and measure its cost; the signal that stopped it, or 0."""
+    memory = PeakMemory(machine.device)
+    result = train(
+        data,
+        cell.folder(out),
+        dataclasses.replace(
+            config,
+            architecture=cell.architecture,
+            pretrained=cell.pretrained,
+            seed=config.seed + cell.fold,
+        ),
+        resume=can_resume(cell.folder(out)),
+        split=split,
+        machine=machine if cell.pretrained else dataclasses.replace(machine, weights=None),
+        watch=watch,
+    )
+    if not result.interrupted:
+        _measure_cost(cell, out, cohort, machine.device, memory)
+    return result.interrupted
 
 
 def _take(cell: Cell, out: Path, work: Callable[[], int]) -> tuple[State, int]:
     """Do a cell's work unless it is done or another process is at it."""
     folder = cell.folder(out)
-    if is_finished(folder) and (folder / COST).is_file():
+    if is_finished(folder) and has_cost(folder):
         return "finished", 0
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / LOCK) as ours:
         if not ours:
             return "busy", 0
-        if is_finished(folder) and (folder / COST).is_file():
+        if is_finished(folder) and has_cost(folder):  # by another process, meanwhile
             return "finished", 0
         interrupted = work()
     return ("interrupted" if interrupted else "trained"), interrupted
 
 
-def _check(
-    models: Sequence[Architecture],
-    pretrained: Sequence[bool],
-    config: TrainConfig,
-    scheme: Scheme,
-    folds: int,
-    only: Cell | None,
-) -> None:
-    check_choice("scheme", scheme, Scheme)
-    for model in models:
-        check_choice("model", model, Architecture)
-    if not models or not pretrained:
-        raise ConfigError("cv: expected at least one network and one start, found none.")
-    if len(set(models)) != len(models) or len(set(pretrained)) != len(pretrained):
-        raise ConfigError("cv: expected every network and start once.")
-    if not 2 <= folds <= 100:
-        raise ConfigError(f"folds: expected 2 to 100, found {folds}.")
-    if only and only.fold > folds:
-        raise ConfigError(f"cell {only.name}: expected a fold from 1 to {folds}.")
-    if scheme == "paper" and not config.holdout:
-        raise ConfigError("holdout: expected a share above 0 for the test parts, found 0.")
+def _check_processes() -> None:
     if (processes := process_count()) > 1:
         raise ConfigError(
             f"cv: expected one process a cell, found {processes} that were started together; start each on its own "
@@ -236,32 +269,25 @@ def _check(
         )
 
 
-def _check_weights(models: Sequence[Architecture], config: TrainConfig, weights: Path | None) -> None:
+def _check_weights(plan: CvPlan, weights: Path | None) -> None:
     """Miss a weights file now, not after a day of training."""
+    cells = [Cell.parse(f"{variant}/1") for variant in plan.variants]
+    models = list(dict.fromkeys(cell.architecture for cell in cells if cell.pretrained))
     if weights and len(models) > 1:
         raise ConfigError(
             "weights: one file fits one network; import the others with `ssclf weights import` instead."
         )
     for model in models:
         network = build_network(model, channels=1, classes=2)
-        load_pretrained(network, model, stem=config.stem, path=weights)
+        load_pretrained(network, model, stem=plan.config.stem, path=weights)
 
 
-def _open(
-    data: Path,
-    out: Path,
-    cohort: PreparedCohort,
-    config: TrainConfig,
-    scheme: Scheme,
-    folds: int,
-    variants: Sequence[str],
-) -> list[Split]:
+def _open(data: Path, out: Path, cohort: PreparedCohort, plan: CvPlan) -> list[Split]:
     """The folds: drawn by the first process, read and compared by all others."""
     values = {
-        "format": FORMAT,
-        "config": {k: v for k, v in config_to_dict(config).items() if k not in _PER_CELL},
-        "scheme": scheme,
-        "folds": folds,
+        "config": {k: v for k, v in config_to_dict(plan.config).items() if k not in _PER_CELL},
+        "scheme": plan.scheme,
+        "folds": plan.folds,
         "class_names": list(cohort.class_names),
         "preprocess": config_to_dict(cohort.preprocess),
         "synthetic": cohort.synthetic,
@@ -275,22 +301,21 @@ def _open(
     except OSError as exc:
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
     with lock(out / LOCK, wait=True):
-        path = out / SPLITS
-        if (out / CV).is_file():
+        if is_cv_run(out):
             stored = read_settings(out)
             _compare(out, stored, values)
-            values = {**stored, "variants": list(dict.fromkeys([*stored["variants"], *variants]))}
-            splits = splits_from_json(path.read_text("utf-8"), str(path), [s.key for s in cohort.samples])
+            values = {**stored, "variants": list(dict.fromkeys([*stored["variants"], *plan.variants]))}
+            splits = read_folds(out, [s.key for s in cohort.samples])
         else:
-            if (out / CONFIG).is_file() or any(out.glob("*/checkpoints")):
+            if holds_training_run(out):
                 raise OutputError(f"{out}: holds a training run; choose another --out.")
-            values["variants"] = list(variants)
-            splits = _draw(cohort, config, scheme, folds)
-            write_whole(path, splits_to_json(splits))
+            values["variants"] = list(plan.variants)
+            splits = _draw(cohort, plan)
+            write_folds(out, splits)
         for split in splits:
             check_leakage(split, cohort.subjects)
             check_leakage(split, {s.key: s.voxels or s.key for s in cohort.samples}, "voxels")
-        write_whole(out / CV, json.dumps(values, indent=2) + "\n")
+        write_settings(out, values)
     return splits
 
 
@@ -311,12 +336,12 @@ def _compare(out: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
         )
 
 
-def _draw(cohort: PreparedCohort, config: TrainConfig, scheme: Scheme, folds: int) -> list[Split]:
-    subjects, labels = cohort.subjects, cohort.labels
-    if scheme == "paper":
-        splits = holdout_splits(subjects, labels, share=config.holdout, count=folds, seed=config.seed)
+def _draw(cohort: PreparedCohort, plan: CvPlan) -> list[Split]:
+    subjects, labels, config = cohort.subjects, cohort.labels, plan.config
+    if plan.scheme == "paper":
+        splits = holdout_splits(subjects, labels, share=config.holdout, count=plan.folds, seed=config.seed)
     else:
-        splits = disjoint_folds(subjects, labels, count=folds, seed=config.seed)
+        splits = disjoint_folds(subjects, labels, count=plan.folds, seed=config.seed)
     if config.validation:
         splits = [
             cut_validation(split, subjects, labels, share=config.validation, seed=config.seed + number)
@@ -325,11 +350,11 @@ def _draw(cohort: PreparedCohort, config: TrainConfig, scheme: Scheme, folds: in
     return splits
 
 
-def _write_cost(cell: Cell, out: Path, cohort: PreparedCohort, device: Device, memory: PeakMemory) -> None:
+def _measure_cost(cell: Cell, out: Path, cohort: PreparedCohort, device: Device, memory: PeakMemory) -> None:
     """Training cost of this cell, and what a forward pass costs on the same volume for every cell."""
     peak = memory.megabytes
     some = [read_written(sample.path).data for sample in sorted(cohort.samples, key=lambda s: s.key)[:9]]
     middle = sorted(some, key=lambda volume: volume.size)[len(some) // 2]
     cost = measure_cost(cell.architecture, middle, classes=len(cohort.class_names), device=device)
     values = {**dataclasses.asdict(cost), "peak_training_mb": peak, "peak_of": memory.what}
-    write_whole(cell.folder(out) / COST, json.dumps(values, indent=2) + "\n")
+    write_cost(cell.folder(out), values)

@@ -24,7 +24,7 @@ from ssclf.io.workers import run_in_processes
 from ssclf.workflows.export import export_run
 from ssclf.workflows.predict import PredictSummary, predict
 from ssclf.workflows.preprocess import preprocess_cohort
-from ssclf.workflows.train import train
+from ssclf.workflows.train import Machine, Watch, train
 
 BUNDLE = "synthetic-demo"
 MANIFEST = "synthetic-training-volumes.csv"
@@ -92,7 +92,7 @@ def run_demo(
     preprocess_cohort([out / MANIFEST], data, PREPROCESS, workers=workers)
     on_stage(f"training {TRAIN.architecture} from scratch (ssclf train)")
     config = replace(TRAIN, seed=seed, epochs=epochs)
-    train(data, out / "run", config, workers=0, on_epoch=on_epoch)
+    train(data, out / "run", config, machine=Machine(workers=0), watch=Watch(on_epoch=on_epoch))
     on_stage("exporting (ssclf export)")
     bundle = export_run(out / "run", out / "exported" / BUNDLE)
     on_stage("classifying the held-out volumes (ssclf predict)")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ssclf.config import PreprocessConfig, check_choice, config_from_dict
+from ssclf.config import check_choice
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
-from ssclf.io.records.training_run import CHOSEN, CONFIG, PROVENANCE, read_config
+from ssclf.io.records.training_run import (
+    CHOSEN,
+    CONFIG,
+    PROVENANCE,
+    RunRecord,
+    is_finished,
+    read_config,
+    read_record,
+)
 from ssclf.learning.checkpoints import load_checkpoint
 from ssclf.learning.exporting import PLANAR, export_onnx, export_torchscript, export_versions
 from ssclf.learning.extraction_export import cached_brain_extraction
@@ -29,26 +37,39 @@ CARD = "MODEL_CARD.md"
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What a bundle is made of.
+
+    Attributes:
+        precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
+            TorchScript keeps 32 bits.
+        brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
+        replace: put it in the place of a bundle that is there already.
+    """
+
+    formats: Sequence[Format] = ("onnx", "torchscript")
+    precision: ExportPrecision = "fp32"
+    brain_extraction: bool = True
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise ConfigError("format: expected onnx, torchscript or both, found none.")
+        for name in self.formats:
+            check_choice("format", name, Format)
+        check_choice("precision", self.precision, ExportPrecision)
+
+
 def export_run(
-    run: Path,
-    out: Path,
-    *,
-    formats: Sequence[Format] = ("onnx", "torchscript"),
-    precision: ExportPrecision = "fp32",
-    brain_extraction: bool = True,
-    replace: bool = False,
-    provenance: Mapping[str, Any] | None = None,
+    run: Path, out: Path, config: ExportConfig | None = None, *, record: RunRecord | None = None
 ) -> Path:
     """Export the chosen weights of a run.
 
     Args:
         run: folder that `ssclf train` wrote.
         out: the bundle's folder; its name becomes the model's. It appears whole, after every check.
-        precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
-            TorchScript keeps 32 bits.
-        brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
-        replace: put it in the place of a bundle that is there already.
-        provenance: what to say of the model instead of the run's own `provenance.json`.
+        record: what to say of the model instead of the run's own.
 
     Returns:
         `out`.
@@ -59,37 +80,15 @@ def export_run(
         OutputError: `out` exists.
         MissingDependencyError: brain extraction is asked for and deepbet is not installed.
     """
-    if not formats:
-        raise ConfigError("format: expected onnx, torchscript or both, found none.")
-    for name in formats:
-        check_choice("format", name, Format)
-    check_choice("precision", precision, ExportPrecision)
-    if out.exists() and not (replace and (out / SPEC).is_file()):
+    config = config or ExportConfig()
+    if out.exists() and not (config.replace and (out / SPEC).is_file()):
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
-    network, spec = read_run(run, name=out.name, provenance=provenance)
-    channels = len(spec.preprocess.contrasts)
-    metadata = {SPEC: spec.to_json()}
+    network, spec = read_run(run, name=out.name, record=record)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         partial.chmod(0o755)
-        (partial / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
-        if "onnx" in formats:
-            export_onnx(
-                network,
-                channels,
-                partial / ONNX,
-                metadata,
-                planar=spec.architecture in PLANAR,
-                half=precision == "fp16",
-            )
-        if "torchscript" in formats:
-            export_torchscript(network, channels, partial / TORCHSCRIPT, metadata)
-        if brain_extraction:
-            for path in cached_brain_extraction():
-                shutil.copyfile(path, partial / path.name)
-        (partial / CARD).write_text(write_model_card(spec), "utf-8")
-        write_checksums(partial)
+        _fill(partial, network, spec, config)
         open_bundle(partial)
         if out.exists():
             shutil.rmtree(out)
@@ -99,31 +98,46 @@ def export_run(
     return out
 
 
-def read_run(
-    run: Path, *, name: str, provenance: Mapping[str, Any] | None = None
-) -> tuple[VolumeNetwork, ModelSpec]:
+def _fill(folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportConfig) -> None:
+    """Put every file of a bundle into its folder, each network behind the parity gate."""
+    channels = len(spec.preprocess.contrasts)
+    metadata = {SPEC: spec.to_json()}
+    (folder / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
+    if "onnx" in config.formats:
+        planar, half = spec.architecture in PLANAR, config.precision == "fp16"
+        export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
+    if "torchscript" in config.formats:
+        export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)
+    if config.brain_extraction:
+        for path in cached_brain_extraction():
+            shutil.copyfile(path, folder / path.name)
+    (folder / CARD).write_text(write_model_card(spec), "utf-8")
+    write_checksums(folder)
+
+
+def read_run(run: Path, *, name: str, record: RunRecord | None = None) -> tuple[VolumeNetwork, ModelSpec]:
     """The network of a finished run, in eval mode, and what is known about it.
 
     Raises:
         ModelError: the run is missing, unfinished or damaged.
     """
     config = read_config(run)
-    if not (run / CHOSEN).is_file() or not (run / PROVENANCE).is_file():
+    if not (run / CHOSEN).is_file() or not is_finished(run):
         raise ModelError(
             f"{run}: expected a finished run, found one that was interrupted; go on with `ssclf train --resume`."
         )
+    record = record or read_record(run)
     try:
-        values = provenance or json.loads((run / PROVENANCE).read_text("utf-8"))
         spec = ModelSpec(
             name=name,
             architecture=config.architecture,
-            class_names=tuple(values["class_names"]),
-            preprocess=config_from_dict(PreprocessConfig, values["preprocess"]),
-            temperature=float(values["calibration"]["temperature"]),
-            training=values["training"],
-            versions={**values["versions"], **export_versions()},
+            class_names=record.class_names,
+            preprocess=record.preprocess,
+            temperature=record.calibration.temperature,
+            training=record.training.to_dict(),
+            versions={**record.versions, **export_versions()},
         )
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
+    except ConfigError as exc:
         raise ModelError(f"{run / PROVENANCE}: expected what a run came from, found {exc!r}.") from exc
     network = build_network(
         config.architecture,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -16,16 +13,15 @@ from ssclf.config import TrainConfig, config_to_dict
 from ssclf.domain.comparison import mean_and_sd, pool
 from ssclf.domain.metrics import score_predictions
 from ssclf.domain.network_scores import Network
+from ssclf.domain.provenance import Calibration
 from ssclf.domain.scores import softmax
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import Cell, CvRun, read_cv_run, read_settings, summarise
 from ssclf.io.records.preprocessed import fingerprint, read_prepared_cohort
-from ssclf.io.records.training_run import PROVENANCE, EpochRecord, can_resume
-from ssclf.learning.loops import Device
-from ssclf.workflows.cross_validate import LOCK
-from ssclf.workflows.export import ExportPrecision, Format, export_run
-from ssclf.workflows.train import train
+from ssclf.io.records.training_run import LOCK, RunRecord, can_resume, is_finished, read_record
+from ssclf.workflows.export import ExportConfig, export_run
+from ssclf.workflows.train import Machine, Watch, train
 
 REFIT = "refit"
 
@@ -44,19 +40,13 @@ class CvExport:
 def export_cv(
     run: Path,
     out: Path,
+    config: ExportConfig | None = None,
     *,
     network: str | None = None,
     per_fold: bool = False,
-    formats: Sequence[Format] = ("onnx", "torchscript"),
-    precision: ExportPrecision = "fp32",
-    brain_extraction: bool = True,
-    replace: bool = False,
     data: Path | None = None,
-    weights: Path | None = None,
-    device: Device = "auto",
-    workers: int = 2,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, loss: None,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    machine: Machine | None = None,
+    watch: Watch | None = None,
 ) -> CvExport:
     """Make bundles that carry the temperature and the scores of the out-of-fold predictions.
 
@@ -67,8 +57,6 @@ def export_cv(
         per_fold: export the trained folds, to be averaged by `predict`, instead of training on everything for
             as many epochs as the folds chose in the middle.
         data: the preprocessed folder, where it is not any more where the cross-validation found it.
-        formats, precision, brain_extraction, replace: see `export_run`.
-        weights, device, workers, on_step, on_epoch: see `train`.
 
     Raises:
         ModelError: folds of the network are missing.
@@ -79,9 +67,7 @@ def export_cv(
     ours = _choose(found, network)
     if not per_fold:
         folder = run / REFIT / ours.name.replace("/", "-")
-        interrupted = _refit(
-            found, ours, folder, data or found.data, weights, device, workers, on_step, on_epoch
-        )
+        interrupted = _refit(found, ours, folder, data or found.data, machine or Machine(), watch or Watch())
         if interrupted:
             return CvExport((), interrupted)
         sources: dict[Path, tuple[Path, int | None]] = {out: (folder, None)}
@@ -91,15 +77,7 @@ def export_cv(
             for fold in ours.folds
         }
     for bundle, (folder, fold) in sources.items():
-        export_run(
-            folder,
-            bundle,
-            formats=formats,
-            precision=precision,
-            brain_extraction=brain_extraction,
-            replace=replace,
-            provenance=_provenance(found, ours, folder, fold),
-        )
+        export_run(folder, bundle, config, record=_record(found, ours, folder, fold))
     return CvExport(tuple(sources))
 
 
@@ -121,17 +99,8 @@ def _choose(run: CvRun, name: str | None) -> Network:
     return networks[str(name)]
 
 
-def _refit(
-    run: CvRun,
-    network: Network,
-    folder: Path,
-    data: Path,
-    weights: Path | None,
-    device: Device,
-    workers: int,
-    on_step: Callable[[int, int, int, float], None],
-    on_epoch: Callable[[EpochRecord], None],
-) -> int:
+def _refit(run: CvRun, network: Network, folder: Path, data: Path, machine: Machine, watch: Watch) -> int:
+    """Train on everything, unless that is done; the signal that stopped it, or 0."""
     cohort = read_prepared_cohort(data)
     if fingerprint(cohort) != read_settings(run.folder)["volumes"]:
         raise DatasetError(
@@ -141,18 +110,15 @@ def _refit(
     with lock(folder / LOCK) as free:
         if not free:
             raise ModelError(f"{folder}: another ssclf process is training it; wait for it.")
-        if (folder / PROVENANCE).is_file():
+        if is_finished(folder):
             return 0
         result = train(
             data,
             folder,
             _refit_config(run, network),
             resume=can_resume(folder),
-            weights=weights,
-            device=device,
-            workers=workers,
-            on_step=on_step,
-            on_epoch=on_epoch,
+            machine=machine,
+            watch=watch,
         )
     return result.interrupted
 
@@ -160,7 +126,7 @@ def _refit(
 def _refit_config(run: CvRun, network: Network) -> TrainConfig:
     """Nothing is held out, so nothing can choose the epoch: as many as the folds took in the middle."""
     cell = Cell.parse(f"{network.name}/1")
-    chosen = [result.training["chosen_epoch"] for result in run.of(network.name).values()]
+    chosen = [result.training.chosen_epoch for result in run.of(network.name).values()]
     return dataclasses.replace(
         run.config,
         architecture=cell.architecture,
@@ -172,19 +138,17 @@ def _refit_config(run: CvRun, network: Network) -> TrainConfig:
     )
 
 
-def _provenance(run: CvRun, network: Network, folder: Path, fold: int | None) -> dict[str, Any]:
+def _record(run: CvRun, network: Network, folder: Path, fold: int | None) -> RunRecord:
     """What the run says of itself, with the temperature and the scores of the cross-validation."""
-    values: dict[str, Any] = json.loads((folder / PROVENANCE).read_text("utf-8"))
-    folds = list(network.folds.values())
-    everything = pool(folds)
+    record = read_record(folder)
+    everything = pool(list(network.folds.values()))
     calibrated = np.concatenate(
         [softmax(f.logits, network.temperatures[number]) for number, f in network.folds.items()]
     )
-    names = network.class_names
     scores = {
         "out-of-fold": {
             "raw": network.pooled.to_dict(),
-            "calibrated": score_predictions(everything.targets, calibrated, names).to_dict(),
+            "calibrated": score_predictions(everything.targets, calibrated, network.class_names).to_dict(),
         }
     }
     if fold is not None:
@@ -194,16 +158,14 @@ def _provenance(run: CvRun, network: Network, folder: Path, fold: int | None) ->
             "calibrated": network.calibrated[index].to_dict(),
         }
     mean, sd = mean_and_sd([metrics.macro_f1 for metrics in network.raw])
-    calibration = {
-        "temperature": network.temperature,
-        "fitted_on": "out-of-fold",
-        "volumes": len(everything.keys),
-    }
-    training = {
-        **values["training"],
-        "calibration": calibration,
-        "scores": scores,
-        "cross_validation": {
+    calibration = Calibration(
+        temperature=network.temperature, fitted_on="out-of-fold", volumes=len(everything.keys)
+    )
+    training = dataclasses.replace(
+        record.training,
+        calibration=calibration,
+        scores=scores,
+        cross_validation={
             "scheme": run.scheme,
             "folds": run.folds,
             "fold": fold,
@@ -212,5 +174,5 @@ def _provenance(run: CvRun, network: Network, folder: Path, fold: int | None) ->
             "config": config_to_dict(run.config),
             "macro_f1": {"mean": mean, "sd": sd},
         },
-    }
-    return {**values, "calibration": calibration, "training": training}
+    )
+    return dataclasses.replace(record, calibration=calibration, training=training)

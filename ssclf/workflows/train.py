@@ -1,20 +1,18 @@
 """`ssclf train`: a folder of preprocessed volumes in, a run folder out.
 
-A run folder holds `config.json`, `split.json`, `metrics.csv` (a row per epoch), `checkpoints/last.pt` (to go on
-from), `checkpoints/chosen.pt` (the weights that `ssclf export` takes), `tensorboard/`, `curves.png`,
-`predictions.csv` (of volumes that did not fit the weights), `features.npz` and `provenance.json`.
+`io.records.training_run` says what is in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
-import json
 import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,36 +22,34 @@ import numpy as np
 from ssclf import __version__
 from ssclf.config import TrainConfig, config_to_dict
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
+from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.scores import softmax
-from ssclf.domain.splits import (
-    Split,
-    check_leakage,
-    cut_validation,
-    holdout_splits,
-    splits_from_json,
-    splits_to_json,
-)
+from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.files import write_whole
 from ssclf.io.records.preprocessed import PreparedCohort, Sample, read_prepared_cohort
-from ssclf.io.records.tables import write_numbers
 from ssclf.io.records.training_run import (
     CHOSEN,
     CONFIG,
-    EPOCHS,
+    CURVES,
+    EVENTS,
+    FEATURES,
     LAST,
-    PREDICTIONS,
-    PROVENANCE,
     SPLIT,
     EpochRecord,
+    RunRecord,
+    VolumePrediction,
     read_config,
+    read_split,
+    write_beginning,
     write_epochs,
+    write_predictions,
+    write_record,
 )
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
-from ssclf.learning.networks import build_network
+from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
@@ -85,6 +81,33 @@ class TrainResult:
     interrupted: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a training runs on; the numbers do not depend on it, `weights` aside.
+
+    Attributes:
+        workers: processes that read and augment volumes; 0 does so in the one that trains.
+        weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+    """
+
+    device: Device = "auto"
+    workers: int = 2
+    weights: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told of a training while it runs.
+
+    Attributes:
+        on_step: called with epoch (from 1), steps done in it, steps in it and its mean loss so far.
+        on_epoch: called after every epoch.
+    """
+
+    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, loss: None
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None
+
+
 def train(
     data: Path,
     out: Path,
@@ -92,12 +115,9 @@ def train(
     *,
     resume: bool = False,
     split: Split | None = None,
-    weights: Path | None = None,
     start: Start | None = None,
-    device: Device = "auto",
-    workers: int = 2,
-    on_step: Callable[[int, int, int, float], None] = lambda epoch, step, steps, loss: None,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    machine: Machine | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Train a network.
 
@@ -105,23 +125,54 @@ def train(
         data: folder that `ssclf preprocess` wrote.
         out: the run folder; new, or with `resume` the one to go on with.
         split: who trains and who tests; None draws it as the config says.
-        weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
         start: trained network to go on from; subjects that trained it stay in training, since a score on them says
             nothing.
-        workers: processes that read and augment volumes; 0 does so in this one.
-        on_step: called with epoch (from 1), steps done in it, steps in it and its mean loss so far.
-        on_epoch: called after every epoch.
 
     Raises:
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
+    machine, watch = machine or Machine(), watch or Watch()
     cohort = read_prepared_cohort(data)
     split = _open_run(out, cohort, config, split, start, resume=resume)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
-    fabric = start_fabric(config, device)
+    fabric = start_fabric(config, machine.device)
     main = fabric.global_rank == 0
     seed_everything(config.seed)
+    begun = resume and (out / LAST).is_file()
+    network, progress = _build(cohort, config, None if begun else start, machine.weights, begun=begun)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
+    with contextlib.closing(
+        Trainer(fabric, network, config, cohort, parts["train"], workers=machine.workers)
+    ) as trainer:
+        if begun:
+            state = load_checkpoint(out / LAST)
+            trainer.load_state_dict(state["trainer"])
+            progress.load_state_dict(state["progress"])
+        elif start and main:  # to go on after a kill must not need the other model again
+            _save(trainer, progress, out)
+        if main:
+            write_beginning(out, config, split)
+        with note_signals("saving; run again with --resume to go on") as signals:
+            _run_epochs(trainer, progress, parts["validation"], out, signals, watch)
+        if main:
+            draw_learning_curves([asdict(record) for record in progress.records], out / CURVES)
+        if not progress.finished(config):
+            return TrainResult(
+                out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
+            )
+        if progress.best is not None:
+            network.load_state_dict(progress.best)
+        return _finish(trainer, progress, cohort, parts, out, write=main)
+
+
+def _build(
+    cohort: PreparedCohort, config: TrainConfig, start: Start | None, weights: Path | None, *, begun: bool
+) -> tuple[VolumeNetwork, _Progress]:
+    """The network as a run begins with it; of one that has begun, the checkpoint brings the weights."""
     network = build_network(
         config.architecture,
         channels=len(cohort.preprocess.contrasts),
@@ -129,41 +180,18 @@ def train(
         dropout=config.dropout,
     )
     progress = _Progress()
-    begun = resume and (out / LAST).is_file()
-    if start and not begun:
+    if start:
         adopt_weights(network, config.architecture, start, cohort.class_names)
         progress.started_from, progress.seen = start.describe(), sorted(start.voxels)
     elif config.pretrained and not begun:
         progress.initial_weights = load_pretrained(
             network, config.architecture, stem=config.stem, path=weights
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
-    with contextlib.closing(
-        Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
-    ) as trainer:
-        if begun:
-            state = load_checkpoint(out / LAST)
-            trainer.load_state_dict(state["trainer"])
-            progress.load_state_dict(state["progress"])
-        elif start and main:  # to go on after a kill must not need the other model again
-            save_checkpoint({"trainer": trainer.state_dict(), "progress": progress.state_dict()}, out / LAST)
-        if main:
-            _write_json(out / CONFIG, config_to_dict(config))
-            write_whole(out / SPLIT, splits_to_json([split]))
-        with note_signals("saving; run again with --resume to go on") as signals:
-            _run_epochs(trainer, progress, parts["validation"], out, signals, on_step, on_epoch)
-        if main:
-            draw_learning_curves([asdict(record) for record in progress.records], out / "curves.png")
-        if not progress.finished(config):
-            return TrainResult(
-                out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
-            )
-        if progress.best is not None:
-            network.load_state_dict(progress.best)
-        return _score(trainer, progress, cohort, parts, out, write=main)
+    return network, progress
+
+
+def _save(trainer: Trainer, progress: _Progress, out: Path) -> None:
+    save_checkpoint({"trainer": trainer.state_dict(), "progress": progress.state_dict()}, out / LAST)
 
 
 class _Progress:
@@ -218,18 +246,17 @@ def _run_epochs(
     validation: list[Sample],
     out: Path,
     signals: list[int],
-    on_step: Callable[[int, int, int, float], None],
-    on_epoch: Callable[[EpochRecord], None],
+    watch: Watch,
 ) -> None:
     """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards."""
     main = trainer.fabric.global_rank == 0
-    events = open_event_log(out / "tensorboard", len(progress.records) + 1) if main else None
+    events = open_event_log(out / EVENTS, len(progress.records) + 1) if main else None
     saved = time.monotonic()
     while not progress.finished(trainer.config):
         epoch = trainer.epoch + 1
 
         def report(step: int, loss: float, epoch: int = epoch) -> None:
-            on_step(epoch, step, trainer.steps_per_epoch, loss)
+            watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
 
         result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
         if result.finished:
@@ -246,12 +273,11 @@ def _run_epochs(
                 for field in fields(record)[1:]:
                     if (value := getattr(record, field.name)) is not None:
                         events.add_scalar(field.name, value, epoch)
-                write_epochs(out / EPOCHS, progress.records)
-                on_epoch(record)
+                write_epochs(out, progress.records)
+                watch.on_epoch(record)
         over = progress.finished(trainer.config) or bool(signals)
         if main and (over or time.monotonic() - saved > SAVE_INTERVAL_S):
-            state = {"trainer": trainer.state_dict(), "progress": progress.state_dict()}
-            save_checkpoint(state, out / LAST)
+            _save(trainer, progress, out)
             saved = time.monotonic()
         if signals:
             break
@@ -267,7 +293,7 @@ def _validate(trainer: Trainer, validation: list[Sample]) -> dict[str, float]:
     return {"val_loss": found.loss, "val_accuracy": metrics.accuracy, "val_macro_f1": metrics.macro_f1}
 
 
-def _score(
+def _finish(
     trainer: Trainer,
     progress: _Progress,
     cohort: PreparedCohort,
@@ -277,48 +303,42 @@ def _score(
     write: bool,
 ) -> TrainResult:
     """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
+    names = cohort.class_names
     found = {role: trainer.predict(samples) for role, samples in parts.items() if samples}
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)
-    temperature = fit_temperature(found[role].logits, found[role].targets) if role else 1.0
-    calibration = {"temperature": temperature, "fitted_on": role, "volumes": len(parts[role]) if role else 0}
+    calibration = Calibration(
+        temperature=fit_temperature(found[role].logits, found[role].targets) if role else 1.0,
+        fitted_on=role,
+        volumes=len(parts[role]) if role else 0,
+    )
     scores = {
         part: {
-            "raw": score_predictions(p.targets, softmax(p.logits), cohort.class_names),
-            "calibrated": score_predictions(p.targets, softmax(p.logits, temperature), cohort.class_names),
+            "raw": score_predictions(p.targets, softmax(p.logits), names),
+            "calibrated": score_predictions(p.targets, softmax(p.logits, calibration.temperature), names),
         }
         for part, p in found.items()
         if part != "train"
     }
     if write:
         save_checkpoint({"network": trainer.network.state_dict()}, out / CHOSEN)
-        _write_predictions(out / PREDICTIONS, cohort, parts, found, temperature)
-        np.savez_compressed(
-            out / "features.npz", features=found["train"].features, targets=found["train"].targets
+        write_predictions(out, names, _predictions(cohort, parts, found, calibration.temperature))
+        train = found["train"]
+        np.savez_compressed(out / FEATURES, features=train.features, targets=train.targets)
+        training = dataclasses.replace(
+            _describe(trainer, progress, cohort, parts, calibration),
+            statistics=training_statistics(parts, found),
+            scores={part: {kind: m.to_dict() for kind, m in kinds.items()} for part, kinds in scores.items()},
         )
-        _write_json(
-            out / PROVENANCE,
-            {
-                "class_names": cohort.class_names,
-                "preprocess": config_to_dict(cohort.preprocess),
-                "calibration": calibration,
-                "training": {
-                    **_describe_data(cohort, parts, progress),
-                    "statistics": training_statistics(parts, found),
-                    "config": config_to_dict(trainer.config),
-                    "initial_weights": progress.initial_weights,
-                    "started_from": progress.started_from,
-                    "precision": str(trainer.fabric.strategy.precision.precision),
-                    "epochs": len(progress.records),
-                    "chosen_epoch": progress.best_epoch,
-                    "calibration": calibration,
-                    "scores": {
-                        part: {kind: metrics.to_dict() for kind, metrics in kinds.items()}
-                        for part, kinds in scores.items()
-                    },
-                },
-                "versions": package_versions(),
-            },
+        write_record(
+            out,
+            RunRecord(
+                class_names=names,
+                preprocess=cohort.preprocess,
+                calibration=calibration,
+                training=training,
+                versions=package_versions(),
+            ),
         )
     return TrainResult(
         run=out,
@@ -326,8 +346,8 @@ def _score(
         chosen_epoch=progress.best_epoch,
         # a temperature fitted on the test part would flatter its calibration
         test=scores["test"]["raw" if role == "test" else "calibrated"] if "test" in scores else None,
-        temperature=temperature,
-        calibrated_on=len(parts[role]) if role else 0,
+        temperature=calibration.temperature,
+        calibrated_on=calibration.volumes,
     )
 
 
@@ -356,11 +376,9 @@ def _open_run(
             f"{out}: a run is resumed with the settings it began with; {', '.join(different)} differ. "
             "Leave them out, or start a new run."
         )
-    source = out / SPLIT
-    keys = [sample.key for sample in cohort.samples]
-    (stored_split,) = splits_from_json(source.read_text("utf-8"), str(source), keys)
+    stored_split = read_split(out, [sample.key for sample in cohort.samples])
     if split and split != stored_split:
-        raise DatasetError(f"{source}: the run began with another split; start a new run.")
+        raise DatasetError(f"{out / SPLIT}: the run began with another split; start a new run.")
     return stored_split
 
 
@@ -406,25 +424,37 @@ def _check_parts(cohort: PreparedCohort, parts: dict[str, list[Sample]]) -> None
             raise DatasetError(f"class {name}: expected volumes in the training part, found none.")
 
 
-def _describe_data(
-    cohort: PreparedCohort, parts: dict[str, list[Sample]], progress: _Progress
-) -> dict[str, Any]:
-    """What the bundle says about its data: counts and hashes, never subjects or paths."""
-    return {
-        "synthetic": cohort.synthetic or bool(progress.started_from.get("synthetic")),
-        "settings_hash": cohort.preprocess.hash,
-        "volumes": {
+def _describe(
+    trainer: Trainer,
+    progress: _Progress,
+    cohort: PreparedCohort,
+    parts: dict[str, list[Sample]],
+    calibration: Calibration,
+) -> Provenance:
+    """What the bundle says about its data and training: counts and hashes, never subjects or paths."""
+    train = parts["train"]
+    return Provenance(
+        synthetic=cohort.synthetic or bool(progress.started_from.get("synthetic")),
+        settings_hash=cohort.preprocess.hash,
+        volumes={
             role: dict(zip(cohort.class_names, cohort.counts(samples), strict=True))
             for role, samples in parts.items()
         },
-        "subjects": {role: len({sample.subject for sample in samples}) for role, samples in parts.items()},
-        "sources": _count(sample.source for sample in parts["train"]),
-        "class_sources": {
-            name: _count(s.source for s in parts["train"] if s.label == name) for name in cohort.class_names
+        subjects={role: len({sample.subject for sample in samples}) for role, samples in parts.items()},
+        sources=_count(sample.source for sample in train),
+        class_sources={
+            name: _count(s.source for s in train if s.label == name) for name in cohort.class_names
         },
-        "extraction": _count(sample.extraction for sample in parts["train"]),
-        "voxels": sorted({sample.voxels for sample in parts["train"] if sample.voxels}.union(progress.seen)),
-    }
+        extraction=_count(sample.extraction for sample in train),
+        voxels=tuple(sorted({sample.voxels for sample in train if sample.voxels}.union(progress.seen))),
+        config=config_to_dict(trainer.config),
+        initial_weights=progress.initial_weights,
+        started_from=progress.started_from,
+        precision=str(trainer.fabric.strategy.precision.precision),
+        epochs=len(progress.records),
+        chosen_epoch=progress.best_epoch,
+        calibration=calibration,
+    )
 
 
 def _count(values: Any) -> dict[str, int]:
@@ -438,29 +468,22 @@ def package_versions() -> dict[str, str]:
     return {"ssclf": __version__, "python": platform.python_version(), **found}
 
 
-def _write_predictions(
-    path: Path,
-    cohort: PreparedCohort,
-    parts: dict[str, list[Sample]],
-    found: dict[str, Predictions],
-    temperature: float,
-) -> None:
-    """Calibrated probabilities and raw logits of every volume that did not fit the weights."""
-    names = cohort.class_names
-    columns = ["path", "subject", "source", "part", "label", "prediction"]
-    columns += [f"p_{name}" for name in names] + [f"logit_{name}" for name in names]
-    rows = []
+def _predictions(
+    cohort: PreparedCohort, parts: dict[str, list[Sample]], found: dict[str, Predictions], temperature: float
+) -> Iterator[VolumePrediction]:
+    """Of every volume that did not fit the weights."""
     for role in ("validation", "test"):
         if role not in found:
             continue
         probabilities = softmax(found[role].logits, temperature)
         for sample, p, logits in zip(parts[role], probabilities, found[role].logits, strict=True):
-            numbers = [float(value) for value in (*p, *logits)]
-            rows.append(
-                [sample.key, sample.subject, sample.source, role, sample.label, names[p.argmax()], *numbers]
+            yield VolumePrediction(
+                path=sample.key,
+                subject=sample.subject,
+                source=sample.source,
+                part=role,
+                label=sample.label,
+                prediction=cohort.class_names[p.argmax()],
+                probabilities=tuple(map(float, p)),
+                logits=tuple(map(float, logits)),
             )
-    write_numbers(path, columns, rows)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    write_whole(path, json.dumps(values, indent=2) + "\n")

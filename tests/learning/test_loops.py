@@ -136,11 +136,11 @@ DISTRIBUTED = """
 import sys, torch
 from pathlib import Path
 from ssclf.config import TrainConfig
-from ssclf.workflows.train import train
+from ssclf.workflows.train import Machine, train
 torch.set_num_threads(1)
 config = TrainConfig(epochs=2, learning_rate=1e-3, batch_size=2, holdout=0.25, validation=0.34,
                      precision="32-true", seed=2)
-result = train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", workers=0)
+result = train(Path(sys.argv[1]), Path(sys.argv[2]), config, machine=Machine(device="cpu", workers=0))
 import os
 torch.save({"loss": [r.val_loss for r in result.epochs], "confusion": result.test.confusion},
            Path(sys.argv[2]).with_name(f"rank{os.environ['RANK']}.pt"))

@@ -14,9 +14,9 @@ from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.learning.loops import Predictions
 from ssclf.learning.statistics import training_statistics
-from ssclf.workflows.export import export_run
+from ssclf.workflows.export import ExportConfig, export_run
 from ssclf.workflows.predict import iterate, predict
-from ssclf.workflows.train import train
+from ssclf.workflows.train import Machine, train
 
 
 def predictions(features: np.ndarray) -> Predictions:
@@ -52,15 +52,15 @@ def test_statistics_reach_the_rows_of_predict(preprocessed: Callable[..., Path],
     config = TrainConfig(
         epochs=1, learning_rate=1e-3, batch_size=3, holdout=0.0, precision="32-true", augmentation="none"
     )
-    run = train(data, tmp_path / "run", config, device="cpu", workers=0).run
-    bundle = export_run(run, tmp_path / "with", brain_extraction=False)
+    run = train(data, tmp_path / "run", config, machine=Machine(device="cpu", workers=0)).run
+    bundle = export_run(run, tmp_path / "with", ExportConfig(brain_extraction=False))
     statistics = open_bundle(bundle).spec.training["statistics"]
     assert statistics["features"]["volumes"] == 15
     assert open_bundle(bundle / "model.onnx").spec.training["statistics"] == statistics
     provenance = json.loads((run / "provenance.json").read_text())
     del provenance["training"]["statistics"]
     (run / "provenance.json").write_text(json.dumps(provenance))
-    plain = export_run(run, tmp_path / "without", brain_extraction=False)
+    plain = export_run(run, tmp_path / "without", ExportConfig(brain_extraction=False))
 
     original = read_written(data / "HGG/HGG0.nii.gz")
     phantom = np.select([original.data > 0.5, original.data > 0], [1, 0.01]).astype(np.float32)

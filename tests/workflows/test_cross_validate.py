@@ -26,8 +26,10 @@ from ssclf.io.records.cv_run import Cell, read_cv_run
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.learning.vision import video_models
 from ssclf.reporting.cv_report import write_cv_report
-from ssclf.workflows.cross_validate import CvResult, cross_validate
+from ssclf.workflows.cross_validate import CvPlan, CvResult, CvWatch, cross_validate
+from ssclf.workflows.export import ExportConfig
 from ssclf.workflows.export_cv import export_cv
+from ssclf.workflows.train import Machine
 
 CONFIG = TrainConfig(epochs=2, learning_rate=1e-3, batch_size=2, precision="32-true", augmentation="none")
 FIRST, SECOND = Cell("mc3", False, 1), Cell("mc3", False, 2)
@@ -65,16 +67,17 @@ def write_cohort(folder: Path) -> Path:
     return folder
 
 
+SCRIPT = ExportConfig(formats=("torchscript",), brain_extraction=False)
+
+
 def run(data: Path, out: Path, **options: Any) -> CvResult:
     torch.set_num_threads(1)
-    values: dict[str, Any] = {
-        "models": ("mc3",),
-        "config": CONFIG,
-        "scheme": "kfold",
-        "folds": 2,
-        "workers": 0,
-    }
-    return cross_validate(data, out, device="cpu", **{**values, **options})
+    values: dict[str, Any] = {"models": ("mc3",), "config": CONFIG, "scheme": "kfold", "folds": 2, **options}
+    machine = Machine(device="cpu", workers=0, weights=values.pop("weights", None))
+    told = [name for name in values if name.startswith("on_")]
+    watch = CvWatch(**{name: values.pop(name) for name in told})
+    resume = values.pop("resume", False)
+    return cross_validate(data, out, CvPlan.of(**values), resume=resume, machine=machine, watch=watch)
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +266,9 @@ def test_two_classes_from_kinetics_weights(data: Path, tmp_path: Path) -> None:
         row["class"] for row in rows
     }
     assert not any(row["paper"] for row in rows)
-    options = {"formats": ("onnx",), "brain_extraction": False, "device": "cpu", "workers": 0}
-    (bundle,) = export_cv(out, tmp_path / "two", weights=weights, **options).bundles  # type: ignore[arg-type]
+    onnx = ExportConfig(formats=("onnx",), brain_extraction=False)
+    machine = Machine(device="cpu", workers=0, weights=weights)
+    (bundle,) = export_cv(out, tmp_path / "two", onnx, machine=machine).bundles
     assert open_bundle(bundle).spec.class_names == ("HGG", "LGG")
 
 
@@ -291,9 +295,7 @@ def test_the_divisions_of_the_paper_overlap_and_share_no_subject(data: Path, tmp
 
 
 def test_a_bundle_of_everything_carries_the_folds_scores(data: Path, copy: Path, tmp_path: Path) -> None:
-    exported = export_cv(
-        copy, tmp_path / "all", formats=("torchscript",), brain_extraction=False, device="cpu", workers=0
-    )
+    exported = export_cv(copy, tmp_path / "all", SCRIPT, machine=Machine(device="cpu", workers=0))
     assert exported.bundles == (tmp_path / "all",)
     spec = open_bundle(tmp_path / "all").spec
     training = spec.training
@@ -315,9 +317,7 @@ def test_a_bundle_of_everything_carries_the_folds_scores(data: Path, copy: Path,
 
 
 def test_a_bundle_a_fold_carries_the_same_temperature(copy: Path, tmp_path: Path) -> None:
-    exported = export_cv(
-        copy, tmp_path / "mine", per_fold=True, formats=("torchscript",), brain_extraction=False
-    )
+    exported = export_cv(copy, tmp_path / "mine", SCRIPT, per_fold=True)
     assert [path.name for path in exported.bundles] == ["mine-fold1", "mine-fold2"]
     specs = [open_bundle(path).spec for path in exported.bundles]
     assert specs[0].temperature == specs[1].temperature != 1

@@ -15,8 +15,8 @@ from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.runtime import open_classifier
 from ssclf.learning.exporting import ExportedNetwork, check_parity
 from ssclf.learning.networks import build_network
-from ssclf.workflows.export import export_run, read_run
-from ssclf.workflows.train import train
+from ssclf.workflows.export import ExportConfig, export_run, read_run
+from ssclf.workflows.train import Machine, train
 
 TINY = TrainConfig(
     epochs=1, learning_rate=1e-3, batch_size=3, holdout=0.34, precision="32-true", augmentation="none"
@@ -30,7 +30,7 @@ def finished_run(preprocessed: Callable[..., Path], tmp_path: Path) -> Callable[
     def make(architecture: Architecture) -> Path:
         config = dataclasses.replace(TINY, architecture=architecture)
         data = preprocessed(per_class=3, contrasts=("t1ce",))
-        return train(data, tmp_path / "run", config, device="cpu", workers=0).run
+        return train(data, tmp_path / "run", config, machine=Machine(device="cpu", workers=0)).run
 
     return make
 
@@ -40,7 +40,7 @@ def test_a_bundle_computes_what_the_network_computes(
     architecture: Architecture, finished_run: Callable[[Architecture], Path], tmp_path: Path
 ) -> None:
     run = finished_run(architecture)
-    out = export_run(run, tmp_path / "exported" / "model", brain_extraction=False)
+    out = export_run(run, tmp_path / "exported" / "model", ExportConfig(brain_extraction=False))
     bundle = open_bundle(out)
     network, spec = read_run(run, name="model")
     assert bundle.spec == spec
@@ -73,7 +73,9 @@ def test_half_precision_is_half_the_size_and_close(
     architecture: Architecture, finished_run: Callable[[Architecture], Path], tmp_path: Path
 ) -> None:
     run = finished_run(architecture)
-    out = export_run(run, tmp_path / "half", formats=["onnx"], precision="fp16", brain_extraction=False)
+    out = export_run(
+        run, tmp_path / "half", ExportConfig(formats=["onnx"], precision="fp16", brain_extraction=False)
+    )
     network, _ = read_run(run, name="model")
     weights = sum(parameter.numel() for parameter in network.parameters())
     assert 2 * weights < (out / "model.onnx").stat().st_size < 2.2 * weights
@@ -119,7 +121,9 @@ def test_a_failed_parity_leaves_nothing(
     monkeypatch.setattr("ssclf.learning.exporting.open_session", lambda *arguments: Wrong())
     with pytest.raises(ParityError, match=r"model\.onnx"):
         export_run(
-            finished_run("mc3"), tmp_path / "exported" / "model", formats=["onnx"], brain_extraction=False
+            finished_run("mc3"),
+            tmp_path / "exported" / "model",
+            ExportConfig(formats=["onnx"], brain_extraction=False),
         )
     assert list((tmp_path / "exported").iterdir()) == []
 
@@ -133,9 +137,9 @@ def test_what_cannot_be_exported_is_explained(
     with pytest.raises(OutputError, match="exists already"):
         export_run(run, run)
     with pytest.raises(ConfigError, match="precision"):
-        export_run(run, tmp_path / "model", precision="int8")  # type: ignore[arg-type]
+        ExportConfig(precision="int8")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="format"):
-        export_run(run, tmp_path / "model", formats=[])
+        ExportConfig(formats=[])
     (run / "checkpoints" / "chosen.pt").unlink()
     with pytest.raises(ModelError, match="--resume"):
         export_run(run, tmp_path / "model")

@@ -16,8 +16,8 @@ from ssclf.config import TrainConfig
 from ssclf.errors import LeakageError, ModelError
 from ssclf.io.records.training_run import CHOSEN, PROVENANCE
 from ssclf.learning.checkpoints import load_checkpoint
-from ssclf.workflows.export import export_run, open_start
-from ssclf.workflows.train import TrainResult, train
+from ssclf.workflows.export import ExportConfig, export_run, open_start
+from ssclf.workflows.train import Machine, TrainResult, Watch, train
 
 TINY = TrainConfig(
     epochs=1, learning_rate=1e-3, batch_size=2, holdout=0.34, precision="32-true", augmentation="none", seed=3
@@ -28,7 +28,8 @@ STILL = dataclasses.replace(TINY, learning_rate=1e-9, weight_decay=0)
 
 def run(data: Path, out: Path, config: TrainConfig, **options: object) -> TrainResult:
     torch.set_num_threads(1)
-    return train(data, out, config, device="cpu", workers=0, **options)  # type: ignore[arg-type]
+    watch = Watch(**{name: options.pop(name) for name in ("on_step", "on_epoch") if name in options})
+    return train(data, out, config, machine=Machine(device="cpu", workers=0), watch=watch, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])
@@ -39,7 +40,9 @@ def test_a_run_begins_where_another_ended(
     first = run(data, tmp_path / "first", TINY).run
     source = first
     if kind == "bundle":
-        source = export_run(first, tmp_path / "bundle", formats=("torchscript",), brain_extraction=False)
+        source = export_run(
+            first, tmp_path / "bundle", ExportConfig(formats=("torchscript",), brain_extraction=False)
+        )
     # another class in the place of one: its row of the last layer is new, the others are kept by name
     other = preprocessed(labels=("LGG", "healthy", "metastasis"), name="other")
     second = run(other, tmp_path / "second", STILL, start=open_start(source)).run
@@ -56,7 +59,10 @@ def test_a_run_begins_where_another_ended(
     )
     assert training["started_from"]["name"] == source.name and training["started_from"]["synthetic"] is True
     assert set(parent["voxels"]) < set(training["voxels"]), "predict must know the volumes of both"
-    card = export_run(second, tmp_path / "card", formats=("onnx",), brain_extraction=False) / "MODEL_CARD.md"
+    card = (
+        export_run(second, tmp_path / "card", ExportConfig(formats=("onnx",), brain_extraction=False))
+        / "MODEL_CARD.md"
+    )
     assert f"the weights of {source.name}" in card.read_text()
 
 

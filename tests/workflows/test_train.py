@@ -17,7 +17,7 @@ import torch
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
-from ssclf.workflows.train import TrainResult, train
+from ssclf.workflows.train import Machine, TrainResult, Watch, train
 
 TINY = TrainConfig(
     architecture="mc3",
@@ -33,7 +33,8 @@ TINY = TrainConfig(
 
 def run(data: Path, out: Path, config: TrainConfig = TINY, **options: Any) -> TrainResult:
     torch.set_num_threads(1)
-    return train(data, out, config, device="cpu", workers=0, **options)
+    watch = Watch(**{name: options.pop(name) for name in ("on_step", "on_epoch") if name in options})
+    return train(data, out, config, machine=Machine(device="cpu", workers=0), watch=watch, **options)
 
 
 def test_a_run_leaves_its_files_and_scores_what_it_held_out(
@@ -114,7 +115,13 @@ def test_no_process_that_read_volumes_is_left(preprocessed: Callable[..., Path],
     torch.set_num_threads(1)
     before = set(multiprocessing.active_children())
     config = dataclasses.replace(TINY, epochs=1)
-    train(preprocessed(), tmp_path / "run", config, device="cpu", workers=2, on_step=leave_one)
+    train(
+        preprocessed(),
+        tmp_path / "run",
+        config,
+        machine=Machine(device="cpu", workers=2),
+        watch=Watch(on_step=leave_one),
+    )
     assert set(multiprocessing.active_children()) <= before and not stubborn[0].is_alive()
 
 
@@ -179,11 +186,11 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from ssclf.config import TrainConfig
-from ssclf.workflows.train import train
+from ssclf.workflows.train import Machine, Watch, train
 torch.set_num_threads(1)
 config = TrainConfig(epochs=50, learning_rate=1e-3, batch_size=2, holdout=0.25, precision="32-true")
-result = train(Path(sys.argv[1]), Path(sys.argv[2]), config, device="cpu", workers=2,
-               on_step=lambda epoch, step, steps, loss: print(epoch, step, flush=True))
+result = train(Path(sys.argv[1]), Path(sys.argv[2]), config, machine=Machine(device="cpu", workers=2),
+               watch=Watch(on_step=lambda epoch, step, steps, loss: print(epoch, step, flush=True)))
 print("interrupted", result.interrupted, flush=True)
 """
 

@@ -8,10 +8,9 @@ cells/mc3/scratch/1/     a run folder as `ssclf train` leaves it, and cost.json
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,9 +22,18 @@ from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_fro
 from ssclf.domain.comparison import FoldPredictions, cross_fitted_temperatures, pool
 from ssclf.domain.metrics import fit_temperature
 from ssclf.domain.network_scores import Network
+from ssclf.domain.provenance import Provenance
+from ssclf.domain.splits import Split, splits_from_json, splits_to_json
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.records.tables import undefuse
-from ssclf.io.records.training_run import EPOCHS, PREDICTIONS, PROVENANCE, RUNS
+from ssclf.io.files import write_json, write_whole
+from ssclf.io.records.training_run import (
+    CONFIG,
+    RUNS,
+    is_finished,
+    read_epochs,
+    read_predictions,
+    read_record,
+)
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
 FORMAT = 1
@@ -89,7 +97,7 @@ class FoldResult:
     targets: NDArray[np.int64]
     logits: NDArray[np.float64]
     epochs: tuple[Mapping[str, float | None], ...]
-    training: Mapping[str, Any]
+    training: Provenance
     cost: Mapping[str, Any]
 
 
@@ -163,16 +171,53 @@ def read_settings(run: Path) -> dict[str, Any]:
     return values
 
 
+def write_settings(run: Path, values: Mapping[str, Any]) -> None:
+    write_json(run / CV, {"format": FORMAT, **values})
+
+
+def read_folds(run: Path, keys: Sequence[str]) -> list[Split]:
+    """The folds, of the volumes with these keys.
+
+    Raises:
+        DatasetError: they are of other volumes.
+    """
+    path = run / SPLITS
+    return splits_from_json(path.read_text("utf-8"), str(path), keys)
+
+
+def write_folds(run: Path, folds: Sequence[Split]) -> None:
+    write_whole(run / SPLITS, splits_to_json(folds))
+
+
+def read_audit(run: Path) -> dict[str, Any] | None:
+    """The content of `audit.json`, None without one."""
+    path = run / AUDIT
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def write_audit(run: Path, findings: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
+    write_json(run / AUDIT, {"findings": list(findings), "warnings": list(warnings)})
+
+
+def has_cost(cell_folder: Path) -> bool:
+    """Whether a cell is done: what it costs is measured once it is trained."""
+    return (cell_folder / COST).is_file()
+
+
+def write_cost(cell_folder: Path, values: Mapping[str, Any]) -> None:
+    write_json(cell_folder / COST, dict(values))
+
+
+def holds_training_run(folder: Path) -> bool:
+    """Whether something else than a cross-validation was trained here."""
+    return (folder / CONFIG).is_file() or any(folder.glob("*/checkpoints"))
+
+
 def planned_cells(settings: Mapping[str, Any]) -> tuple[Cell, ...]:
     folds = range(1, settings["folds"] + 1)
     return tuple(
         sorted(Cell.parse(f"{variant}/{fold}") for variant in settings["variants"] for fold in folds)
     )
-
-
-def is_finished(cell_folder: Path) -> bool:
-    """`provenance.json` is the last file that training writes."""
-    return (cell_folder / PROVENANCE).is_file()
 
 
 def read_cv_run(run: Path) -> CvRun:
@@ -185,7 +230,6 @@ def read_cv_run(run: Path) -> CvRun:
     try:
         class_names = tuple(values["class_names"])
         cells = planned_cells(values)
-        audit = json.loads((run / AUDIT).read_text("utf-8")) if (run / AUDIT).is_file() else None
         return CvRun(
             folder=run,
             config=config_from_dict(TrainConfig, values["config"]),
@@ -202,40 +246,30 @@ def read_cv_run(run: Path) -> CvRun:
                 for cell in cells
                 if is_finished(cell.folder(run))
             },
-            audit=audit,
+            audit=read_audit(run),
         )
     except (KeyError, TypeError, ValueError, ConfigError) as exc:
         raise ModelError(f"{run}: expected a cross-validation as ssclf writes it, found {exc!r}.") from exc
 
 
 def _read_result(folder: Path, class_names: tuple[str, ...]) -> FoldResult:
-    rows = [row for row in _read_rows(folder / PREDICTIONS) if row["part"] == "test"]
-    provenance = json.loads((folder / PROVENANCE).read_text("utf-8"))
-    if tuple(provenance["class_names"]) != class_names:
+    record = read_record(folder)
+    if record.class_names != class_names:
         raise ModelError(
-            f"{folder}: its classes {provenance['class_names']} are not those of this cross-validation."
+            f"{folder}: its classes {list(record.class_names)} are not those of this cross-validation."
         )
-    epochs = tuple(
-        {name: float(text) if text else None for name, text in row.items()}
-        for row in _read_rows(folder / EPOCHS)
-    )
+    rows = [row for row in read_predictions(folder, class_names) if row.part == "test"]
     cost = folder / COST
     return FoldResult(
-        keys=tuple(row["path"] for row in rows),
-        subjects=tuple(row["subject"] for row in rows),
-        sources=tuple(row["source"] for row in rows),
-        targets=np.array([class_names.index(row["label"]) for row in rows], np.int64),
-        logits=np.array([[float(row[f"logit_{name}"]) for name in class_names] for row in rows]),
-        epochs=epochs,
-        training=provenance["training"],
+        keys=tuple(row.path for row in rows),
+        subjects=tuple(row.subject for row in rows),
+        sources=tuple(row.source for row in rows),
+        targets=np.array([class_names.index(row.label) for row in rows], np.int64),
+        logits=np.array([row.logits for row in rows]),
+        epochs=read_epochs(folder),
+        training=record.training,
         cost=json.loads(cost.read_text("utf-8")) if cost.is_file() else {},
     )
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: undefuse(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def summarise(run: CvRun) -> list[Network]:

@@ -121,3 +121,9 @@ def write_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[st
     for row in rows:
         writer.writerow([defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row])
     write_whole(path, text.getvalue())
+
+
+def read_written_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: undefuse(cell) for name, cell in row.items()} for row in csv.DictReader(file)]

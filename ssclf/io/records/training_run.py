@@ -1,17 +1,31 @@
-"""Where training runs lie: `runs/<model>-<time>/`."""
+"""The folder that training writes, `runs/<model>-<time>/`: where it lies, and every file of it, writer beside reader.
+
+config.json         settings of the run
+split.json          who trains and who tests
+metrics.csv         a row per epoch
+checkpoints/        last.pt (to go on from), chosen.pt (the weights that `ssclf export` takes)
+tensorboard/        the same numbers as events
+curves.png          the same as a picture
+predictions.csv     of volumes that did not fit the weights
+features.npz        of the training volumes
+provenance.json     what the weights came from; the last file that training writes
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from ssclf.config import TrainConfig, config_from_dict
+from ssclf.config import PreprocessConfig, TrainConfig, config_from_dict, config_to_dict
+from ssclf.domain.provenance import Calibration, Provenance
+from ssclf.domain.splits import Split, splits_from_json, splits_to_json
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.records.tables import write_numbers
+from ssclf.io.files import write_json, write_whole
+from ssclf.io.records.tables import read_written_rows, write_numbers
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -21,6 +35,8 @@ PREDICTIONS = "predictions.csv"
 PROVENANCE = "provenance.json"
 LAST = "checkpoints/last.pt"
 CHOSEN = "checkpoints/chosen.pt"
+LOCK = ".lock"
+EVENTS, CURVES, FEATURES = "tensorboard", "curves.png", "features.npz"
 
 
 def new_run_folder(model: str, runs: Path = RUNS) -> Path:
@@ -85,6 +101,43 @@ class EpochRecord:
     val_macro_f1: float | None = None
 
 
+@dataclass(frozen=True)
+class VolumePrediction:
+    """A row of `predictions.csv`.
+
+    Attributes:
+        path: key of the volume in its cohort.
+        part: "validation" or "test".
+        probabilities, logits: one a class; the first calibrated, the second not.
+    """
+
+    path: str
+    subject: str
+    source: str
+    part: str
+    label: str
+    prediction: str
+    probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What `provenance.json` says: all that a bundle needs beside the weights."""
+
+    class_names: tuple[str, ...]
+    preprocess: PreprocessConfig
+    calibration: Calibration
+    training: Provenance
+    versions: Mapping[str, str]
+
+
+def write_beginning(run: Path, config: TrainConfig, split: Split) -> None:
+    """Settings first: a folder that has them alone was left before anything was trained, see `can_resume`."""
+    write_json(run / CONFIG, config_to_dict(config))
+    write_whole(run / SPLIT, splits_to_json([split]))
+
+
 def read_config(run: Path) -> TrainConfig:
     """The settings that a run began with.
 
@@ -97,9 +150,81 @@ def read_config(run: Path) -> TrainConfig:
         raise ModelError(f"{run / CONFIG}: expected the settings of a run, found {exc!r}.") from exc
 
 
-def write_epochs(path: Path, records: Sequence[EpochRecord]) -> None:
+def read_split(run: Path, keys: Sequence[str]) -> Split:
+    """Who trains and who tests, of the volumes with these keys.
+
+    Raises:
+        DatasetError: the split is of other volumes.
+    """
+    (split,) = splits_from_json((run / SPLIT).read_text("utf-8"), str(run / SPLIT), keys)
+    return split
+
+
+def write_epochs(run: Path, records: Sequence[EpochRecord]) -> None:
     columns = [field.name for field in fields(EpochRecord)]
-    write_numbers(path, columns, [[getattr(record, name) for name in columns] for record in records])
+    write_numbers(run / EPOCHS, columns, [[getattr(record, name) for name in columns] for record in records])
+
+
+def read_epochs(run: Path) -> tuple[dict[str, float | None], ...]:
+    """Rows of `metrics.csv`, empty cells as None."""
+    return tuple(
+        {name: float(text) if text else None for name, text in row.items()}
+        for row in read_written_rows(run / EPOCHS)
+    )
+
+
+def write_predictions(run: Path, class_names: Sequence[str], rows: Iterable[VolumePrediction]) -> None:
+    columns = ["path", "subject", "source", "part", "label", "prediction"]
+    cells = [[getattr(row, name) for name in columns] + [*row.probabilities, *row.logits] for row in rows]
+    columns += [f"p_{name}" for name in class_names] + [f"logit_{name}" for name in class_names]
+    write_numbers(run / PREDICTIONS, columns, cells)
+
+
+def read_predictions(run: Path, class_names: Sequence[str]) -> list[VolumePrediction]:
+    """Raises:
+    KeyError, ValueError: the table is another one.
+    """
+    return [
+        VolumePrediction(
+            **{name: row[name] for name in ("path", "subject", "source", "part", "label", "prediction")},
+            probabilities=tuple(float(row[f"p_{name}"]) for name in class_names),
+            logits=tuple(float(row[f"logit_{name}"]) for name in class_names),
+        )
+        for row in read_written_rows(run / PREDICTIONS)
+    ]
+
+
+def write_record(run: Path, record: RunRecord) -> None:
+    values = {
+        "class_names": record.class_names,
+        "preprocess": config_to_dict(record.preprocess),
+        "calibration": asdict(record.calibration),
+        "training": record.training.to_dict(),
+        "versions": dict(record.versions),
+    }
+    write_json(run / PROVENANCE, values)
+
+
+def read_record(run: Path) -> RunRecord:
+    """Raises:
+    ModelError: the run is unfinished or damaged.
+    """
+    try:
+        values = json.loads((run / PROVENANCE).read_text("utf-8"))
+        training = Provenance.from_dict(values["training"])
+        return RunRecord(
+            class_names=tuple(values["class_names"]),
+            preprocess=config_from_dict(PreprocessConfig, values["preprocess"]),
+            calibration=Calibration(**values["calibration"]),
+            training=training,
+            versions=values["versions"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
+        raise ModelError(f"{run / PROVENANCE}: expected what a run came from, found {exc!r}.") from exc
+
+
+def is_finished(run: Path) -> bool:
+    return (run / PROVENANCE).is_file()
 
 
 def can_resume(folder: Path) -> bool:
