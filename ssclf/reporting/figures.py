@@ -136,7 +136,11 @@ def draw_reliability(
                 confidence, accuracy, s=10 + 150 * counts / counts.sum(), color=f"C{number}", alpha=0.5
             )
         axes.set(
-            title=_fold(name), xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02)
+            title=_fold(name),
+            xlabel="confidence",
+            ylabel="share that is right",
+            xlim=(0, 1.02),
+            ylim=(0, 1.02),
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper left")

@@ -152,8 +152,8 @@ def _facts(
 ) -> list[tuple[str, str]]:
     counts = Counter(row.prediction for row in rows if row.status == "ok")
     outcome = [_isolated(name) + f" {counts[name]}" for name in class_names]
-    outcome.append(Markup(f"failed {sum(row.status != 'ok' for row in rows)}"))
-    outcome.append(Markup(f"flagged for a second look {sum(map(_warns, rows))}"))
+    outcome.append(Markup("failed {}").format(sum(row.status != "ok" for row in rows)))
+    outcome.append(Markup("flagged for a second look {}").format(sum(map(_warns, rows))))
     facts = [("model", f"{m.get('name')}, sha256 {m.get('sha256')}") for m in run_info.get("models", ())]
     for label, key in (("ssclf", "ssclf_version"), ("device", "device"), ("finished", "finished")):
         if key in run_info:

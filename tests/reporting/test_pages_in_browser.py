@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cv_report import AUDIT, PAPER, write_run
+from test_qc import make_row
 
 from ssclf.config import PreprocessConfig
 from ssclf.domain.comparison import FoldPredictions
@@ -27,8 +29,6 @@ from ssclf.reporting.cv_report import Network, write_cv_report, write_evaluation
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
 from ssclf.reporting.results_page import write_results_page
 from ssclf.reporting.thumbnails import thumbnail
-from test_cv_report import AUDIT, PAPER, write_run
-from test_qc import make_row
 
 # matplotlib's own font has no letters for two of the class names
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
@@ -104,7 +104,8 @@ while (walker.nextNode()) {
 }
 for (const element of document.querySelectorAll("img, input, select, button")) {
   const r = element.getBoundingClientRect(), [low, high] = box(element.parentElement);
-  if (r.width && !hidden(element) && (r.left < low - 1 || r.right > high + 1)) misfits.push(`${name(element)} sticks out`);
+  if (r.width && !hidden(element) && (r.left < low - 1 || r.right > high + 1))
+    misfits.push(`${name(element)} sticks out`);
 }
 // text of one cell must not run into the next one
 for (const cell of document.querySelectorAll("td, th")) {
@@ -137,6 +138,10 @@ class Browser:
     def find(self, selector: str) -> list[Any]:
         return list(self.driver.find_elements("css selector", selector))
 
+    def unfold(self) -> None:
+        for details in self.find("details"):
+            self.run("arguments[0].open = true", details)
+
     def wait(self, condition: str, seconds: float = 20) -> None:
         end = time.monotonic() + seconds
         while not self.run(condition):
@@ -149,7 +154,9 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install ssclf[dev]")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed: pip install ssclf[dev]"
+    )
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not chromedriver:
         pytest.skip("no chromium and chromedriver here to open pages in (Debian: chromium, chromium-driver)")
@@ -196,7 +203,10 @@ def results(folder: Path, class_names: tuple[str, ...]) -> Path:
                 tuple(map(float, shares)), flags, brain_ml=1300.4, extra=picture if number != 5 else {},
             )
         )  # fmt: skip
-    rows += [ResultRow("b/fails.nii", "", "failed", error=ERROR), ResultRow(UNBROKEN, UNBROKEN, "failed", error=UNBROKEN)]
+    rows += [
+        ResultRow("b/fails.nii", "", "failed", error=ERROR),
+        ResultRow(UNBROKEN, UNBROKEN, "failed", error=UNBROKEN),
+    ]
     models = [
         {
             "name": name, "sha256": "ab" * 32, "synthetic": False,
@@ -220,8 +230,12 @@ def qc(folder: Path) -> Path:
     }  # fmt: skip
     rows = [
         make_row(0, **usual),
-        make_row(1, **{**usual, "flags": ";".join(FLAGS), "original": NAMES[1], "contrasts": "t1;t1ce;t2;flair"}),
-        make_row(2, **{**usual, "subject": UNBROKEN, "label": EIGHT[4], "source": UNBROKEN, "original": NAMES[2]}),
+        make_row(
+            1, **{**usual, "flags": ";".join(FLAGS), "original": NAMES[1], "contrasts": "t1;t1ce;t2;flair"}
+        ),
+        make_row(
+            2, **{**usual, "subject": UNBROKEN, "label": EIGHT[4], "source": UNBROKEN, "original": NAMES[2]}
+        ),
         make_row(3, **{**usual, "subject": NAMES[3], "label": EIGHT[5], "original": NAMES[4], "drawn": ""}),
     ]
     failures = [
@@ -239,7 +253,9 @@ def qc(folder: Path) -> Path:
 def cross_validation(folder: Path, class_names: tuple[str, ...]) -> Path:
     right = [*range(len(class_names)), *range(len(class_names))]
     wrong = [*right[:-2], 0, 0]
-    variants = tuple(f"{name}/{start}" for name in ("mc3", "r2plus1d", "r3d") for start in ("scratch", "pretrained"))
+    variants = tuple(
+        f"{name}/{start}" for name in ("mc3", "r2plus1d", "r3d") for start in ("scratch", "pretrained")
+    )
     audit = {
         "findings": [
             {**finding, "name": name, "per_class": dict.fromkeys(class_names, 0.9), "best": class_names[-1]}
@@ -260,7 +276,8 @@ def evaluation(folder: Path) -> Path:
     logits = 3 * np.eye(8)[np.where(np.arange(32) < 4, 0, targets)]
     names = tuple(map(str, range(32)))
     network = Network(
-        UNBROKEN[:80], {1: FoldPredictions(names, names, targets, logits)}, {1: [UNBROKEN[:90]] * 32}, {1: 1.3}, 1.3, EIGHT
+        UNBROKEN[:80], {1: FoldPredictions(names, names, targets, logits)}, {1: [UNBROKEN[:90]] * 32}, {1: 1.3}, 1.3,
+        EIGHT,
     )  # fmt: skip
     return write_evaluation_report(
         folder, network, synthetic=False, cohort={name: {UNBROKEN: 3, "IXI": 1} for name in EIGHT}, seen=3,
@@ -299,8 +316,7 @@ def test_a_page_fits_its_window(
 ) -> None:
     """Used to scroll sideways: results and qc at 1300 px, and everything on a phone."""
     browser.open(pages(name), width)
-    for details in browser.find("details"):
-        browser.run("arguments[0].open = true", details)
+    browser.unfold()
     browser.run("window.dispatchEvent(new Event('beforeprint'))")  # pictures load
     browser.wait("return [...document.images].every((image) => image.complete && image.naturalWidth)")
     scrolls, fits = browser.run("const e = document.documentElement; return [e.scrollWidth, e.clientWidth]")
@@ -315,17 +331,18 @@ def test_every_cell_is_drawn_with_its_label_and_tables_stay_tables(
     browser: Browser, pages: Callable[[str], Path], name: str, width: int
 ) -> None:
     browser.open(pages(name), width)
+    browser.unfold()
     cells = browser.run(
         """return [...document.querySelectorAll("td[data-label]")].filter((cell) => cell.textContent.trim()).map(
         (cell) => { const r = cell.getBoundingClientRect(), label = getComputedStyle(cell, "::before").content;
-        return [cell.closest("details:not([open])") !== null || r.width * r.height > 0, cell.dataset.label, label,
+        return [r.width * r.height > 0, cell.dataset.label, label,
         getComputedStyle(cell).display, cell.className]; })"""
     )
     assert len(cells) > 20
     for drawn, label, shown, display, kind in cells:
         assert drawn and label
         if display == "block" and not {"title", "picture"} & set(kind.split()):
-            assert label in shown.encode().decode("unicode_escape", "ignore") or label in shown
+            assert label in shown
     if width == 400:
         assert {display for *_, display, _ in cells} == {"block"}
     # what a screen reader is given, however the table is laid out
@@ -335,6 +352,12 @@ def test_every_cell_is_drawn_with_its_label_and_tables_stay_tables(
     assert roles["table"] >= tables > 0 and roles["rowgroup"] >= tables
     assert roles["cell"] + roles["gridcell"] >= len(cells)
     assert roles["columnheader"] > 0 and roles["row"] > roles["table"]
+
+
+def erase(field: Any) -> None:
+    """As people do it: WebDriver's own `clear` sends other events."""
+    field.send_keys("\ue009a")  # control and a
+    field.send_keys("\ue003")  # backspace
 
 
 @pytest.mark.parametrize("width", [1300, 400])
@@ -356,7 +379,7 @@ def test_the_results_can_be_searched_sorted_and_filtered(
     assert browser.find("#shown")[0].text == f"1 of {len(everything)}"
     search.send_keys(" nowhere")
     assert column("path") == []
-    search.clear()
+    erase(search)
     assert column("path") == everything
 
     for key, value in (("status", "failed"), ("prediction", "HGG"), ("flags", "oblique")):
@@ -371,7 +394,7 @@ def test_the_results_can_be_searched_sorted_and_filtered(
 
     limit.send_keys("0.5")
     assert column("confidence") and all(float(value) <= 0.5 for value in column("confidence"))
-    limit.clear()
+    erase(limit)
 
     (button,) = browser.find("th[data-key=confidence] button")
     button.click()
