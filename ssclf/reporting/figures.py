@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def draw_confusions(
     figure, panels = _grid(len(networks), 1.6 + len(class_names), 1.3 + len(class_names))
     for axes, (name, counts) in zip(panels, networks.items(), strict=False):
         _fill_confusion(axes, counts, class_names)
-        axes.set_title(name)
+        axes.set_title(_fold(name))
     _save(figure, stem, note)
 
 
@@ -71,9 +72,9 @@ def draw_heat_maps(
     for number, (axes, name) in enumerate(zip(panels, class_names, strict=False)):
         values = np.array([row[name] for _, row in rows], float)
         axes.imshow(values, cmap="viridis", vmin=0.5, vmax=1, aspect="auto")
-        axes.set(title=name, xticks=range(len(columns)), yticks=range(len(rows)))
+        axes.set(title=_fold(name), xticks=range(len(columns)), yticks=range(len(rows)))
         axes.set_xticklabels(columns, rotation=20, ha="right")
-        axes.set_yticklabels([title for title, _ in rows] if number % 3 == 0 else [])
+        axes.set_yticklabels([_fold(title, 40) for title, _ in rows] if number % 3 == 0 else [])
         for (row, column), value in np.ndenumerate(values):
             colour = "white" if value < 0.8 else "black"
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=8)
@@ -104,7 +105,7 @@ def draw_fold_curves(
                         label=label,
                         marker=marker,
                     )
-        axes.set(title=name, xlabel="epoch", ylabel="weighted cross-entropy", ylim=(0, None))
+        axes.set(title=_fold(name), xlabel="epoch", ylabel="weighted cross-entropy", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     _save(figure, stem, note)
@@ -128,7 +129,11 @@ def draw_reliability(
                 confidence, accuracy, s=10 + 150 * counts / counts.sum(), color=f"C{number}", alpha=0.5
             )
         axes.set(
-            title=name, xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02)
+            title=_fold(name),
+            xlabel="confidence",
+            ylabel="share that is right",
+            xlim=(0, 1.02),
+            ylim=(0, 1.02),
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper left")
@@ -141,8 +146,9 @@ def _fill_confusion(axes: Any, confusion: Sequence[Sequence[float]], class_names
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
     axes.set(xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
-    axes.set_xticklabels(class_names, rotation=30, ha="right")
-    axes.set_yticklabels(class_names)
+    names = [_fold(name, 24) for name in class_names]
+    axes.set_xticklabels(names, rotation=30, ha="right")
+    axes.set_yticklabels(names)
     for row, column in np.ndindex(counts.shape):
         share = shares[row, column]
         axes.text(
@@ -153,6 +159,11 @@ def _fill_confusion(axes: Any, confusion: Sequence[Sequence[float]], class_names
             va="center",
             color="white" if share > 0.6 else "black",
         )
+
+
+def _fold(name: str, width: int = 30) -> str:
+    """A name in lines that do not run into the next panel; its dollars are no formula."""
+    return textwrap.fill(name, width).replace("$", r"\$")
 
 
 def _grid(count: int, width: float, height: float, wrap: int = 3) -> tuple[Any, list[Any]]:

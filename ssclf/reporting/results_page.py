@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.provenance import Provenance
@@ -125,7 +127,9 @@ def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str,
     training = Provenance.from_dict(model.get("training", {}))
     sources = training.class_sources
     known = [
-        f"{name} from " + ", ".join(f"{source} ({count})" for source, count in sources[name].items())
+        _isolated(name)
+        + " from "
+        + Markup(", ").join(_isolated(source) + f" ({count})" for source, count in sources[name].items())
         for name in class_names
         if sources.get(name)
     ]
@@ -138,7 +142,7 @@ def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str,
     return {
         "name": visible(str(model.get("name", ""))),
         "synthetic": bool(model.get("synthetic", False)),
-        "volumes": visible("; ".join(known)) or "not stated in the model",
+        "volumes": Markup("; ").join(known) or "not stated in the model",
         "calibration": words,
     }
 
@@ -147,14 +151,18 @@ def _facts(
     rows: Sequence[ResultRow], class_names: Sequence[str], run_info: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     counts = Counter(row.prediction for row in rows if row.status == "ok")
-    outcome = [f"{name} {counts[name]}" for name in class_names]
-    outcome.append(f"failed {sum(row.status != 'ok' for row in rows)}")
-    outcome.append(f"flagged for a second look {sum(map(_warns, rows))}")
-    facts = [("outcome", ", ".join(outcome))]
-    facts += [("model", f"{m.get('name')}, sha256 {m.get('sha256')}") for m in run_info.get("models", ())]
+    outcome = [_isolated(name) + f" {counts[name]}" for name in class_names]
+    outcome.append(Markup("failed {}").format(sum(row.status != "ok" for row in rows)))
+    outcome.append(Markup("flagged for a second look {}").format(sum(map(_warns, rows))))
+    facts = [("model", f"{m.get('name')}, sha256 {m.get('sha256')}") for m in run_info.get("models", ())]
     for label, key in (("ssclf", "ssclf_version"), ("device", "device"), ("finished", "finished")):
         if key in run_info:
             facts.append((label, str(run_info[key])))
     if "seconds" in run_info:
         facts.append(("time", f"{float(run_info['seconds']):.0f} s"))
-    return [(label, visible(value)) for label, value in facts]
+    return [("outcome", Markup(", ").join(outcome)), *((label, visible(value)) for label, value in facts)]
+
+
+def _isolated(name: object) -> Markup:
+    """A name that leaves the order of what stands beside it alone, also where it is written from right to left."""
+    return Markup("<bdi>{}</bdi>").format(visible(str(name)))

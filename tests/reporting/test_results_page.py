@@ -68,6 +68,7 @@ class Page(HTMLParser):
     scripts: dict[str, str] = field(default_factory=dict)
     text: str = ""
     _script: str | None = None
+    _in_rows: bool = False
     _in_body: bool = False
 
     def __post_init__(self) -> None:
@@ -76,8 +77,10 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.elements.append((tag, values))
-        if tag == "tbody":
-            self._in_body = True
+        if tag == "table":
+            self._in_rows = values.get("id") == "rows"
+        elif tag == "tbody":
+            self._in_body = self._in_rows
         elif tag == "tr" and self._in_body:
             self.rows.append((values, []))
         elif tag == "td" and self._in_body:

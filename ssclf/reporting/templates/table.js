@@ -55,6 +55,10 @@
         entry.target.src = data[entry.target.dataset.picture];
       }
     }, { rootMargin: "800px" });
-    for (const image of table.querySelectorAll("img[data-picture]")) near.observe(image);
+    const images = [...table.querySelectorAll("img[data-picture]")];
+    for (const image of images) near.observe(image);
+    addEventListener("beforeprint", () => {
+      for (const image of images) if (!image.src) image.src = data[image.dataset.picture];
+    });
   }
 })();
