@@ -36,7 +36,7 @@ def extraction_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return export_brain_extraction(tmp_path_factory.mktemp("extraction"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_volume() -> Callable[..., Volume]:
     """A stripped "brain": a textured ellipsoid on a background of 0, unequal sizes and spacings."""
 
