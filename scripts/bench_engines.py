@@ -13,7 +13,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,16 +38,14 @@ def main() -> None:
     volume = np.random.default_rng(0).random((1, 1, *shape), np.float32)
     for model in arguments.models.split(","):
         torch.manual_seed(0)
-        network = build_network(model, channels=1, classes=3).eval()  # type: ignore[arg-type]
-        engines: dict[str, Callable[[], np.ndarray]] = {
-            "PyTorch": lambda net=network: in_pytorch(net, volume)
-        }
+        network = build_network(model, channels=1, classes=3).eval()
+        engines: dict[str, Callable[[], np.ndarray]] = {"PyTorch": partial(in_pytorch, network, volume)}
         for name, planar in (("ONNX 2-D", True), ("ONNX 3-D", False)):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.onnx"
                 export_onnx(network, 1, path, {}, planar=planar)
                 session = open_session(path, ["CPUExecutionProvider"], arguments.threads)
-            engines[name] = lambda session=session: session.run(["logits"], {"volume": volume})[0]
+            engines[name] = partial(in_onnx, session, volume)
         expected = engines["PyTorch"]()
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(arguments.rounds):
@@ -66,6 +66,11 @@ def main() -> None:
                 f"  {name:9} {statistics.median(own):6.2f} s ({min(own):.2f} to {max(own):.2f}), "
                 f"{statistics.median(ratios):5.2f} x the time of ONNX 2-D"
             )
+
+
+def in_onnx(session: Any, volume: np.ndarray) -> np.ndarray:
+    logits: np.ndarray = session.run(["logits"], {"volume": volume})[0]
+    return logits
 
 
 def in_pytorch(network: torch.nn.Module, volume: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def compare(model: str, folder: Path, arguments: argparse.Namespace, rate: float
         words = [sys.executable, __file__, "--contestant", name, "--folder", str(folder)]
         words += ["--models", model, "--threads", str(arguments.threads)]
 
-        def run(words: list[str] = words) -> tuple[float, dict[str, object]]:
+        def run(words: list[str] = words) -> tuple[float, dict[str, Any]]:
             begin = time.perf_counter()
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
@@ -169,9 +169,9 @@ def run_pytorch(
     return finished, list(volume.shape)
 
 
-def monai_steps() -> Callable[[Path], object]:
+def monai_steps() -> Callable[[Path], Any]:
     try:
-        from monai.transforms import Compose, LoadImage, Orientation, ScaleIntensityRangePercentiles, Spacing  # type: ignore[attr-defined]
+        from monai.transforms import Compose, LoadImage, Orientation, ScaleIntensityRangePercentiles, Spacing
     except ImportError:
         sys.exit("MONAI is not installed: pip install monai")
 
@@ -187,7 +187,7 @@ def monai_steps() -> Callable[[Path], object]:
     return lambda path: steps(path).as_tensor().permute(0, 3, 2, 1)[:, :77].contiguous()
 
 
-def torchio_steps() -> Callable[[Path], object]:
+def torchio_steps() -> Callable[[Path], Any]:
     import torchio as tio
 
     steps = tio.Compose(
@@ -244,7 +244,7 @@ def make_bundle(folder: Path, model: str, crop: str) -> None:
     network = build_network(model, channels=1, classes=len(CLASSES)).eval()  # type: ignore[arg-type]
     spec = ModelSpec(
         name=folder.name,
-        architecture=model,  # type: ignore[arg-type]
+        architecture=model,
         class_names=CLASSES,
         preprocess=PreprocessConfig(crop=crop),  # type: ignore[arg-type]
         training={"synthetic": True},

@@ -56,7 +56,7 @@ def make_torchio() -> Callable[[Path], tuple[int, ...]]:
 
 def make_monai() -> Callable[[Path], tuple[int, ...]]:
     import torch
-    from monai.transforms import Compose, LoadImage, Orientation, ScaleIntensityRangePercentiles, Spacing  # type: ignore[attr-defined]
+    from monai.transforms import Compose, LoadImage, Orientation, ScaleIntensityRangePercentiles, Spacing
 
     torch.set_num_threads(1)
     steps = Compose(

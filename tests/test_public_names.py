@@ -27,7 +27,7 @@ def test_the_public_names_are_these() -> None:
     for name in PUBLIC:
         assert getattr(ssclf, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'iterate'"):
-        _ = ssclf.iterate  # type: ignore[attr-defined]
+        _ = ssclf.iterate
 
 
 def test_public_functions_say_what_they_take_and_give() -> None:

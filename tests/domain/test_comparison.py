@@ -104,6 +104,6 @@ def test_reliability_counts_every_prediction_in_its_bin() -> None:
 
 
 def test_mean_and_sd_of_what_is_there() -> None:
-    assert mean_and_sd([1.0, None, 3.0]) == (2.0, pytest.approx(np.sqrt(2)))
+    assert mean_and_sd([1.0, None, 3.0]) == pytest.approx((2.0, np.sqrt(2)))
     assert mean_and_sd([1.0]) == (1.0, None)
     assert mean_and_sd([None]) == (None, None)

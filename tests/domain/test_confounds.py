@@ -28,7 +28,7 @@ SUBJECTS = [f"s{k}" for k in range(len(TARGETS))]
 Change = Callable[[Volume, int], Volume]
 
 
-def folds(scheme_seed: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:  # type: ignore[type-arg]
+def folds(scheme_seed: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
     subjects = {name: name for name in SUBJECTS}
     labels = dict(zip(SUBJECTS, (CLASSES[t] for t in TARGETS), strict=True))
     position = {name: k for k, name in enumerate(SUBJECTS)}

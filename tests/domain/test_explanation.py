@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ssclf.config import Architecture, PreprocessConfig
+from ssclf.config import Architecture, Crop, PreprocessConfig
 from ssclf.domain.explanation import BrainGrid, cell_stride, class_evidence, map_to_scan, place_map
 from ssclf.domain.geometry import reorient
 from ssclf.domain.intensity import foreground
@@ -67,7 +67,8 @@ def test_cells_lie_at_the_centres_of_their_receptive_fields(
         if isinstance(module, torch.nn.Conv3d):
             centre = tuple(size // 2 for size in module.kernel_size)
             weight = torch.zeros_like(module.weight)
-            weight[(slice(None), slice(None), *centre)] = 1 / weight.shape[1]
+            here = (slice(None), slice(None), *centre)
+            weight[here] = 1 / weight.shape[1]
             module.weight = torch.nn.Parameter(weight)
     volume = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -82,7 +83,7 @@ def test_cells_lie_at_the_centres_of_their_receptive_fields(
 @pytest.mark.parametrize("codes", STORED)
 @pytest.mark.parametrize("mirrored", [None, 0, 2])
 def test_linear_maps_arrive_unchanged(
-    make_volume: Callable[..., Volume], codes: str, degrees: float, mirrored: int | None, crop: str
+    make_volume: Callable[..., Volume], codes: str, degrees: float, mirrored: int | None, crop: Crop
 ) -> None:
     """Linear interpolation is exact for a map that is linear in world coordinates, if it is put where it belongs."""
     scan = tilted(make_volume(), codes, degrees)
@@ -136,7 +137,7 @@ def test_map_overlays_the_scan_in_a_viewer(
     )
     write_nifti(Volume(mapped[None], read.affine), tmp_path / "map.nii.gz")
 
-    image, map_image = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "map.nii.gz")
+    image, map_image = (nib.Nifti1Image.from_filename(tmp_path / f"{n}.nii.gz") for n in ("scan", "map"))
     assert map_image.shape == image.shape
     np.testing.assert_allclose(map_image.affine, image.affine, atol=1e-5)
     peak = np.unravel_index(map_image.get_fdata().argmax(), map_image.shape)

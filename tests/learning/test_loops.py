@@ -41,7 +41,7 @@ def frozen_normalisation(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.track_running_stats = True
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, assignment, misc]
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
             module.training = False
 
 
@@ -75,9 +75,7 @@ def test_a_step_is_the_step_of_a_plain_loop(
     assert result.finished
     assert 0 <= result.wait_share <= 1
     for (name, ours), theirs in zip(network.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(
-            ours, theirs, atol=3e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0, msg=f"{name} differs")
 
 
 def test_predictions_are_those_of_the_network_in_eval_mode(preprocessed: Callable[..., Path]) -> None:

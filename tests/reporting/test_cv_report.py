@@ -14,7 +14,7 @@ from ssclf.errors import ModelError
 from ssclf.reporting.cv_report import write_cv_report
 
 PAPER = ("HGG", "LGG", "healthy")
-AUDIT = {
+AUDIT: dict[str, Any] = {
     "findings": [
         {
             "name": "header fields", "per_class": dict.fromkeys(PAPER, 0.9), "threshold": 0.7, "best": "HGG",

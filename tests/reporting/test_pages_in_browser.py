@@ -21,11 +21,12 @@ from test_qc import make_row
 from ssclf.config import PreprocessConfig
 from ssclf.domain.comparison import FoldPredictions
 from ssclf.domain.flags import FLAGS
+from ssclf.domain.network_scores import Network
 from ssclf.domain.preprocessing import preprocess
 from ssclf.domain.volume import Volume
-from ssclf.io.results import ResultRow
-from ssclf.io.scans import Case, Scan
-from ssclf.reporting.cv_report import Network, write_cv_report, write_evaluation_report
+from ssclf.io.discovery.scans import Case, Scan
+from ssclf.io.records.results import ResultRow
+from ssclf.reporting.cv_report import write_cv_report, write_evaluation_report
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
 from ssclf.reporting.results_page import write_results_page
 from ssclf.reporting.thumbnails import thumbnail

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,7 @@ def make_row(number: int, **changes: str) -> dict[str, str]:
     return row | changes
 
 
-def write(path: Path, rows: list[Mapping[str, str]], *failures: Failure, synthetic: bool = False) -> str:
+def write(path: Path, rows: Sequence[Mapping[str, str]], *failures: Failure, synthetic: bool = False) -> str:
     write_qc(
         path,
         rows,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ TINY = TrainConfig(
 STILL = dataclasses.replace(TINY, learning_rate=1e-9, weight_decay=0)
 
 
-def run(data: Path, out: Path, config: TrainConfig, **options: object) -> TrainResult:
+def run(data: Path, out: Path, config: TrainConfig, **options: Any) -> TrainResult:
     torch.set_num_threads(1)
     watch = Watch(**{name: options.pop(name) for name in ("on_step", "on_epoch") if name in options})
-    return train(data, out, config, machine=Machine(device="cpu", workers=0), watch=watch, **options)  # type: ignore[arg-type]
+    return train(data, out, config, machine=Machine(device="cpu", workers=0), watch=watch, **options)
 
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
     assert third.interrupted == 0
 
     def numbers(result: TrainResult) -> list[Any]:
-        times = {"seconds": 0.0, "wait_share": 0.0}
-        return [dataclasses.replace(record, **times) for record in result.epochs]
+        return [dataclasses.replace(record, seconds=0.0, wait_share=0.0) for record in result.epochs]
 
     assert numbers(third) == numbers(whole)
     assert third.temperature == whole.temperature
@@ -105,7 +105,7 @@ def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
 
 def test_no_process_that_read_volumes_is_left(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
     """One that a slow machine left behind ignored the signal to end, and the command never came back."""
-    stubborn: list[multiprocessing.Process] = []
+    stubborn: list[BaseProcess] = []
 
     def leave_one(epoch: int, step: int, steps: int, loss: float) -> None:
         if not stubborn:

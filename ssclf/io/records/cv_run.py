@@ -32,7 +32,7 @@ from ssclf.io.records.training_run import (
     is_finished,
     read_epochs,
     read_predictions,
-    read_record,
+    read_training,
 )
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
@@ -253,11 +253,9 @@ def read_cv_run(run: Path) -> CvRun:
 
 
 def _read_result(folder: Path, class_names: tuple[str, ...]) -> FoldResult:
-    record = read_record(folder)
-    if record.class_names != class_names:
-        raise ModelError(
-            f"{folder}: its classes {list(record.class_names)} are not those of this cross-validation."
-        )
+    names, training = read_training(folder)
+    if names != class_names:
+        raise ModelError(f"{folder}: its classes {list(names)} are not those of this cross-validation.")
     rows = [row for row in read_predictions(folder, class_names) if row.part == "test"]
     cost = folder / COST
     return FoldResult(
@@ -267,7 +265,7 @@ def _read_result(folder: Path, class_names: tuple[str, ...]) -> FoldResult:
         targets=np.array([class_names.index(row.label) for row in rows], np.int64),
         logits=np.array([row.logits for row in rows]),
         epochs=read_epochs(folder),
-        training=record.training,
+        training=training,
         cost=json.loads(cost.read_text("utf-8")) if cost.is_file() else {},
     )
 

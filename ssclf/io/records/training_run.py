@@ -13,9 +13,10 @@ provenance.json     what the weights came from; the last file that training writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -108,7 +109,8 @@ class VolumePrediction:
     Attributes:
         path: key of the volume in its cohort.
         part: "validation" or "test".
-        probabilities, logits: one a class; the first calibrated, the second not.
+        probabilities: calibrated, one a class; empty where the table that was read has none.
+        logits: one a class, not calibrated.
     """
 
     path: str
@@ -187,7 +189,7 @@ def read_predictions(run: Path, class_names: Sequence[str]) -> list[VolumePredic
     return [
         VolumePrediction(
             **{name: row[name] for name in ("path", "subject", "source", "part", "label", "prediction")},
-            probabilities=tuple(float(row[f"p_{name}"]) for name in class_names),
+            probabilities=tuple(float(row[f"p_{name}"]) for name in class_names if f"p_{name}" in row),
             logits=tuple(float(row[f"logit_{name}"]) for name in class_names),
         )
         for row in read_written_rows(run / PREDICTIONS)
@@ -209,16 +211,32 @@ def read_record(run: Path) -> RunRecord:
     """Raises:
     ModelError: the run is unfinished or damaged.
     """
-    try:
+    with _understood(run):
         values = json.loads((run / PROVENANCE).read_text("utf-8"))
-        training = Provenance.from_dict(values["training"])
         return RunRecord(
             class_names=tuple(values["class_names"]),
             preprocess=config_from_dict(PreprocessConfig, values["preprocess"]),
             calibration=Calibration(**values["calibration"]),
-            training=training,
+            training=Provenance.from_dict(values["training"]),
             versions=values["versions"],
         )
+
+
+def read_training(run: Path) -> tuple[tuple[str, ...], Provenance]:
+    """The class names of a finished run, and what it says of its training.
+
+    Raises:
+        ModelError: the run is unfinished or damaged.
+    """
+    with _understood(run):
+        values = json.loads((run / PROVENANCE).read_text("utf-8"))
+        return tuple(values["class_names"]), Provenance.from_dict(values["training"])
+
+
+@contextlib.contextmanager
+def _understood(run: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as exc:
         raise ModelError(f"{run / PROVENANCE}: expected what a run came from, found {exc!r}.") from exc
 
