@@ -26,6 +26,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
+_CODE = re.compile(r"`[^`]*`")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^()\s]+)\)")
 
 
@@ -40,7 +41,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    return markdown if page.file.generated_by else relink(markdown, "docs")
+    """Also: a bar in code in a table is written `\\|` for the repository's host, and stands as it is for mkdocs."""
+    text = markdown if page.file.generated_by else relink(markdown, "docs")
+    return re.sub(
+        r"(?m)^\|.*$", lambda line: _CODE.sub(lambda code: code[0].replace("\\|", "|"), line[0]), text
+    )
 
 
 def relink(text: str, folder: str) -> str:
