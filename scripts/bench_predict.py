@@ -1,6 +1,6 @@
 """Prediction side by side: `ssclf predict` against MONAI and TorchIO with eager PyTorch, in one run.
 
-    pip install monai          # beside ssclf[cpu,train]
+    pip install monai          # beside the extras cpu and train
     python scripts/bench_predict.py [VOLUME...] [--models mc3,r2plus1d] [--rounds 5] [--volumes 6] [--threads 2]
 
 The same volumes, weights (random: they change no time) and threads for all. MONAI and TorchIO read, orient, resample

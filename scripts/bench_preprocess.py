@@ -1,6 +1,6 @@
 """Preprocessing side by side: ssclf against MONAI and TorchIO, one core each, in one run.
 
-    pip install monai          # beside ssclf[cpu,train]
+    pip install monai          # beside the extras cpu and train
     python scripts/bench_preprocess.py VOLUME... [--repeats 7]
 
 The same steps on the same files: read, reorient, clip to the [0.5, 99.5] percentiles of the brain, scale, resample to
