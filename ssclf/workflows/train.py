@@ -36,7 +36,7 @@ from ssclf.domain.splits import (
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
 from ssclf.io.files import write_whole
 from ssclf.io.records.preprocessed import PreparedCohort, Sample, read_prepared_cohort
-from ssclf.io.records.tables import write_numbers
+from ssclf.io.records.tables import write_table
 from ssclf.io.records.training_run import (
     CHOSEN,
     CONFIG,
@@ -459,7 +459,7 @@ def _write_predictions(
             rows.append(
                 [sample.key, sample.subject, sample.source, role, sample.label, names[p.argmax()], *numbers]
             )
-    write_numbers(path, columns, rows)
+    write_table(path, columns, rows)
 
 
 def _write_json(path: Path, values: Any) -> None:

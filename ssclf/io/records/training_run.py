@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ssclf.config import TrainConfig, config_from_dict
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.records.tables import write_numbers
+from ssclf.io.records.tables import write_table
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -99,7 +99,7 @@ def read_config(run: Path) -> TrainConfig:
 
 def write_epochs(path: Path, records: Sequence[EpochRecord]) -> None:
     columns = [field.name for field in fields(EpochRecord)]
-    write_numbers(path, columns, [[getattr(record, name) for name in columns] for record in records])
+    write_table(path, columns, [[getattr(record, name) for name in columns] for record in records])
 
 
 def can_resume(folder: Path) -> bool:
