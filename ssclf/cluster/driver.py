@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import heapq
 import json
@@ -68,6 +67,7 @@ from ssclf.cluster.tasks import (
 )
 from ssclf.config import PredictConfig, config_to_dict
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
+from ssclf.io.locks import Lock
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow, write_csv
@@ -190,14 +190,12 @@ def _one_run(out: Store) -> Iterator[None]:
         return
     try:
         out.local.mkdir(parents=True, exist_ok=True)
-        lock = (out.local / ".lock").open("w")
+        lock = Lock(out.local / ".lock")
     except OSError as exc:
         raise OutputError(f"{out.url}: cannot be written ({exc.strerror}).") from exc
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise OutputError(f"{out.url}: another ssclf run is writing there; wait for it.") from exc
+        if not lock.take():
+            raise OutputError(f"{out.url}: another ssclf run is writing there; wait for it.")
         yield
 
 

@@ -10,6 +10,50 @@ from pathlib import Path
 from ssclf.errors import OutputError
 
 
+class Lock:
+    """A lock file, for what is held beyond a block, or needs a message of its own; else see `lock`.
+
+    Once taken it is held until it is closed, or this process ends, however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a lock file, which is created in a folder that exists, and stays behind, empty.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        # to read and to write: over NFS a shared lock asks for the one, an exclusive lock for the other
+        self._file = path.open("a+")
+
+    def take(self, *, wait: bool = False, shared: bool = False) -> bool:
+        """Whether it is ours now; never False where we wait.
+
+        Args:
+            wait: until other processes let go, instead of giving up.
+            shared: with others that share it; they keep away who wants it alone.
+
+        Raises:
+            OSError: the file system has no locks.
+        """
+        try:
+            fcntl.flock(
+                self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+            )
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go; what was never taken is only closed."""
+        self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold a lock file while the block runs.
@@ -25,15 +69,12 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
         OutputError: the file cannot be written, or its file system has no locks.
     """
     try:
-        file = path.open("a")
+        file = Lock(path)
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+            ours = file.take(wait=wait)
         except OSError as exc:
             raise OutputError(f"{path}: cannot be locked ({exc.strerror or exc}).") from exc
-        yield True
+        yield ours

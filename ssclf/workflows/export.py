@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from ssclf.config import PreprocessConfig, check_choice, config_from_dict
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
+from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
 from ssclf.io.records.training_run import CHOSEN, CONFIG, PROVENANCE, read_config
@@ -70,8 +70,7 @@ def export_run(
     channels = len(spec.preprocess.contrasts)
     metadata = {SPEC: spec.to_json()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out, replace=True) as partial:
         partial.chmod(0o755)
         (partial / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
         if "onnx" in formats:
@@ -91,11 +90,6 @@ def export_run(
         (partial / CARD).write_text(write_model_card(spec), "utf-8")
         write_checksums(partial)
         open_bundle(partial)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
