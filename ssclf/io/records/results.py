@@ -138,6 +138,17 @@ class Journal:
         self.folder = out.with_name(f".{out.name}.ssclf-work")
         self._file: TextIO | None = None
         self._lock: Lock | None = None
+        self._finished = False
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close(finished=self._finished)
+
+    def finish(self) -> None:
+        """Say that the rows have reached their table: at the end of the block the journal goes."""
+        self._finished = True
 
     def open(self) -> list[ResultRow]:
         """Take the lock, clear leftovers and return the rows of a run that was interrupted.
