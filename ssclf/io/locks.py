@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ssclf.errors import OutputError
 
@@ -22,8 +24,8 @@ class Lock:
         Raises:
             OSError: it cannot be written.
         """
-        # to read and to write: over NFS a shared lock asks for the one, an exclusive lock for the other
-        self._file = path.open("a+")
+        self._path = path
+        self._file = self._open()
 
     def take(self, *, wait: bool = False, shared: bool = False) -> bool:
         """Whether it is ours now; never False where we wait.
@@ -33,15 +35,30 @@ class Lock:
             shared: with others that share it; they keep away who wants it alone.
 
         Raises:
-            OSError: the file system has no locks.
+            OSError: the file system has no locks, or the folder of the file has gone.
         """
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(self._file, how)
+            except BlockingIOError:
+                return False
+            if self._is_in_place():
+                return True
+            # Who held it before has removed it with its folder, as a run does that ends; a lock on that keeps nobody
+            # away, and another process may have made, and taken, the next one.
+            self._file.close()
+            self._file = self._open()
+
+    def _open(self) -> IO[str]:
+        # to read and to write: over NFS a shared lock asks for the one, an exclusive lock for the other
+        return self._path.open("a+")
+
+    def _is_in_place(self) -> bool:
         try:
-            fcntl.flock(
-                self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-            )
-        except BlockingIOError:
+            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
             return False
-        return True
 
     def close(self) -> None:
         """Let go; what was never taken is only closed."""

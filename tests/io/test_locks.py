@@ -69,6 +69,23 @@ def test_a_lock_is_held_beyond_a_block_until_it_is_closed(tmp_path: Path) -> Non
     second.close()
 
 
+def test_a_lock_file_that_was_removed_keeps_nobody_away_and_is_made_anew(tmp_path: Path) -> None:
+    """A run that ended removed its folder while the next had opened the lock in it: two runs held "the" lock."""
+    path = tmp_path / "work" / "lock"
+    path.parent.mkdir()
+    ending, next_run, third = Lock(path), Lock(path), Lock(path)
+    assert ending.take()
+    path.unlink()
+    ending.close()
+    assert next_run.take() and path.exists()
+    assert not third.take()
+    path.unlink()
+    path.parent.rmdir()
+    next_run.close()
+    with third, pytest.raises(FileNotFoundError):
+        third.take()
+
+
 def test_a_lock_in_no_folder_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "absent" / ".lock"
     with pytest.raises(OutputError, match=r"\.lock: cannot be written"), lock(path):

@@ -167,10 +167,12 @@ class Journal:
                     "wait for it, or choose another --out."
                 )
             self._lock = lock
+            # from here on everything in the folder is ours: what a killed run has left there is nobody's
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.scratch.mkdir(mode=0o700)
             rows = list(self._read())
             self._file = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
+            # a line that a kill has cut would swallow the first row of this run
             if self._file.tell() and not self._ends_with_newline():
                 self._file.write("\n")
         except OSError as exc:
@@ -208,6 +210,7 @@ class Journal:
         assert self._file is not None
         try:
             self._file.write(row_to_json(row) + "\n")
+            # as far as the disk: a machine that loses power has lost the volume in hand, and none before
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as exc:
@@ -223,6 +226,7 @@ class Journal:
         if self._file:
             with contextlib.suppress(OSError):  # a full disk again: it has been told
                 self._file.close()
+        # the lock goes last, or another run could begin in a folder that is about to vanish
         shutil.rmtree(self.folder if finished else self.scratch, ignore_errors=True)
         self._lock.close()
         self._lock = None
