@@ -13,7 +13,7 @@ import json
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -199,16 +199,18 @@ def _as_part(number: int, rows: Sequence[ResultRow]) -> Part:
     return Part(number, len(rows), failed, first, last)
 
 
-def _staged(job: Job, number: int, *, without: str = "") -> dict[tuple[str, str], ResultRow]:
-    """Rows that are there already, by key: staged, or in a partition of an earlier plan.
+def _rows_for(
+    job: Job, number: int, planned: Sequence[Planned], *, without: str = ""
+) -> dict[tuple[str, str], ResultRow]:
+    """Rows that are there already for what is planned, by key: staged, or in a partition of an earlier plan.
 
-    Of several rows of one volume the last stands: what is staged counts more than an earlier partition, and among
-    staged rows any is as good, since they were made from the same scan, models and settings or are told apart by
-    their fingerprints.
+    The plan asks for rows, not the stage: what is staged twice is one row, and what was made of a volume that has
+    gone or changed since, or by other models, is none, wherever it stands among the others.
 
     Args:
         without: run whose rows do not count.
     """
+    wanted = {one.key: one.fingerprint for one in planned}
     rows: dict[tuple[str, str], ResultRow] = {}
     names = [f"_stage/part={number:05d}/{e.name}" for e in job.out.entries(f"_stage/part={number:05d}")]
     for name in [part_name(number), *names]:
@@ -216,22 +218,24 @@ def _staged(job: Job, number: int, *, without: str = "") -> dict[tuple[str, str]
         if own or not name.endswith(".parquet"):
             continue
         with contextlib.suppress(FileNotFoundError):
-            rows |= {row.key: row for row in decode_results(job.out.read(name), name)[0]}
+            for row in decode_results(job.out.read(name), name)[0]:
+                if row.fingerprint != wanted.get(row.key):
+                    continue
+                # a volume that failed and was tried again is the better row, whichever name comes first
+                if row.status != "failed" or row.key not in rows:
+                    rows[row.key] = row
     return rows
 
 
 def _todo(job: Job, number: int) -> list[Planned]:
     """Volumes of a partition that earlier runs have not done."""
+    planned = _plan_of(job, number)
     # Ray may ask again after a node was lost, and what it then repeats must fall into the same batches: what this run
     # has staged meanwhile does not count, so the answer is the same whenever it asks.
-    rows = _staged(job, number, without=job.run)
+    rows = _rows_for(job, number, planned, without=job.run)
     retry = job.config.retry_failed
     return [
-        one
-        for one in _plan_of(job, number)
-        if (row := rows.get(one.key)) is None
-        or row.fingerprint != one.fingerprint
-        or (retry and row.status == "failed")
+        one for one in planned if (row := rows.get(one.key)) is None or (retry and row.status == "failed")
     ]
 
 
@@ -430,8 +434,10 @@ def finish(job: Job, number: int) -> Part | Unfinished:
     # asked again, after a repeat or by a count that came twice: what is written stays
     if found := _finished(job, number, planned):
         return found
-    rows, missing = _rows_for(job, number, planned)
-    return Unfinished(len(missing)) if missing else _write_part(job, number, planned, rows)
+    rows = _rows_for(job, number, planned)
+    if len(rows) < len(planned):
+        return Unfinished(len(planned) - len(rows))
+    return _write_part(job, number, planned, rows.values())
 
 
 def finish_anyway(job: Job, number: int) -> Part:
@@ -439,34 +445,22 @@ def finish_anyway(job: Job, number: int) -> Part:
     planned = _plan_of(job, number)
     if found := _finished(job, number, planned):
         return found
-    rows, missing = _rows_for(job, number, planned)
+    rows = _rows_for(job, number, planned)
     reason = "the process that had it died, alone and among others; the node may lack memory."
-    for one in missing:
-        rows.append(dataclasses.replace(job.origin.failed(one.scan, reason), fingerprint=one.fingerprint))
-    return _write_part(job, number, planned, rows)
+    lost = [
+        dataclasses.replace(job.origin.failed(one.scan, reason), fingerprint=one.fingerprint)
+        for one in planned
+        if one.key not in rows
+    ]
+    return _write_part(job, number, planned, [*rows.values(), *lost])
 
 
-def _rows_for(job: Job, number: int, planned: Sequence[Planned]) -> tuple[list[ResultRow], list[Planned]]:
-    """A row for each planned volume that has one, made from what is planned now; and the volumes without."""
-    staged = _staged(job, number)
-    rows: list[ResultRow] = []
-    missing: list[Planned] = []
-    for one in planned:
-        row = staged.get(one.key)
-        # the plan asks for the row, not the stage: rows staged twice are one, rows of volumes that are gone none
-        if row is None or row.fingerprint != one.fingerprint:
-            missing.append(one)
-        else:
-            rows.append(row)
-    return rows, missing
-
-
-def _write_part(job: Job, number: int, planned: Sequence[Planned], rows: Sequence[ResultRow]) -> Part:
+def _write_part(job: Job, number: int, planned: Sequence[Planned], rows: Iterable[ResultRow]) -> Part:
     """The partition first, then the stage goes: killed between the two, nothing is lost and nothing is twice."""
-    rows = sorted(rows, key=lambda row: row.key)
-    job.out.write(part_name(number), encode_results(rows, job.class_names, plan_digest(planned)))
+    ordered = sorted(rows, key=lambda row: row.key)
+    job.out.write(part_name(number), encode_results(ordered, job.class_names, plan_digest(planned)))
     job.out.remove(f"_stage/part={number:05d}")
-    return _as_part(number, rows)
+    return _as_part(number, ordered)
 
 
 def _open_ensemble(job: Job) -> Ensemble:
