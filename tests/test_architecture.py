@@ -75,6 +75,46 @@ def test_only_prediction_on_a_cluster_needs_a_cluster(path: Path) -> None:
     assert path.name in own or not (needed or through)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_command_line_knows_the_cluster(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] not in ("cli", "cluster"):
+        assert not {name for name in imports(path) if name.startswith("ssclf.cluster")}
+
+
+def calls(path: Path) -> set[str]:
+    """What a module calls as `owner.name`, with the number of its arguments, "*" where they are named."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else "_"
+            found.add(f"{owner}.{node.func.attr}/{'*' if node.keywords else len(node.args)}")
+    return found
+
+
+#: Modules that are the only ones to do something, so that it is done in one way.
+ONLY = {"locks": "io/locks.py", "files": "io/files.py", "tables": "io/records/tables.py"}
+MOVERS = {"os.rename", "os.renames", "os.replace", "os.link", "shutil.move"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_locks_renames_and_tables_have_one_home(path: Path) -> None:
+    """flock stood in five modules, write-beside-then-rename in eight, a CSV writer in five."""
+    own = path.relative_to(PACKAGE).as_posix()
+    called = {name.partition("/")[0] for name in calls(path)} | imports(path)
+    # a path's `replace` takes one argument, a text's takes two
+    renames = {name for name in calls(path) if name.endswith((".replace/1", ".rename/1", ".rename/*"))}
+    assert own == ONLY["locks"] or not {"fcntl", "msvcrt"} & imports(path)
+    assert own == ONLY["files"] or not renames | (MOVERS & called)
+    assert own == ONLY["tables"] or not {"csv.writer", "csv.DictWriter"} & called
+
+
+def test_what_has_one_home_is_there() -> None:
+    """The test above looks for the right names: it finds them where they should be."""
+    assert "fcntl" in imports(PACKAGE / ONLY["locks"])
+    assert "partial.replace/1" in calls(PACKAGE / ONLY["files"])
+    assert "csv.writer/*" in calls(PACKAGE / ONLY["tables"])
+
+
 def test_init_files_are_bare() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import heapq
 import json
@@ -30,7 +29,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -45,7 +44,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
-from ssclf import __version__, errors
+from ssclf import __version__
 from ssclf.cluster.inventory import Selection, Settled, Source
 from ssclf.cluster.node_scratch import remove_run
 from ssclf.cluster.partitions import decode_results
@@ -53,14 +52,16 @@ from ssclf.cluster.store import Store
 from ssclf.cluster.tasks import (
     Attempts,
     Classify,
+    Fatal,
     Job,
     Part,
+    Unfinished,
     finish,
     finish_anyway,
     join_folders,
     look_at,
     part_name,
-    prepare,
+    prepare_batch,
     probe,
     read_todo,
     settle_units,
@@ -68,10 +69,11 @@ from ssclf.cluster.tasks import (
 )
 from ssclf.config import PredictConfig, config_to_dict
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
+from ssclf.io.locks import Lock
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow, write_csv
-from ssclf.workflows.classification import method_digest
+from ssclf.workflows.classification import Origin, method_digest
 from ssclf.workflows.interruption import exit_code, note_signals
 
 log = logging.getLogger(__name__)
@@ -178,6 +180,20 @@ def predict_on_ray(
     return dataclasses.replace(summary, interrupted=stopped[0]) if stopped else summary
 
 
+@dataclass(frozen=True)
+class _Arrived(Generic[T]):
+    """A batch, passed on from another thread."""
+
+    batch: T
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """There are no more batches: they are through, or what made them has failed."""
+
+    error: BaseException | None = None
+
+
 class _Stopped(Exception):  # noqa: N818 - no error
     """The user wants an end."""
 
@@ -190,14 +206,12 @@ def _one_run(out: Store) -> Iterator[None]:
         return
     try:
         out.local.mkdir(parents=True, exist_ok=True)
-        lock = (out.local / ".lock").open("w")
+        lock = Lock(out.local / ".lock")
     except OSError as exc:
         raise OutputError(f"{out.url}: cannot be written ({exc.strerror}).") from exc
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise OutputError(f"{out.url}: another ssclf run is writing there; wait for it.") from exc
+        if not lock.take():
+            raise OutputError(f"{out.url}: another ssclf run is writing there; wait for it.")
         yield
 
 
@@ -294,8 +308,10 @@ class _Run:
                 self.reused += 1
                 self._complete(state, on_part)
             else:
-                left[number] = state
+                left[number] = state.volumes
         log.info("%d partitions, %d of them complete", len(plan), self.reused)
+        # What dies with its process takes its batch along: the second time everything goes alone, so that a volume
+        # that kills costs its own row. What has none after that has failed.
         for batch in (self.cluster.batch, 1):
             with self._timed("classify"):
                 self._classify(job, left, batch, on_part)
@@ -303,8 +319,7 @@ class _Run:
             if not left:
                 break
             log.warning("%d volumes were lost with the processes that had them", sum(left.values()))
-        for number, part in self._spread(finish_anyway, job, left):
-            del number
+        for _, part in self._spread(finish_anyway, job, left):
             self._complete(part, on_part)
         self._close(job, plan)
         return self.summary()
@@ -337,6 +352,7 @@ class _Run:
             class_names=self.ensemble.class_names,
             # partitions are kept or not: none is opened to review its rows again
             method=method_digest(self.ensemble, self.config) + str(config.review_below).encode(),
+            origin=Origin.of(self.ensemble),
             bundles=paths,
             models=ray.put(files),
             extraction=ray.put(extraction),
@@ -402,30 +418,33 @@ class _Run:
             ray.data.from_items([{"part": number} for number in left], override_num_blocks=len(left))
             .flat_map(partial(read_todo, job=job), num_cpus=0.1)
             .repartition(target_num_rows_per_block=batch)
-            .map_batches(partial(prepare, job=job), batch_size=None, num_cpus=1)
+            .map_batches(partial(prepare_batch, job=job), batch_size=None, num_cpus=1)
             .map_batches(Classify, fn_constructor_args=(job,), batch_size=None, **actors)
         )
+        batches = data.iter_batches(batch_size=None, prefetch_batches=0)
+        # rows that each partition still waits for, as far as the actors have said
         waiting = dict(left)
-        finishing: dict[Any, int] = {}
+        finishing: set[Any] = set()
         finisher = ray.remote(finish).options(num_cpus=0)
-        for ack in self._polled(data.iter_batches(batch_size=None, prefetch_batches=0)):
-            for fatal in filter(None, ack["fatal"]):
-                kind, _, message = fatal.partition(":")
-                raise getattr(errors, kind, SsclfError)(message)
-            for number, count in zip(ack["part"].tolist(), ack["rows"].tolist(), strict=True):
+        for outcome in (one for batch in self._polled(batches) for one in batch["outcome"]):
+            if isinstance(outcome, Fatal):
+                raise outcome.error
+            for number, count in outcome.rows.items():
                 waiting[number] -= count
+                # Only a guess: what a lost node had done is staged, and counted, once more. `finish` looks at the
+                # rows themselves; where it came too early, the partition is among what is missing in the end.
                 if waiting[number] <= 0:
-                    finishing[finisher.remote(job, number)] = number
-            ready, _ = (
-                ray.wait(list(finishing), num_returns=len(finishing), timeout=0) if finishing else ([], [])
-            )
-            for reference in ready:
-                self._take(ray.get(reference), on_part)
-                del finishing[reference]
+                    finishing.add(finisher.remote(job, number))
+            # what is finished by now is told by now, and what is not keeps no batch waiting
+            if finishing:
+                ready, _ = ray.wait(list(finishing), num_returns=len(finishing), timeout=0)
+                for reference in ready:
+                    finishing.remove(reference)
+                    self._finished(ray.get(reference), on_part)
         for reference in finishing:
-            self._take(self._wait(reference), on_part)
+            self._finished(self._wait(reference), on_part)
 
-    def _take(self, state: Part | int, on_part: Callable[[Part], None]) -> None:
+    def _finished(self, state: Part | Unfinished, on_part: Callable[[Part], None]) -> None:
         if isinstance(state, Part):
             self._complete(state, on_part)
 
@@ -441,7 +460,7 @@ class _Run:
             if isinstance(state, Part):
                 self._complete(state, on_part)
             else:
-                yield number, state
+                yield number, state.volumes
 
     def _actors(self, job: Job) -> dict[str, Any]:
         """How many copies of the models, and what each of them asks of a node."""
@@ -523,8 +542,8 @@ class _Run:
                 return ray.get(reference)
 
     def _spread(
-        self, function: Callable[[Job, int], Any], job: Job, numbers: Iterable[int]
-    ) -> Iterator[tuple[int, Any]]:
+        self, function: Callable[[Job, int], T], job: Job, numbers: Iterable[int]
+    ) -> Iterator[tuple[int, T]]:
         """Call a function for many partitions, a few at a time; results as they come."""
         task = ray.remote(function).options(num_cpus=1, max_retries=5)
         shared = ray.put(job)
@@ -546,29 +565,30 @@ class _Run:
 
     def _polled(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on from another thread, so that a signal need not wait for the next of them."""
-        arrived: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[_Arrived[T] | _Ended] = queue.SimpleQueue()
 
         def pull() -> None:
             try:
                 for batch in batches:
-                    arrived.put((batch, None))
-                arrived.put((None, None))
+                    arrived.put(_Arrived(batch))
+                arrived.put(_Ended())
             except BaseException as exc:  # handed over, raised below
-                arrived.put((None, exc))
+                arrived.put(_Ended(exc))
 
         threading.Thread(target=pull, daemon=True).start()
         while True:
             if self.stop():
                 raise _Stopped
             try:
-                batch, error = arrived.get(timeout=0.5)
+                one = arrived.get(timeout=0.5)
             except queue.Empty:
                 continue
-            if error is not None:
-                raise error
-            if batch is None:
+            if isinstance(one, _Arrived):
+                yield one.batch
+            elif one.error is not None:
+                raise one.error
+            else:
                 return
-            yield batch
 
     def clean_nodes(self) -> None:
         """Remove the run's files from every node; one that is gone has taken them along, or cleans up later."""

@@ -13,10 +13,9 @@ import json
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ssclf.cluster.partitions import Planned, decode_plan, encode_plan
 from ssclf.cluster.store import Store
@@ -85,24 +84,73 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What is settled together.
+class ScanUnit:
+    """A volume whose scan follows from names alone, or a path that can be none.
 
     Attributes:
-        kind: "scan" (ready), "folder" (DICOM files), "row" (of the manifest) or "file" (the source itself).
-        files: below the source's base; what must be there to settle it.
-        value: the scan, or the row, as JSON values.
+        path: the key of its row.
+        files: below the source's base, one a contrast; none where there is a problem.
+        problem: why it cannot be read.
         stamps: of `files`, where the storage is remote: local files are looked at when they are settled.
     """
 
-    kind: str
+    path: str
     files: tuple[str, ...] = ()
-    value: Any = None
+    problem: str = ""
     stamps: tuple[str, ...] = ()
 
+
+@dataclass(frozen=True)
+class FolderUnit:
+    """DICOM files that must be opened to be understood: those of one folder, or an archive; more once joined.
+
+    Attributes:
+        files: below the source's base.
+        stamps: of `files`, where the storage is remote.
+    """
+
+    files: tuple[str, ...] = ()
+    stamps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowUnit:
+    """A row of the manifest.
+
+    Attributes:
+        line: where it starts in the file, from 1.
+        name: the key of its row where no cell names a volume.
+        cells: by column.
+        columns: those that name volumes, in the order of the contrasts.
+    """
+
+    line: int
+    name: str
+    cells: Mapping[str, str]
+    columns: tuple[str, ...]
+
     @property
-    def weight(self) -> int:
-        return 1 + len(self.files) // _SLICES
+    def files(self) -> tuple[str, ...]:
+        """What the row names: files, folders or URLs, not looked at yet."""
+        return tuple(self.cells[column] for column in self.columns if self.cells.get(column))
+
+
+@dataclass(frozen=True)
+class FileUnit:
+    """The source itself, where it is a volume or an archive."""
+
+    file: str
+    stamp: str
+
+
+#: What is settled together.
+Unit = ScanUnit | FolderUnit | RowUnit | FileUnit
+_KINDS: dict[str, Callable[..., Unit]] = {
+    "scan": ScanUnit,
+    "folder": FolderUnit,
+    "row": RowUnit,
+    "file": FileUnit,
+}
 
 
 @dataclass(frozen=True)
@@ -138,15 +186,16 @@ def take_inventory(
         DatasetError: the source cannot be read.
     """
     other: Counter[str] = Counter()
-    number, weight, lines = 0, 0, []
+    number, weight = 0, 0
+    units: list[Unit] = []
     for unit in _units(source, selection, other):
-        lines.append(json.dumps(asdict(unit)))
-        weight += unit.weight
+        units.append(unit)
+        weight += 1 + len(unit.files) // _SLICES if isinstance(unit, FolderUnit) else 1
         if weight >= size:
-            out.write(_units_name(number), "\n".join(lines).encode())
-            number, weight, lines = number + 1, 0, []
-    if lines:
-        out.write(_units_name(number), "\n".join(lines).encode())
+            _write_units(out, number, units)
+            number, weight, units = number + 1, 0, []
+    if units:
+        _write_units(out, number, units)
         number += 1
     return number, other
 
@@ -156,7 +205,7 @@ def _units(source: Source, selection: Selection, other: Counter[str]) -> Iterato
         yield from _manifest_units(source, selection, other)
         return
     if source.file:
-        yield Unit("file", (source.file,), stamps=(source.base.stamp(source.file),))
+        yield FileUnit(source.file, source.base.stamp(source.file))
         return
     local = source.base.local
     walk = (
@@ -169,25 +218,21 @@ def _units(source: Source, selection: Selection, other: Counter[str]) -> Iterato
         if local:
             content.volumes = list(_without_links(content.volumes, local, selection, linked, other))
         for path, reason in content.problems.items():
-            yield _scan_unit(Scan(path, (), problem=reason))
+            yield ScanUnit(path, problem=reason)
         for key, files, problem in group_contrasts(content.volumes, selection.contrasts, content.other):
-            scan = Scan(source.text if key == "." else key, tuple(map(Path, files)), problem=problem)
-            yield _scan_unit(scan, files, stamps)
+            path = source.text if key == "." else key
+            yield ScanUnit(path, tuple(files), problem, _stamps_of(files, stamps))
         groups = [[archive] for archive in content.archives]
         if content.dicom:
             groups.append(content.dicom)
         for group in groups:
-            yield Unit("folder", tuple(group), stamps=tuple(stamps[f] for f in group if f in stamps))
+            yield FolderUnit(tuple(group), _stamps_of(group, stamps))
         other += content.other
 
 
-def _scan_unit(scan: Scan, files: tuple[str, ...] = (), stamps: Mapping[str, str] | None = None) -> Unit:
-    value = {
-        "path": scan.path,
-        "contrasts": [source.as_posix() for source in scan.contrasts if isinstance(source, Path)],
-        "problem": scan.problem,
-    }
-    return Unit("scan", files, value, tuple((stamps or {}).get(file, "") for file in files))
+def _stamps_of(files: Iterable[str], stamps: Mapping[str, str]) -> tuple[str, ...]:
+    """One a file, from what a walk has seen; none where the storage is local."""
+    return tuple(stamps.get(file, "") for file in files) if stamps else ()
 
 
 def _without_links(
@@ -271,8 +316,7 @@ def _manifest_units(source: Source, selection: Selection, other: Counter[str]) -
             other[_REPEATED] += 1
             continue
         seen.add(identity)
-        value = {"line": row.line, "name": name, "cells": dict(row.cells), "columns": columns}
-        yield Unit("row", tuple(row[column] for column in columns if row[column]), value)
+        yield RowUnit(row.line, name, dict(row.cells), tuple(columns))
 
 
 def settle(
@@ -297,18 +341,16 @@ def settle(
     local = source.base.local
     base = local or Path("/")
     for unit in _read_units(out, number):
-        dicom = dicom or unit.kind == "folder"
+        dicom = dicom or isinstance(unit, FolderUnit)
         with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
             here = local or Path(scratch)
-            scans = list(_settle_unit(source, unit, here, selection, other))
-            for scan in scans:
+            for scan in list(_settle_unit(source, unit, here, selection, other)):
                 if selection.keep_uids and scan.series and isinstance(scan.contrasts[0], DicomSeries):
                     scan = replace(scan, series=scan.contrasts[0].uid)
-                stamps = unit.stamps
-                if not local and unit.kind == "row":
-                    stamps = tuple(source.base.stamp(file) for file in unit.files)
-                mark = fingerprint(scan, stamps)
+                # looked at while the files are still here; planned as they lie in the source, where any node finds them
+                mark = fingerprint(scan, _stamps(unit, source))
                 planned.append(Planned(_moved(scan, here, base), mark))
+    # of several with one key the first stands: a stable sort, read from its end
     planned.sort(key=lambda one: one.key)
     distinct = {one.key: one for one in reversed(planned)}
     if len(distinct) < len(planned):
@@ -317,11 +359,29 @@ def settle(
     return Settled(number, len(distinct), dict(other), dicom)
 
 
+def _stamps(unit: Unit, source: Source) -> tuple[str, ...]:
+    """Of a unit's files, where the storage is remote; a manifest's are looked at only now."""
+    match unit:
+        case ScanUnit() | FolderUnit():
+            return unit.stamps
+        case FileUnit():
+            return (unit.stamp,)
+        case RowUnit():
+            return () if source.base.local else tuple(source.base.stamp(file) for file in unit.files)
+
+
+def _write_units(out: Store, number: int, units: Iterable[Unit]) -> None:
+    kinds: dict[object, str] = {unit: kind for kind, unit in _KINDS.items()}
+    lines = (json.dumps({"kind": kinds[type(unit)], **asdict(unit)}) for unit in units)
+    out.write(_units_name(number), "\n".join(lines).encode())
+
+
 def _read_units(out: Store, number: int) -> list[Unit]:
     units = []
     for line in out.read(_units_name(number)).decode().splitlines():
         values = json.loads(line)
-        units.append(Unit(values["kind"], tuple(values["files"]), values["value"], tuple(values["stamps"])))
+        kind = _KINDS[values.pop("kind")]
+        units.append(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
     return units
 
 
@@ -345,30 +405,27 @@ def _moved(scan: Scan, here: Path, base: Path) -> Scan:
 def _settle_unit(
     source: Source, unit: Unit, here: Path, selection: Selection, other: Counter[str]
 ) -> Iterator[Scan]:
-    if unit.kind == "scan":
-        contrasts = tuple(here / path for path in unit.value["contrasts"])
-        yield Scan(unit.value["path"], contrasts, problem=unit.value["problem"])
-        return
-    remote = source.base.local is None
-    if unit.kind == "row":
-        yield _manifest_row(source, unit, here, selection)
-        return
-    if remote and unit.kind == "file":
-        source.base.fetch(source.file, here)
-    elif remote:
+    """The scans of a unit, with their files below `here`: the source's own place, or where they were fetched to.
+
+    Args:
+        other: reason → number of files that are no volume; added to.
+    """
+    match unit:
+        case ScanUnit():
+            yield Scan(unit.path, tuple(here / file for file in unit.files), problem=unit.problem)
+        case FolderUnit():
+            yield from _settle_folder(source, unit, here, selection, other)
+        case RowUnit():
+            yield _settle_row(source, unit, here, selection)
+        case FileUnit():
+            yield from _settle_file(source, unit, here, selection, other)
+
+
+def _settle_folder(
+    source: Source, unit: FolderUnit, here: Path, selection: Selection, other: Counter[str]
+) -> Iterator[Scan]:
+    if source.base.local is None:
         source.base.fetch_all(unit.files, here)
-    if unit.kind == "file":
-        found = discover(
-            [here / source.file],
-            contrasts=selection.contrasts,
-            pattern=selection.pattern,
-            series=selection.series,
-        )
-        other.update(found.other_files)
-        own = (here / source.file).as_posix()
-        for scan in found.scans:
-            yield replace(scan, path=scan.path.replace(own, source.text, 1))
-        return
     archives = [file for file in unit.files if file.lower().endswith(".zip")]
     content = FolderContent(dicom=[file for file in unit.files if file not in archives], archives=archives)
     for scan in folder_scans(here, content, selection.contrasts, selection.series):
@@ -376,9 +433,20 @@ def _settle_unit(
     other += content.other
 
 
-def _manifest_row(source: Source, unit: Unit, here: Path, selection: Selection) -> Scan:
-    values = unit.value
-    row = TableRow(values["line"], values["cells"])
+def _settle_file(
+    source: Source, unit: FileUnit, here: Path, selection: Selection, other: Counter[str]
+) -> Iterator[Scan]:
+    if source.base.local is None:
+        source.base.fetch(unit.file, here)
+    own = here / unit.file
+    found = discover([own], contrasts=selection.contrasts, pattern=selection.pattern, series=selection.series)
+    other.update(found.other_files)
+    for scan in found.scans:
+        # keys begin with what the user gave, not with where this node has put it
+        yield replace(scan, path=scan.path.replace(own.as_posix(), source.text, 1))
+
+
+def _settle_row(source: Source, unit: RowUnit, here: Path, selection: Selection) -> Scan:
     if source.base.local is None:
         # what must be looked into is fetched; of a volume the name is enough
         for cell in unit.files:
@@ -391,7 +459,8 @@ def _manifest_row(source: Source, unit: Unit, here: Path, selection: Selection) 
             except SsclfError as exc:
                 return Scan(cell, (), problem=str(exc))
     table = here / source.file
-    scan = manifest_scan(table, row, values["name"], tuple(values["columns"]), selection.series)
+    row = TableRow(unit.line, unit.cells)
+    scan = manifest_scan(table, row, unit.name, unit.columns, selection.series)
     return replace(scan, path=scan.path.replace(table.as_posix(), source.text, 1))
 
 
@@ -423,51 +492,65 @@ def join_series(
     Returns:
         the partitions that changed.
     """
-    places: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    # A series is known by its UID alone. Of a million series, 8 bytes of a hash and one place each fit into memory;
+    # their names, files and stamps would not. Two UIDs with one hash only settle two folders together for nothing.
+    places: dict[int, list[_Place]] = defaultdict(list)
     for number in numbers:
         for one in decode_plan(out.read(plan_name(number))):
             for series in one.scan.contrasts:
+                # an archive is a source of its own: its series are not joined with what lies beside it
                 if isinstance(series, DicomSeries) and not series.root.name.lower().endswith(".zip"):
                     uid = int.from_bytes(hashlib.sha256(series.uid.encode()).digest()[:8], "big")
-                    files = PurePosixPath(series.root.as_posix()) / series.files[0]
-                    places[uid].append((number, files.as_posix()))
+                    file = PurePosixPath(series.root.as_posix()) / series.files[0]
+                    places[uid].append(_Place(number, file.as_posix().lstrip("/")))
     shared = [where for where in places.values() if len(where) > 1]
     if not shared:
         return []
-    return _join(source, out, shared, selection, fingerprint)
-
-
-def _join(
-    source: Source,
-    out: Store,
-    shared: list[list[tuple[int, str]]],
-    selection: Selection,
-    fingerprint: Callable[[Scan, tuple[str, ...]], str],
-) -> list[Settled]:
-    changed = sorted({number for where in shared for number, _ in where})
+    changed = sorted({place.number for where in shared for place in where})
     units = {number: _read_units(out, number) for number in changed}
-    holder = {
+    _join(units, shared)
+    for number in changed:
+        # a folder that has given its files away is no unit any more
+        _write_units(out, number, (u for u in units[number] if not isinstance(u, FolderUnit) or u.files))
+    return [settle(source, out, number, selection, fingerprint) for number in changed]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a series was found: the partition, and one file of it, which leads to the unit that has them all."""
+
+    number: int
+    file: str
+
+
+def _join(units: Mapping[int, list[Unit]], shared: Iterable[Sequence[_Place]]) -> None:
+    """Put the files of folders that share a series into one of them; the others are left empty.
+
+    Args:
+        units: by partition; changed in place.
+        shared: for each series that was found more than once, where.
+    """
+    home = {
         file: (number, index)
-        for number in changed
-        for index, unit in enumerate(units[number])
-        if unit.kind == "folder"
+        for number, some in units.items()
+        for index, unit in enumerate(some)
+        if isinstance(unit, FolderUnit)
         for file in unit.files
     }
     for where in shared:
-        homes = sorted({holder[file.lstrip("/")] for _, file in where if file.lstrip("/") in holder})
+        # Asked anew for every series: an earlier one may have moved the files already, as where three folders hold
+        # A and B, B and C. Whole folders move, since all series of a folder are told apart together.
+        homes = sorted({home[place.file] for place in where if place.file in home})
         if len(homes) < 2:
             continue
-        (first, at), *rest = homes
-        parts = [units[number][index] for number, index in homes]
-        units[first][at] = Unit(
-            "folder",
+        parts = [part for n, i in homes if isinstance(part := units[n][i], FolderUnit)]
+        joined = FolderUnit(
             tuple(file for part in parts for file in part.files),
-            stamps=tuple(stamp for part in parts for stamp in part.stamps),
+            tuple(stamp for part in parts for stamp in part.stamps),
         )
-        for number, index in rest:
-            units[number][index] = Unit("folder")
-        holder |= dict.fromkeys(units[first][at].files, (first, at))
-    for number in changed:
-        kept = [unit for unit in units[number] if unit.kind != "folder" or unit.files]
-        out.write(_units_name(number), "\n".join(json.dumps(asdict(unit)) for unit in kept).encode())
-    return [settle(source, out, number, selection, fingerprint) for number in changed]
+        for number, index in homes:
+            units[number][index] = FolderUnit()
+        # the first home: the same whichever series is looked at first, so a repeated task plans the same
+        number, index = homes[0]
+        units[number][index] = joined
+        home |= dict.fromkeys(joined.files, homes[0])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.errors import OutputError
+from ssclf.io.files import whole_folder
+from ssclf.io.locks import Lock
 
 #: Content of files by name, as it travels through Ray's object store.
 Files = Mapping[str, NDArray[np.uint8]]
+#: Locks on the folders of runs that this process works for. Closed by nobody: they end with the process.
+_HELD: list[Lock] = []
 
 
 def _top() -> Path:
@@ -37,7 +40,9 @@ def run_scratch(run: str) -> Path:
         if top.is_symlink() or top.stat().st_uid != os.getuid():
             raise OutputError(f"{top}: belongs to another user; set TMPDIR on the nodes to a private folder.")
         top.chmod(0o700)
-        with _lock(top / "lock", fcntl.LOCK_EX):
+        with Lock(top / "lock") as one_at_a_time:
+            # what was killed could not clean up: whoever comes next does, before a folder of its own is there to hold
+            one_at_a_time.take(wait=True)
             for old in top.iterdir():
                 if old.is_dir() and old.name != run:
                     _remove_unless_held(old)
@@ -51,24 +56,16 @@ def run_scratch(run: str) -> Path:
 
 
 def _hold(path: Path) -> None:
-    """A lock that ends with this process, however it ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_SH)
+    """Keep others from removing the folder for as long as this process lives: all processes of a run share it."""
+    lock = Lock(path)
+    lock.take(wait=True, shared=True)
+    _HELD.append(lock)
 
 
 def _remove_unless_held(folder: Path) -> None:
-    with contextlib.suppress(OSError), _lock(folder / "held", fcntl.LOCK_EX | fcntl.LOCK_NB):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, how: int) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, how)
-        yield
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError), Lock(folder / "held") as held:
+        if held.take():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_run(run: str) -> None:
@@ -79,12 +76,11 @@ def remove_run(run: str) -> None:
 def unpack(files: Files, run: str, name: str) -> Path:
     """Put files into a folder of the run; the first process of a node writes, the others find them."""
     folder = run_scratch(run) / name
-    with _lock(folder.with_name(f"{name}.lock"), fcntl.LOCK_EX):
+    with Lock(folder.with_name(f"{name}.lock")) as lock:
+        lock.take(wait=True)
         if not folder.exists():
-            partial = folder.with_name(f"{name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            for file, content in files.items():
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
-                (partial / file).write_bytes(content.tobytes())
-            partial.rename(folder)
+            with whole_folder(folder) as partial:
+                for file, content in files.items():
+                    (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / file).write_bytes(content.tobytes())
     return folder

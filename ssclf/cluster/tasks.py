@@ -13,7 +13,7 @@ import json
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from pebble import ProcessPool
 
 from ssclf import __version__
@@ -44,7 +45,13 @@ from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.workers import run_in_processes, start_pool
-from ssclf.workflows.classification import Preparation, RowMaker, prepare_for_models, scan_fingerprint
+from ssclf.workflows.classification import (
+    NetworkInputs,
+    Origin,
+    RowMaker,
+    make_network_inputs,
+    scan_fingerprint,
+)
 
 #: Times that a batch may take its process with it.
 _ATTEMPTS = 3
@@ -62,10 +69,49 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """A partition that is not complete, and how many of its volumes lack a row."""
+
+    volumes: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A volume that could not be read, and the line that says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Neither input nor reason: the process died with the batch. The volume has another chance, alone."""
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """What no volume is to blame for, and ends the run. It travels as a value: raised in a task, it would reach the
+    driver as text among Ray's own."""
+
+    error: SsclfError
+
+
+#: From the reading tasks to the actors, one a volume. Never None: Arrow would make NaN of it.
+Handover = NetworkInputs | Refused | Lost | Fatal
+
+
+@dataclass(frozen=True)
+class Staged:
+    """From the actors to the driver, one a batch: partition → number of rows that are on the stage now."""
+
+    rows: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class Job:
     """What every task knows.
 
     Attributes:
+        origin: what every row says of the models.
         models, extraction: references to `Files` in Ray's object store.
         attempts: handle of `Attempts`.
     """
@@ -79,6 +125,7 @@ class Job:
     settings: tuple[PreprocessConfig, ...]
     class_names: tuple[str, ...]
     method: bytes
+    origin: Origin
     bundles: tuple[str, ...]
     models: Any
     extraction: Any
@@ -152,12 +199,18 @@ def _as_part(number: int, rows: Sequence[ResultRow]) -> Part:
     return Part(number, len(rows), failed, first, last)
 
 
-def _staged(job: Job, number: int, *, without: str = "") -> dict[tuple[str, str], ResultRow]:
-    """Rows that are there already, by key: staged, or in a partition of an earlier plan.
+def _rows_for(
+    job: Job, number: int, planned: Sequence[Planned], *, without: str = ""
+) -> dict[tuple[str, str], ResultRow]:
+    """Rows that are there already for what is planned, by key: staged, or in a partition of an earlier plan.
+
+    The plan asks for rows, not the stage: what is staged twice is one row, and what was made of a volume that has
+    gone or changed since, or by other models, is none, wherever it stands among the others.
 
     Args:
         without: run whose rows do not count.
     """
+    wanted = {one.key: one.fingerprint for one in planned}
     rows: dict[tuple[str, str], ResultRow] = {}
     names = [f"_stage/part={number:05d}/{e.name}" for e in job.out.entries(f"_stage/part={number:05d}")]
     for name in [part_name(number), *names]:
@@ -165,27 +218,30 @@ def _staged(job: Job, number: int, *, without: str = "") -> dict[tuple[str, str]
         if own or not name.endswith(".parquet"):
             continue
         with contextlib.suppress(FileNotFoundError):
-            rows |= {row.key: row for row in decode_results(job.out.read(name), name)[0]}
+            for row in decode_results(job.out.read(name), name)[0]:
+                if row.fingerprint != wanted.get(row.key):
+                    continue
+                # a volume that failed and was tried again is the better row, whichever name comes first
+                if row.status != "failed" or row.key not in rows:
+                    rows[row.key] = row
     return rows
 
 
 def _todo(job: Job, number: int) -> list[Planned]:
-    """Volumes of a partition that earlier runs have not done. The same whenever this run asks."""
-    rows = _staged(job, number, without=job.run)
+    """Volumes of a partition that earlier runs have not done."""
+    planned = _plan_of(job, number)
+    # Ray may ask again after a node was lost, and what it then repeats must fall into the same batches: what this run
+    # has staged meanwhile does not count, so the answer is the same whenever it asks.
+    rows = _rows_for(job, number, planned, without=job.run)
     retry = job.config.retry_failed
     return [
-        one
-        for one in _plan_of(job, number)
-        if (row := rows.get(one.key)) is None
-        or row.fingerprint != one.fingerprint
-        or (retry and row.status == "failed")
+        one for one in planned if (row := rows.get(one.key)) is None or (retry and row.status == "failed")
     ]
 
 
-def look_at(job: Job, number: int) -> Part | int:
-    """A partition that is complete, or how many of its volumes are to be done."""
-    planned = _plan_of(job, number)
-    return _finished(job, number, planned) or len(_todo(job, number))
+def look_at(job: Job, number: int) -> Part | Unfinished:
+    """What an earlier run has left of a partition."""
+    return _finished(job, number, _plan_of(job, number)) or Unfinished(len(_todo(job, number)))
 
 
 def read_todo(row: dict[str, Any], job: Job) -> list[dict[str, Any]]:
@@ -220,67 +276,63 @@ def _attempt(job: Job, what: str, batch: Mapping[str, Any]) -> Iterator[bool]:
     job.attempts.end.remote(key)
 
 
-def prepare(batch: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Ray Data: volumes to network input, or to the reason why there is none."""
-    rest = _Prepared(lost=True)
+def prepare_batch(batch: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Ray Data: volumes to a `Handover` each."""
+    whole: Handover = Lost()
     try:
         _check_version(job)
         with _attempt(job, "prepare", batch) as sensible:
             if sensible:
-                return _prepare_batch(batch, job)
+                return {**batch, "handover": _objects(_read_batch(batch, job))}
     except SsclfError as exc:
-        rest = _Prepared(fatal=exc)
-    prepared = np.empty(len(batch["part"]), object)
-    prepared[:] = [rest for _ in prepared]
-    return {**batch, "prepared": prepared}
+        whole = Fatal(exc)
+    return {**batch, "handover": _objects([whole] * len(batch["part"]))}
 
 
-def _prepare_batch(batch: dict[str, Any], job: Job) -> dict[str, Any]:
-    count = len(batch["part"])
+def _read_batch(batch: dict[str, Any], job: Job) -> list[Handover]:
     scans = [scan_from_json(text, job.base) for text in batch["scan"]]
-    prepared = np.empty(count, object)
-    prepared[:] = [_Prepared(error=scan.problem) for scan in scans]
-    scratch = run_scratch(job.run)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    handovers: list[Handover] = [Refused(scan.problem) for scan in scans]
+    with tempfile.TemporaryDirectory(dir=run_scratch(job.run)) as folder:
         extraction = _extraction(job.run, job.extraction)
-        work = _Work(job.settings, job.config.skull_strip, extraction, Path(folder))
-        readable = [index for index in range(count) if not scans[index].problem]
-        items = ((index, _here(scans[index], job, Path(folder) / str(index))) for index in readable)
+        read = _ReadNumbered(job.settings, job.config.skull_strip, extraction, Path(folder))
+        readable = [index for index, scan in enumerate(scans) if not scan.problem]
+        # fetched as they are taken: while one is being read, the next is on its way
+        items = ((index, _fetched(scans[index], job, Path(folder) / str(index))) for index in readable)
         timeout = job.config.timeout_s
-        for outcome in run_in_processes(work, items, workers=1, timeout_s=timeout, pool=_reader()):
+        for outcome in run_in_processes(read, items, workers=1, timeout_s=timeout, pool=_reading_process()):
             index, _ = outcome.item
-            prepared[index] = _Prepared(outcome.result, outcome.error)
-    return {**batch, "prepared": prepared}
+            handovers[index] = Refused(outcome.error) if outcome.result is None else outcome.result
+    return handovers
+
+
+def _objects(values: Sequence[object]) -> NDArray[np.object_]:
+    """A column of values that numpy does not look into."""
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """Network input, or one line that says why there is none. Never None itself: Arrow would make NaN of it.
-
-    `lost`: neither, since the process died with it; it has another chance, alone. `fatal`: ends the run.
-    """
-
-    result: Preparation | None = None
-    error: str = ""
-    lost: bool = False
-    fatal: SsclfError | None = None
-
-
-@dataclass(frozen=True)
-class _Work:
-    """`prepare_for_models` for a numbered scan; travels to the process that does it."""
+class _ReadNumbered:
+    """`make_network_inputs` for a numbered scan; travels to the process that does it."""
 
     settings: tuple[PreprocessConfig, ...]
     skull_strip: str
     extraction: tuple[Path, ...]
     scratch: Path
 
-    def __call__(self, item: tuple[int, Scan]) -> Any:
+    def __call__(self, item: tuple[int, Scan]) -> NetworkInputs:
         _, scan = item
-        return prepare_for_models(scan, self.settings, self.skull_strip, self.extraction, self.scratch, False)
+        return make_network_inputs(
+            scan,
+            settings=self.settings,
+            skull_strip=self.skull_strip,
+            extraction=self.extraction,
+            scratch=self.scratch,
+        )
 
 
-def _here(scan: Scan, job: Job, folder: Path) -> Scan:
+def _fetched(scan: Scan, job: Job, folder: Path) -> Scan:
     """The scan with its files on this machine; what cannot be fetched becomes its problem."""
     if job.source.base.local:
         return scan
@@ -304,7 +356,7 @@ def _here(scan: Scan, job: Job, folder: Path) -> Scan:
 
 
 @lru_cache(maxsize=1)
-def _reader() -> ProcessPool:
+def _reading_process() -> ProcessPool:
     """A process that reads, apart from Ray's: a file that crashes or hangs it costs itself."""
     return start_pool(1)
 
@@ -337,24 +389,24 @@ class Classify:
         """Rows go to the stage before they are counted.
 
         Returns:
-            part and number of rows staged for it; `fatal` is empty, or what no volume is to blame for: raised here,
-            it would reach the driver as text among Ray's own.
+            one outcome for the batch: `Staged` or `Fatal`.
         """
+        outcome: Staged | Fatal
         try:
             rows = self._stage(batch)
+            outcome = Staged({number: len(some) for number, some in rows.items()})
         except SsclfError as exc:
-            return {"part": [-1], "rows": [0], "fatal": [f"{type(exc).__name__}:{exc}"]}
-        parts = np.array(list(rows), np.int64)
-        counts = np.array([len(some) for some in rows.values()], np.int64)
-        return {"part": parts, "rows": counts, "fatal": [""] * len(rows)}
+            outcome = Fatal(exc)
+        return {"outcome": _objects([outcome])}
 
     def _stage(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
         job = self._job
-        if fatal := next((one.fatal for one in batch["prepared"] if one.fatal is not None), None):
-            raise fatal
+        if fatal := next((one for one in batch["handover"] if isinstance(one, Fatal)), None):
+            raise fatal.error
         with _attempt(job, "classify", batch) as sensible:
             rows = self._rows(batch) if sensible else {}
             for number, some in rows.items():
+                # a name of its own: what is staged twice is two files, and neither is ever half written over
                 name = f"_stage/part={number:05d}/{job.run}-{uuid.uuid4().hex}.parquet"
                 job.out.write(name, encode_results(some, job.class_names))
         return rows
@@ -362,58 +414,53 @@ class Classify:
     def _rows(self, batch: dict[str, Any]) -> dict[int, list[ResultRow]]:
         maker, job = self._maker, self._job
         rows: dict[int, list[ResultRow]] = {}
-        for number, text, fingerprint, prepared in zip(
-            *(batch[name] for name in ("part", "scan", "fingerprint", "prepared")), strict=True
+        for number, text, fingerprint, handover in zip(
+            *(batch[name] for name in ("part", "scan", "fingerprint", "handover")), strict=True
         ):
-            if prepared.lost:
+            if isinstance(handover, Lost):
                 continue
             scan = scan_from_json(text, job.base)
-            maker.fingerprints = {(scan.path, scan.series): fingerprint}
-            if prepared.result is None:
-                row = maker.failed(scan, prepared.error)
+            if isinstance(handover, NetworkInputs):
+                row = maker.classified(scan, handover)
             else:
-                row = maker.classified(scan, prepared.result)
-            rows.setdefault(int(number), []).append(row)
+                row = job.origin.failed(scan, handover.reason)
+            rows.setdefault(int(number), []).append(dataclasses.replace(row, fingerprint=fingerprint))
         return rows
 
 
-def finish(job: Job, number: int, *, anyway: bool = False) -> Part | int:
-    """Write a partition if every volume of its plan has a row; else say how many lack one.
+def finish(job: Job, number: int) -> Part | Unfinished:
+    """Write a partition, if every volume of its plan has a row."""
+    planned = _plan_of(job, number)
+    # asked again, after a repeat or by a count that came twice: what is written stays
+    if found := _finished(job, number, planned):
+        return found
+    rows = _rows_for(job, number, planned)
+    if len(rows) < len(planned):
+        return Unfinished(len(planned) - len(rows))
+    return _write_part(job, number, planned, rows.values())
 
-    Args:
-        anyway: what has no row by now has failed.
-    """
+
+def finish_anyway(job: Job, number: int) -> Part:
+    """Write a partition; what has no row by now has failed."""
     planned = _plan_of(job, number)
     if found := _finished(job, number, planned):
         return found
-    staged = _staged(job, number)
-    rows: list[ResultRow] = []
-    missing: list[Planned] = []
-    for one in planned:
-        row = staged.get(one.key)
-        if row is None or row.fingerprint != one.fingerprint:
-            missing.append(one)
-        else:
-            rows.append(row)
-    if missing and not anyway:
-        return len(missing)
-    rows += [_lost(job, one) for one in missing]
-    rows.sort(key=lambda row: row.key)
-    job.out.write(part_name(number), encode_results(rows, job.class_names, plan_digest(planned)))
+    rows = _rows_for(job, number, planned)
+    reason = "the process that had it died, alone and among others; the node may lack memory."
+    lost = [
+        dataclasses.replace(job.origin.failed(one.scan, reason), fingerprint=one.fingerprint)
+        for one in planned
+        if one.key not in rows
+    ]
+    return _write_part(job, number, planned, [*rows.values(), *lost])
+
+
+def _write_part(job: Job, number: int, planned: Sequence[Planned], rows: Iterable[ResultRow]) -> Part:
+    """The partition first, then the stage goes: killed between the two, nothing is lost and nothing is twice."""
+    ordered = sorted(rows, key=lambda row: row.key)
+    job.out.write(part_name(number), encode_results(ordered, job.class_names, plan_digest(planned)))
     job.out.remove(f"_stage/part={number:05d}")
-    return _as_part(number, rows)
-
-
-def finish_anyway(job: Job, number: int) -> Part | int:
-    return finish(job, number, anyway=True)
-
-
-def _lost(job: Job, planned: Planned) -> ResultRow:
-    maker = RowMaker(_open_ensemble(job), job.config, Path())
-    maker.fingerprints = {(planned.scan.path, planned.scan.series): planned.fingerprint}
-    return maker.failed(
-        planned.scan, "the process that had it died, alone and among others; the node may lack memory."
-    )
+    return _as_part(number, ordered)
 
 
 def _open_ensemble(job: Job) -> Ensemble:

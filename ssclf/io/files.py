@@ -1,15 +1,24 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all.
+
+What is being written lies beside its place, hidden, with `.partial` in its name: what a killed process leaves is
+known for what it is, and taken for nothing else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ssclf.errors import OutputError
+
+#: Bytes of a name that its partial file repeats: file systems take 255, and the mark needs some of them.
+_LONGEST = 150
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -29,16 +38,30 @@ def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        with partial.open("wb") if binary else partial.open("w", **text) as file:
+        with whole_path(path) as partial, partial.open("wb") if binary else partial.open("w", **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
+
+
+@contextlib.contextmanager
+def whole_path(path: Path, *, ending: str = "") -> Iterator[Path]:
+    """As `whole_file`, for writers that open their files themselves: a name to write to.
+
+    Args:
+        ending: that this name needs, where the writer goes by it.
+
+    Raises:
+        OSError: it cannot be written; the caller knows what that means.
+    """
+    partial = _beside(path, ending)
+    try:
+        yield partial
+        _take_place(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -51,3 +74,42 @@ def write_json(path: Path, values: Any) -> None:
         OutputError: it cannot be written.
     """
     write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, private to this user, which takes its place when the block ends well; else nothing is left.
+
+    Args:
+        replace: what is there goes, in favour of the new one. Else a folder that another process has put there
+            meanwhile stays, and this one goes: for content that is the same whoever makes it.
+
+    Raises:
+        OSError: it cannot be made, or cannot take its place.
+    """
+    partial = _beside(path)
+    partial.mkdir(mode=0o700)
+    try:
+        yield partial
+        if replace and path.exists():
+            shutil.rmtree(path)
+        try:
+            _take_place(partial, path)
+        except OSError:  # no folder takes the place of one that holds something
+            if replace or not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path, ending: str = "") -> Path:
+    """A name that nobody else writes to: processes on two nodes may have one number, and write one file."""
+    name = path.name
+    while len(os.fsencode(name)) > _LONGEST:
+        name = name[:-1]
+    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.partial{ending}")
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    """The one place where something comes to be: a rename on one file system, which nobody sees half done."""
+    partial.replace(path)

@@ -10,20 +10,16 @@ from typing import Any
 import torch
 
 from ssclf.errors import ModelError
+from ssclf.io.files import whole_path
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a state; the file appears whole or stays as it was, also when the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_path(path) as partial, partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

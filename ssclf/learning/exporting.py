@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ssclf.config import Architecture
 from ssclf.domain.scores import softmax
 from ssclf.errors import ParityError
+from ssclf.io.files import whole_path
 from ssclf.io.models.onnx_session import open_session
 from ssclf.learning.networks import VolumeNetwork
 from ssclf.learning.planar import PlanarNetwork
@@ -184,13 +185,14 @@ def _forget_origins(model: Any) -> None:
 
 def _forget_source_lines(path: Path) -> None:
     """Drop TorchScript's debugging files, which hold paths of this machine."""
-    whole = path.with_suffix(".whole")
-    path.rename(whole)
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+    with (
+        whole_path(path) as partial,
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target,
+    ):
         for entry in source.infolist():
             if not entry.filename.endswith(".debug_pkl"):
                 target.writestr(entry.filename, source.read(entry))
-    whole.unlink()
 
 
 @contextlib.contextmanager

@@ -6,10 +6,9 @@ PyPI package. They are read from there, not by importing deepbet, which would lo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from ssclf.errors import MissingDependencyError, ModelError, OutputError, ParityError
 from ssclf.io.extraction.deepbet import BOX_MODEL, LICENSE_FILE, MASK_MODEL
+from ssclf.io.files import whole_folder
 from ssclf.io.models.onnx_session import open_session
 
 #: Our file name and deepbet's.
@@ -104,23 +104,16 @@ def cached_brain_extraction(cache_dir: Path | None = None) -> list[Path]:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssclf"
     folder = cache_dir / f"deepbet-{version}-{content[:12]}-{CONVERSION}"
     if not folder.is_dir():
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".deepbet-", dir=cache_dir))
-        except OSError as exc:
-            raise OutputError(
-                f"{cache_dir}: the networks for brain extraction cannot be kept here ({exc.strerror}); "
-                "let XDG_CACHE_HOME name a folder that can be written."
-            ) from exc
-        try:
-            export_brain_extraction(partial)
+        with contextlib.ExitStack() as stack:
             try:
-                partial.rename(folder)
-            except OSError:  # another process was faster; its files are as good
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                cache_dir.mkdir(parents=True, exist_ok=True)
+                partial = stack.enter_context(whole_folder(folder))
+            except OSError as exc:
+                raise OutputError(
+                    f"{cache_dir}: the networks for brain extraction cannot be kept here ({exc.strerror}); "
+                    "let XDG_CACHE_HOME name a folder that can be written."
+                ) from exc
+            export_brain_extraction(partial)  # where another process is faster, its files are as good
     return [folder / BOX_MODEL, folder / MASK_MODEL, folder / LICENSE_FILE]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssclf.config import Architecture, Stem
 from ssclf.errors import ModelError
+from ssclf.io.files import whole_path
 from ssclf.io.models.checksums import file_sha256
 from ssclf.learning.checkpoints import load_checkpoint
 from ssclf.learning.networks import TORCHVISION_NAMES, VolumeNetwork
@@ -90,12 +91,8 @@ def import_weights(path: Path) -> Path:
     _check_hash(path)
     target = weights_folder() / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
+    with whole_path(target) as partial:
         shutil.copyfile(path, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +15,8 @@ from ssclf.domain import paper
 from ssclf.domain.comparison import compare, reliability
 from ssclf.domain.network_scores import PER_CLASS, Network, Score
 from ssclf.domain.scores import softmax
-from ssclf.io.files import write_whole
 from ssclf.io.records.cv_run import CvRun, read_cv_run, summarise
-from ssclf.io.records.tables import defuse
+from ssclf.io.records.tables import write_table
 from ssclf.reporting.figures import draw_confusions, draw_fold_curves, draw_heat_maps, draw_reliability
 from ssclf.reporting.html import write_page
 
@@ -229,21 +226,19 @@ def _data_uri(path: Path) -> str:
 
 
 def _write_tables(path: Path, networks: Sequence[Network], synthetic: bool) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(_COLUMNS)
-    for score in (score for network in networks for score in network.scores):
-        numbers = (score.mean, score.sd, score.low, score.high)
-        writer.writerow(
-            [
-                *map(defuse, (score.network, score.class_name, score.metric, score.probabilities)),
-                *(_number(n, 6) for n in numbers),
-                score.folds,
-                *("" if n is None else f"{n:g}" for n in (score.paper, score.paper_sd)),
-                "synthetic" if synthetic else "as given",
-            ]
+    scores = (score for network in networks for score in network.scores)
+    rows = [
+        (
+            *(score.network, score.class_name, score.metric, score.probabilities),
+            *(score.mean, score.sd, score.low, score.high),
+            score.folds,
+            *(score.paper, score.paper_sd),
+            "synthetic" if synthetic else "as given",
         )
-    write_whole(path, text.getvalue())
+        for score in scores
+    ]
+    ours = dict.fromkeys(("mean", "sd", "ci_low", "ci_high"), ".6f")
+    write_table(path, _COLUMNS, rows, formats={**ours, "folds": "d", "paper": "g", "paper_sd": "g"})
 
 
 def _describe(run: CvRun) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ssclf.io.files import whole_path
 
 
 def draw_learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -185,9 +186,8 @@ def _save(figure: Any, stem: Path, note: str) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     for ending, options in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
         # several processes may report on the same folder
-        partial = stem.with_name(f".{os.getpid()}-{stem.name}.{ending}")
-        figure.savefig(partial, **options)
-        partial.replace(stem.with_name(f"{stem.name}.{ending}"))
+        with whole_path(stem.with_name(f"{stem.name}.{ending}")) as partial:
+            figure.savefig(partial, format=ending, **options)
 
 
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from ssclf import __version__
-from ssclf.errors import OutputError
+from ssclf.io.files import whole_file
 
 NOTICE = "Research use only. Not a medical device; not for diagnosis or treatment."
 
@@ -31,12 +30,5 @@ def write_page(template: str, path: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template(template).generate(notice=NOTICE, version=__version__, **values)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(page)
-        partial.replace(path)
-    except OSError as exc:
-        raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.writelines(page)

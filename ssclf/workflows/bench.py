@@ -24,7 +24,7 @@ from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.models.runtime import Device, Engine
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes, start_pool
-from ssclf.workflows.classification import Preparation, prepare_for_models
+from ssclf.workflows.classification import NetworkInputs, make_network_inputs
 from ssclf.workflows.plan import Rates
 
 #: Slices, rows and columns of a BraTS volume at 1 mm, read where no typical scans are given.
@@ -34,7 +34,7 @@ _SCANS = 10
 
 @dataclass(frozen=True)
 class _Read:
-    prepared: Preparation
+    prepared: NetworkInputs
     peak_bytes: int
 
 
@@ -134,11 +134,13 @@ def _read(
     extraction: tuple[Path, ...],
     scratch: Path,
 ) -> _Read:
-    prepared = prepare_for_models(scan, settings, skull_strip, extraction, scratch, False)
+    prepared = make_network_inputs(
+        scan, settings=settings, skull_strip=skull_strip, extraction=extraction, scratch=scratch
+    )
     return _Read(prepared, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _time_network(ensemble: Ensemble, inputs: Sequence[Preparation], repeats: int = 5) -> float:
+def _time_network(ensemble: Ensemble, inputs: Sequence[NetworkInputs], repeats: int = 5) -> float:
     """Median seconds of a volume."""
     seconds = []
     ensemble.judge(inputs[0].volumes)

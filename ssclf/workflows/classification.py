@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,10 +32,19 @@ from ssclf.io.workers import run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
+Key = tuple[str, str]
+
 
 @dataclass(frozen=True)
-class Preparation:
-    """What a worker hands over: network input for every preprocessing that the models ask for."""
+class NetworkInputs:
+    """What a worker makes of one scan: network input for every preprocessing that the models ask for.
+
+    Attributes:
+        volumes: at least one; each is what the models with that preprocessing see.
+        extraction: what removed the skull, "none" where it was gone already.
+        grid: where the brain lies in the scan's own space; only for maps.
+        seconds: that the worker took.
+    """
 
     volumes: Mapping[PreprocessConfig, PreparedVolume]
     extraction: str
@@ -47,15 +56,27 @@ class Preparation:
         return next(iter(self.volumes.values()))
 
 
-def prepare_for_models(
+def make_network_inputs(
     scan: Scan,
+    *,
     settings: Sequence[PreprocessConfig],
     skull_strip: str,
     extraction: tuple[Path, ...],
     scratch: Path,
-    with_grid: bool,
-) -> Preparation:
-    """Runs in a worker: read a scan and find its brain once, preprocess it for each model."""
+    with_grid: bool = False,
+) -> NetworkInputs:
+    """Runs in a worker: read a scan and find its brain once, preprocess it for each model.
+
+    Args:
+        settings: of the models, each once.
+        skull_strip: see `SkullStrip.parse`.
+        extraction: deepbet's networks, or nothing.
+        scratch: existing folder for what has to be unpacked or converted.
+        with_grid: whether a map will be drawn.
+
+    Raises:
+        SsclfError: this scan cannot be read, or is no brain volume.
+    """
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=scratch) as work:
         first = prepare_scan(
@@ -69,28 +90,69 @@ def prepare_for_models(
     for other in settings[1:]:
         volumes[other] = preprocess(first.original, other, first.brain)
     grid = BrainGrid.of(first.original, first.brain) if with_grid else None
-    return Preparation(volumes, first.engine, grid, time.perf_counter() - begin)
+    return NetworkInputs(volumes, first.engine, grid, time.perf_counter() - begin)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Origin:
+    """What every row of a run says of the models: known without opening one."""
+
+    model: str
+    model_sha256: str
+    ssclf_version: str = __version__
+
+    @staticmethod
+    def of(ensemble: Ensemble) -> Origin:
+        return Origin(ensemble.name, ensemble.sha256)
+
+    def row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
+        """A row without a fingerprint: whoever planned it knows that, and adds it before the row is kept."""
+        return ResultRow(
+            path=scan.path,
+            series=scan.series,
+            status=status,
+            model=self.model,
+            model_sha256=self.model_sha256,
+            ssclf_version=self.ssclf_version,
+            **values,
+        )
+
+    def failed(self, scan: Scan, reason: str) -> ResultRow:
+        return self.row(scan, "failed", error=" ".join(reason.split()))
+
+
+@dataclass(frozen=True)
 class RowMaker:
-    """Turns scans into rows: what every way of running prediction shares."""
+    """Turns scans into rows: what every way of running prediction shares.
+
+    Attributes:
+        scratch: existing folder, by the time that rows are made, for what has to be unpacked or converted.
+        maps: folder for a map per scan, if any.
+        pictures: whether rows carry a thumbnail.
+    """
 
     ensemble: Ensemble
     config: PredictConfig
     scratch: Path
     maps: Path | None = None
     pictures: bool = False
-    fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.of(self.ensemble)
 
     def rows(self, scans: Sequence[Scan], stop: Callable[[], bool]) -> Iterator[ResultRow]:
-        """Classify scans; rows come as they are finished."""
+        """Classify scans; rows come as they are finished, without fingerprints.
+
+        Args:
+            stop: asked before each scan; once true, what is in flight is finished and nothing is begun.
+        """
         readable = [scan for scan in scans if not scan.problem]
         for scan in scans:
             if scan.problem:
-                yield self.failed(scan, scan.problem)
+                yield self.origin.failed(scan, scan.problem)
         work = partial(
-            prepare_for_models,
+            make_network_inputs,
             settings=self.ensemble.settings,
             skull_strip=self.config.skull_strip,
             extraction=self.ensemble.bundles[0].extraction,
@@ -104,7 +166,7 @@ class RowMaker:
         for outcome in outcomes:
             loading.result()
             if outcome.result is None:
-                yield self.failed(outcome.item, outcome.error)
+                yield self.origin.failed(outcome.item, outcome.error)
             else:
                 yield self.classified(outcome.item, outcome.result)
 
@@ -115,55 +177,45 @@ class RowMaker:
         has_map = self.maps is None or (self.maps / row.extra.get("map", "absent")).is_file()
         return has_map and (not self.pictures or THUMBNAIL in row.extra)
 
-    def _row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
-        return ResultRow(
-            path=scan.path,
-            series=scan.series,
-            status=status,
-            model=self.ensemble.name,
-            model_sha256=self.ensemble.sha256,
-            ssclf_version=__version__,
-            fingerprint=self.fingerprints.get((scan.path, scan.series), ""),
-            **values,
-        )
+    def classified(self, scan: Scan, inputs: NetworkInputs) -> ResultRow:
+        """The row of a scan that could be read; failed where the network cannot take it.
 
-    def failed(self, scan: Scan, reason: str) -> ResultRow:
-        return self._row(scan, "failed", error=" ".join(reason.split()))
-
-    def classified(self, scan: Scan, preparation: Preparation) -> ResultRow:
+        Raises:
+            SsclfError: what is no fault of the volume: a model that cannot be used, a map that cannot be written.
+        """
         begin = time.perf_counter()
         try:
-            verdict = self.ensemble.judge(preparation.volumes)
+            verdict = self.ensemble.judge(inputs.volumes)
         except VolumeError as exc:
-            return self.failed(scan, str(exc))
+            return self.origin.failed(scan, str(exc))
         except (SsclfError, KeyboardInterrupt):
             raise
         except Exception as exc:  # an engine's own: a volume that does not fit a GPU's memory, mostly
-            return self.failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
-        flags = list(preparation.first.flags)
+            return self.origin.failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
+        flags = list(inputs.first.flags)
         for bundle, views in zip(self.ensemble.bundles, verdict.views, strict=True):
-            prepared = preparation.volumes[bundle.spec.preprocess]
+            prepared = inputs.volumes[bundle.spec.preprocess]
             output = views[0].output
             features = None if output.features is None else output.features[0]
-            flags += trust_flags(bundle.spec, prepared, preparation.extraction, features)
-        extra = self._explain(scan, preparation, verdict)
-        row = self._row(
+            flags += trust_flags(bundle.spec, prepared, inputs.extraction, features)
+        extra = self._explain(scan, inputs, verdict)
+        row = self.origin.row(
             scan,
             "ok",
             prediction=self.ensemble.class_names[verdict.best],
             probabilities=tuple(float(p) for p in verdict.probabilities),
             flags=tuple(dict.fromkeys(flags)),
-            brain_ml=preparation.first.brain_ml,
-            seconds=preparation.seconds + time.perf_counter() - begin,
+            brain_ml=inputs.first.brain_ml,
+            seconds=inputs.seconds + time.perf_counter() - begin,
             extra=extra,
         )
         return reviewed(row, self.config.review_below)
 
-    def _explain(self, scan: Scan, preparation: Preparation, verdict: Verdict) -> dict[str, Any]:
+    def _explain(self, scan: Scan, inputs: NetworkInputs, verdict: Verdict) -> dict[str, Any]:
         """Write the map, draw the picture: what was asked for."""
         extra: dict[str, Any] = {}
-        if self.maps is not None and preparation.grid is not None:
-            grid = preparation.grid
+        if self.maps is not None and inputs.grid is not None:
+            grid = inputs.grid
             heat = map_to_scan(verdict.evidence(), grid)
             path = self.maps / map_name(scan)
             try:
@@ -175,11 +227,16 @@ class RowMaker:
                 ) from exc
             extra["map"] = map_name(scan)
         if self.pictures:
-            prepared = preparation.first
+            prepared = inputs.first
             _, d, h, w = prepared.data.shape
             grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
             extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(verdict.evidence(), grid))
         return extra
+
+
+def key_of(scan: Scan) -> Key:
+    """The key that a scan's row will have."""
+    return scan.path, scan.series
 
 
 def reviewed(row: ResultRow, below: float) -> ResultRow:

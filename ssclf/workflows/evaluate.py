@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from ssclf.io.records.preprocessed import (
     count_sources,
     read_prepared_cohort,
 )
-from ssclf.io.records.tables import defuse
+from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import read_written
 from ssclf.reporting.cv_report import write_evaluation_report
 from ssclf.workflows.interruption import exit_code
@@ -193,15 +191,14 @@ def _network(
 
 def _write_predictions(path: Path, network: Network, samples: Sequence[Sample]) -> None:
     names = network.class_names
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    head = ["path", "subject", "source", "label", "prediction"]
-    writer.writerow([*head, *(f"p_{name}" for name in names), *(f"logit_{name}" for name in names)])
+    columns = ["path", "subject", "source", "label", "prediction"]
+    columns += [f"p_{name}" for name in names] + [f"logit_{name}" for name in names]
     logits = network.folds[1].logits
-    for sample, row, p in zip(samples, logits, softmax(logits, network.temperature), strict=True):
-        cells = (sample.key, sample.subject, sample.source, sample.label, names[p.argmax()])
-        writer.writerow([*map(defuse, cells), *(f"{v:.8g}" for v in (*p, *row))])
-    write_whole(path, text.getvalue())
+    rows = [
+        (sample.key, sample.subject, sample.source, sample.label, names[p.argmax()], *map(float, (*p, *row)))
+        for sample, row, p in zip(samples, logits, softmax(logits, network.temperature), strict=True)
+    ]
+    write_table(path, columns, rows)
 
 
 def _write_metrics(path: Path, found: Evaluation, model: Bundle, device: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal
 from ssclf.config import check_choice
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
+from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
 from ssclf.io.records.training_run import (
@@ -85,16 +85,10 @@ def export_run(
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
     network, spec = read_run(run, name=out.name, record=record)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out, replace=True) as partial:
         partial.chmod(0o755)
         _fill(partial, network, spec, config)
         open_bundle(partial)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

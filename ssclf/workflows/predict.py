@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
-from ssclf.workflows.classification import RowMaker, method_digest, reviewed, scan_fingerprint
+from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
 from ssclf.workflows.interruption import exit_code, note_signals
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,66 @@ class PredictSummary:
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
         return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run writes.
+
+    Attributes:
+        out: the CSV.
+        report: HTML page, if any.
+        maps: folder for a map per scan, if any.
+    """
+
+    out: Path
+    report: Path | None = None
+    maps: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.details == self.out:
+            raise OutputError(
+                f"{self.out}: --out names the CSV; results.json is written beside it, so choose another ending."
+            )
+
+    @property
+    def details(self) -> Path:
+        """`results.json`, beside the CSV."""
+        return self.out.with_suffix(".json")
+
+    def check(self) -> None:
+        """A CSV that is not ours is not overwritten, and nothing is begun whose results could not be written.
+
+        Raises:
+            OutputError: an output names a folder, lies in none, cannot be written, or is somebody else's.
+        """
+        for option, path in (("out", self.out), ("report", self.report)):
+            if path is not None:
+                _check_place(option, path)
+        for option, folder in (("report", self.report and self.report.parent), ("maps", self.maps)):
+            if folder is not None:
+                _check_writable(option, folder)
+        # with its results.json a table is ours, whatever a user has made of it since
+        if self.out.exists() and not self.details.exists():
+            with self.out.open(encoding="utf-8", errors="replace") as file:
+                header = file.readline()
+            if header.strip() and not header.startswith("path,series,status,"):
+                raise OutputError(f"{self.out}: exists and was not written by ssclf; choose another --out.")
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What earlier runs, finished or not, leave this one to do.
+
+    Attributes:
+        rows: those that are still valid, as this run's settings want them.
+        todo: scans that have no such row.
+        gone: rows of scans that are no longer there.
+    """
+
+    rows: Mapping[Key, ResultRow]
+    todo: tuple[Scan, ...]
+    gone: tuple[ResultRow, ...]
 
 
 def predict(
@@ -88,78 +148,31 @@ def predict(
             What one volume cannot do is a row.
     """
     begin = time.perf_counter()
-    details = out.with_suffix(".json")
-    if details == out:
-        raise OutputError(
-            f"{out}: --out names the CSV; results.json is written beside it, so choose another ending."
-        )
-    ensemble = Ensemble([open_bundle(path) for path in models], config)
-    _check_output(out, details, report, maps)
-    discovery = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
-    if not discovery.scans:
-        raise DatasetError(_nothing_found(paths, discovery))
-    discovery = replace(discovery, scans=_chosen(discovery.scans, shard, config))
-    journal = Journal(out)
-    run = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
-    method = method_digest(ensemble, config)
-    run.fingerprints = {(scan.path, scan.series): scan_fingerprint(scan, method) for scan in discovery.scans}
-    finished = False
-    try:
-        kept = {row.key: row for row in [*read_rows(details), *journal.open()]}
-        rows: dict[tuple[str, str], ResultRow] = {}
-        again: Counter[str] = Counter()
-        for key, row in kept.items():
-            if key not in run.fingerprints:
-                continue
-            if run.fingerprints[key] != row.fingerprint:
-                again["whose file, model or settings have changed"] += 1
-            elif row.status == "failed" and config.retry_failed:
-                again["that failed"] += 1
-            elif not run.is_explained(row):
-                again["that lack the picture or map asked for now"] += 1
-            else:
-                rows[key] = reviewed(row, config.review_below)
-        for reason, count in again.items():
-            log.info("done again: %d volumes %s", count, reason)
-        todo = [scan for scan in discovery.scans if (scan.path, scan.series) not in rows]
-        reused = len(rows)
-        given = [path for path in paths if path.is_file() or next(path.iterdir(), None)]
-        on_start(discovery, len(todo))
-        with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:
-            for row in run.rows(todo, lambda: bool(stopped)) if todo else ():
-                if row.status == "failed":
-                    _check_still_there(given)
-                journal.append(row)
-                rows[row.key] = row
-                on_row(row)
-        ordered = tuple(rows[key] for key in sorted(rows))
+    outputs = Outputs(out, report, maps)
+    ensemble = _open_models(models, config)
+    outputs.check()
+    found = _find_scans(paths, ensemble, config, shard)
+    fingerprints = _fingerprints(found.scans, ensemble, config)
+    with Journal(out) as journal:
+        maker = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
+        # the table before the journal: of one volume, what an interrupted run did later counts
+        earlier = [*read_rows(outputs.details), *journal.open()]
+        reuse = _decide_reuse(earlier, found.scans, fingerprints, maker)
+        on_start(found, len(reuse.todo))
+        rows, interrupted = _classify(reuse, maker, fingerprints, journal, paths, on_row)
         summary = PredictSummary(
-            rows=ordered,
+            rows=tuple(rows[key] for key in sorted(rows)),
             class_names=ensemble.class_names,
-            reused=reused,
-            dropped=sum(key not in run.fingerprints for key in kept),
-            other_files=discovery.other_files,
+            reused=len(reuse.rows),
+            dropped=len(reuse.gone),
+            other_files=found.other_files,
             seconds=time.perf_counter() - begin,
             device=ensemble.device,
-            interrupted=stopped[0] if stopped and len(rows) < len(discovery.scans) else 0,
+            interrupted=interrupted,
         )
-        if not summary.interrupted:
-            about = _describe_run(summary, ensemble, config, shard)
-            write_csv(out, ordered, ensemble.class_names)
-            write_details(details, about, ordered)
-            if maps:
-                gone = [
-                    row for key, row in kept.items() if key not in run.fingerprints and "map" in row.extra
-                ]
-                for path in ((maps / row.extra["map"]).resolve() for row in gone):
-                    if path.is_relative_to(maps.resolve()):
-                        path.unlink(missing_ok=True)
-            finished = True
-            if report:
-                write_results_page(report, ordered, ensemble.class_names, about)
-        return summary
-    finally:
-        journal.close(finished=finished)
+        if not interrupted:
+            _report(summary, outputs, _describe_run(summary, ensemble, config, shard), reuse.gone, journal)
+    return summary
 
 
 def iterate(
@@ -178,14 +191,133 @@ def iterate(
         SsclfError: nothing can be done at all.
     """
     config = config or PredictConfig()
-    ensemble = Ensemble([open_bundle(Path(path)) for path in models], config)
-    places = [Path(path) for path in paths]
-    discovery = discover(places, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
-    if not discovery.scans:
-        raise DatasetError(_nothing_found(places, discovery))
+    ensemble = _open_models(models, config)
+    found = _find_scans([Path(path) for path in paths], ensemble, config, None)
     with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
-        scans = _chosen(discovery.scans, None, config)
-        yield from RowMaker(ensemble, config, Path(scratch)).rows(scans, lambda: False)
+        yield from RowMaker(ensemble, config, Path(scratch)).rows(found.scans, lambda: False)
+
+
+def _open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
+    return Ensemble([open_bundle(Path(path)) for path in models], config)
+
+
+def _find_scans(
+    paths: Sequence[Path], ensemble: Ensemble, config: PredictConfig, shard: Shard | None
+) -> Discovery:
+    """What is there for these models to classify, of this shard.
+
+    Raises:
+        DatasetError: nothing is, in any shard.
+    """
+    found = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
+    if not found.scans:
+        raise DatasetError(_nothing_found(paths, found))
+    return replace(found, scans=_chosen(found.scans, shard, config))
+
+
+def _fingerprints(scans: Sequence[Scan], ensemble: Ensemble, config: PredictConfig) -> dict[Key, str]:
+    """What each row will be made from, looked at before anything is read: a file that changes while it waits is
+    newer than its row, and done again by the next run."""
+    method = method_digest(ensemble, config)
+    return {key_of(scan): scan_fingerprint(scan, method) for scan in scans}
+
+
+def _decide_reuse(
+    earlier: Iterable[ResultRow], scans: Sequence[Scan], fingerprints: Mapping[Key, str], maker: RowMaker
+) -> Reuse:
+    """Tell the rows that stand from those to be made again.
+
+    Args:
+        earlier: what runs before have left; of several rows of one volume the last counts.
+        fingerprints: of the scans.
+    """
+    rows: dict[Key, ResultRow] = {}
+    gone: list[ResultRow] = []
+    again: Counter[str] = Counter()
+    for key, row in {row.key: row for row in earlier}.items():
+        if key not in fingerprints:
+            gone.append(row)
+        elif why := _why_again(row, fingerprints[key], maker):
+            again[why] += 1
+        else:
+            # whether a person should look is asked anew, with this run's limit: no network is needed for that
+            rows[key] = reviewed(row, maker.config.review_below)
+    for reason, count in again.items():
+        log.info("done again: %d volumes %s", count, reason)
+    return Reuse(rows, tuple(scan for scan in scans if key_of(scan) not in rows), tuple(gone))
+
+
+def _why_again(row: ResultRow, fingerprint: str, maker: RowMaker) -> str:
+    """Why a row does not stand, as an end for "volumes …"; empty where it does."""
+    if row.fingerprint != fingerprint:
+        return "whose file, model or settings have changed"
+    # the same bytes fail the same way, unless something around them was mended: the user knows, and asks
+    if row.status == "failed" and maker.config.retry_failed:
+        return "that failed"
+    if not maker.is_explained(row):
+        return "that lack the picture or map asked for now"
+    return ""
+
+
+def _classify(
+    reuse: Reuse,
+    maker: RowMaker,
+    fingerprints: Mapping[Key, str],
+    journal: Journal,
+    paths: Sequence[Path],
+    on_row: Progress,
+) -> tuple[dict[Key, ResultRow], int]:
+    """Do what is to be done, each row in the journal before the next is taken.
+
+    Returns:
+        rows by key, those that stood among them; and the signal that came before they were all there, or 0.
+    """
+    rows = dict(reuse.rows)
+    # a folder that was empty all along has not gone
+    given = [path for path in paths if path.is_file() or next(path.iterdir(), None)]
+    with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:
+        # without anything to do no worker is started and no network loaded
+        for made in maker.rows(reuse.todo, lambda: bool(stopped)) if reuse.todo else ():
+            if made.status == "failed":
+                # when a file server goes, every volume fails: that is no property of the volumes, and no row
+                _check_still_there(given)
+            row = replace(made, fingerprint=fingerprints[made.key])
+            journal.append(row)
+            rows[row.key] = row
+            on_row(row)
+    unfinished = len(rows) < len(reuse.rows) + len(reuse.todo)
+    return rows, stopped[0] if stopped and unfinished else 0
+
+
+def _report(
+    summary: PredictSummary,
+    outputs: Outputs,
+    about: Mapping[str, Any],
+    gone: Sequence[ResultRow],
+    journal: Journal,
+) -> None:
+    """Write what people asked for.
+
+    Args:
+        about: see `_describe_run`.
+        gone: rows of scans that are no longer there, whose maps go too.
+    """
+    write_csv(outputs.out, summary.rows, summary.class_names)
+    write_details(outputs.details, about, summary.rows)
+    if outputs.maps:
+        _remove_maps(outputs.maps, gone)
+    journal.finish()  # before the page: where that cannot be written, the rows are in their table all the same
+    if outputs.report:
+        write_results_page(outputs.report, summary.rows, summary.class_names, about)
+
+
+def _remove_maps(maps: Path, rows: Iterable[ResultRow]) -> None:
+    for row in rows:
+        if "map" in row.extra:
+            path = (maps / row.extra["map"]).resolve()
+            # the name comes from a file that anybody may have edited
+            if path.is_relative_to(maps.resolve()):
+                path.unlink(missing_ok=True)
 
 
 def _describe_run(
@@ -220,32 +352,24 @@ def _describe_run(
     }
 
 
-def _check_output(out: Path, details: Path, report: Path | None, maps: Path | None) -> None:
-    """A CSV that is not ours is not overwritten, and nothing is begun whose results could not be written."""
-    for option, path in (("out", out), ("report", report)):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise OutputError(f"{path}: --{option} names the file to write, found a folder; add a file name.")
-        if not path.parent.is_dir():
-            raise OutputError(
-                f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
-            )
-    for option, folder in (("report", report and report.parent), ("maps", maps)):
-        try:
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()
-        except OSError as exc:
-            raise OutputError(
-                f"{folder}: cannot be written ({exc.strerror or exc}); give --{option} a place where this user "
-                f"may write.{image_hint('user')}"
-            ) from exc
-    if out.exists() and not details.exists():
-        with out.open(encoding="utf-8", errors="replace") as file:
-            header = file.readline()
-        if header.strip() and not header.startswith("path,series,status,"):
-            raise OutputError(f"{out}: exists and was not written by ssclf; choose another --out.")
+def _check_place(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise OutputError(f"{path}: --{option} names the file to write, found a folder; add a file name.")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
+        )
+
+
+def _check_writable(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as exc:
+        raise OutputError(
+            f"{folder}: cannot be written ({exc.strerror or exc}); give --{option} a place where this user "
+            f"may write.{image_hint('user')}"
+        ) from exc
 
 
 def _check_still_there(paths: Sequence[Path]) -> None:

@@ -12,7 +12,6 @@ The folder that is written:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +38,7 @@ from ssclf.io.discovery.cohorts import Cohort, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.files import write_whole
+from ssclf.io.locks import Lock
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.preparation import PreparedScan, SkullError, SkullStrip, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
@@ -353,13 +353,11 @@ def _locked(out: Path) -> Iterator[Path]:
     try:
         for folder in (out, out / VOLUMES, out / RECORDS):
             folder.mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
+        with Lock(out / ".lock") as lock:
+            if not lock.take():
                 raise OutputError(
                     f"{out}: another ssclf run is writing there; wait for it, or choose another --out."
-                ) from exc
+                )
             _check_ours(out)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(mode=0o700)

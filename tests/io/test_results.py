@@ -45,7 +45,7 @@ def test_no_cell_starts_as_a_formula(tmp_path: Path, start: str) -> None:
         make_row(f"{start}cmd|' /C calc'!A0.nii"),
         make_row("b", status="failed", error=f"{start}1+1", probabilities=()),
     ]
-    write_csv(tmp_path / "r.csv", rows, ("=1", "b"))
+    write_csv(tmp_path / "r.csv", rows, ("=1", "b", "c"))
     with (tmp_path / "r.csv").open(encoding="utf-8", newline="") as file:
         for line in csv.reader(file):
             assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in line)

@@ -8,8 +8,6 @@ each was made from, and everything about the run. A later run takes finished row
 from __future__ import annotations
 
 import contextlib
-import csv
-import fcntl
 import json
 import os
 import shutil
@@ -19,9 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ssclf.errors import OutputError
-from ssclf.io.files import whole_file, write_whole
+from ssclf.io.files import write_whole
 from ssclf.io.image_hints import image_hint
-from ssclf.io.records.tables import defuse
+from ssclf.io.locks import Lock
+from ssclf.io.records.tables import Cell, write_table
 
 #: Columns around the probabilities; see docs/results.md.
 HEAD = ("path", "series", "status", "prediction", "confidence")
@@ -72,23 +71,19 @@ def csv_columns(class_names: Sequence[str]) -> list[str]:
     return [*HEAD, *(f"p_{name}" for name in class_names), *TAIL]
 
 
-def _cells(row: ResultRow, class_names: Sequence[str]) -> list[str]:
-    def number(value: float | None, digits: int) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
-
-    probabilities = [number(p, 6) for p in row.probabilities] or [""] * len(class_names)
+def _cells(row: ResultRow, class_names: Sequence[str]) -> list[Cell]:
     return [
-        defuse(row.path),
-        defuse(row.series),
+        row.path,
+        row.series,
         row.status,
-        defuse(row.prediction),
-        number(row.confidence, 6),
-        *probabilities,
+        row.prediction,
+        row.confidence,
+        *(row.probabilities or [None] * len(class_names)),
         ";".join(row.flags),
-        defuse(" ".join(row.error.split())),
-        number(row.brain_ml, 1),
-        number(row.seconds, 2),
-        defuse(row.model),
+        " ".join(row.error.split()),
+        row.brain_ml,
+        row.seconds,
+        row.model,
         row.model_sha256,
         row.ssclf_version,
     ]
@@ -100,10 +95,10 @@ def write_csv(path: Path, rows: Iterable[ResultRow], class_names: Sequence[str])
     Raises:
         OutputError: the folder is not writable or the disk is full.
     """
-    with whole_file(path) as file:
-        writer = csv.writer(file, lineterminator="\r\n")
-        writer.writerow([defuse(name) for name in csv_columns(class_names)])
-        writer.writerows(_cells(row, class_names) for row in rows)
+    columns = csv_columns(class_names)
+    six = dict.fromkeys(("confidence", *(f"p_{name}" for name in class_names)), ".6f")
+    formats = {**six, "brain_ml": ".1f", "seconds": ".2f"}
+    write_table(path, columns, (_cells(row, class_names) for row in rows), formats=formats)
 
 
 def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow]) -> None:
@@ -142,7 +137,18 @@ class Journal:
     def __init__(self, out: Path) -> None:
         self.folder = out.with_name(f".{out.name}.ssclf-work")
         self._file: TextIO | None = None
-        self._lock: TextIO | None = None
+        self._lock: Lock | None = None
+        self._finished = False
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close(finished=self._finished)
+
+    def finish(self) -> None:
+        """Say that the rows have reached their table: at the end of the block the journal goes."""
+        self._finished = True
 
     def open(self) -> list[ResultRow]:
         """Take the lock, clear leftovers and return the rows of a run that was interrupted.
@@ -153,20 +159,20 @@ class Journal:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
-            lock = (self.folder / "lock").open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
+            lock = Lock(self.folder / "lock")
+            if not lock.take():
                 lock.close()
                 raise OutputError(
                     f"{self.folder.parent}: another ssclf run is writing the same --out; "
                     "wait for it, or choose another --out."
-                ) from exc
+                )
             self._lock = lock
+            # from here on everything in the folder is ours: what a killed run has left there is nobody's
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.scratch.mkdir(mode=0o700)
             rows = list(self._read())
             self._file = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
+            # a line that a kill has cut would swallow the first row of this run
             if self._file.tell() and not self._ends_with_newline():
                 self._file.write("\n")
         except OSError as exc:
@@ -204,6 +210,7 @@ class Journal:
         assert self._file is not None
         try:
             self._file.write(row_to_json(row) + "\n")
+            # as far as the disk: a machine that loses power has lost the volume in hand, and none before
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as exc:
@@ -219,6 +226,7 @@ class Journal:
         if self._file:
             with contextlib.suppress(OSError):  # a full disk again: it has been told
                 self._file.close()
+        # the lock goes last, or another run could begin in a folder that is about to vanish
         shutil.rmtree(self.folder if finished else self.scratch, ignore_errors=True)
         self._lock.close()
         self._lock = None

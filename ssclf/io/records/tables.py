@@ -7,10 +7,12 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ssclf.errors import DatasetError
-from ssclf.io.files import write_whole
+from ssclf.io.files import whole_file
 
+Cell = str | float | None
 #: Tables end so; anything else is taken for a volume.
 TABLE_ENDINGS = (".csv", ".tsv")
 #: A spreadsheet runs cells that begin so (OWASP, "CSV Injection").
@@ -90,17 +92,36 @@ def read_table(path: Path) -> Table:
     return Table(path, columns, rows)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def write_table(
+    path: Path,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    formats: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write a CSV file whole: UTF-8, RFC 4180, no cell that a spreadsheet would run.
+
+    Text is kept from being taken for a formula; numbers stay numbers, also those below zero.
+
+    Args:
+        rows: one cell a column: text, a number, or None for an empty one; taken one after the other.
+        formats: column → how its numbers are written, as in `format`; elsewhere with eight digits that count.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(columns)
-    writer.writerows([defuse(cell) for cell in row] for row in rows)
-    write_whole(path, text.getvalue())
+    digits = [formats.get(column, ".8g") for column in columns]
+    with whole_file(path) as file:
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow([defuse(column) for column in columns])
+        for row in rows:
+            writer.writerow([_written(cell, how) for cell, how in zip(row, digits, strict=True)])
+
+
+def _written(cell: Cell, how: str) -> str:
+    if cell is None:
+        return ""
+    return defuse(cell) if isinstance(cell, str) else format(cell, how)
 
 
 def defuse(text: str) -> str:
@@ -111,16 +132,6 @@ def defuse(text: str) -> str:
 def undefuse(text: str) -> str:
     """The inverse of `defuse`, for reading back what ssclf wrote."""
     return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
-
-
-def write_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> None:
-    """Numbers stay numbers: only text is kept from being taken for a formula."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([defuse(column) for column in columns])
-    for row in rows:
-        writer.writerow([defuse(v) if isinstance(v, str) else "" if v is None else f"{v:.8g}" for v in row])
-    write_whole(path, text.getvalue())
 
 
 def read_written_rows(path: Path) -> list[dict[str, str]]:

@@ -26,7 +26,7 @@ from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.splits import Split, splits_from_json, splits_to_json
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.files import write_json, write_whole
-from ssclf.io.records.tables import read_written_rows, write_numbers
+from ssclf.io.records.tables import read_written_rows, write_table
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -164,7 +164,7 @@ def read_split(run: Path, keys: Sequence[str]) -> Split:
 
 def write_epochs(run: Path, records: Sequence[EpochRecord]) -> None:
     columns = [field.name for field in fields(EpochRecord)]
-    write_numbers(run / EPOCHS, columns, [[getattr(record, name) for name in columns] for record in records])
+    write_table(run / EPOCHS, columns, [[getattr(record, name) for name in columns] for record in records])
 
 
 def read_epochs(run: Path) -> tuple[dict[str, float | None], ...]:
@@ -179,7 +179,7 @@ def write_predictions(run: Path, class_names: Sequence[str], rows: Iterable[Volu
     columns = ["path", "subject", "source", "part", "label", "prediction"]
     cells = [[getattr(row, name) for name in columns] + [*row.probabilities, *row.logits] for row in rows]
     columns += [f"p_{name}" for name in class_names] + [f"logit_{name}" for name in class_names]
-    write_numbers(run / PREDICTIONS, columns, cells)
+    write_table(run / PREDICTIONS, columns, cells)
 
 
 def read_predictions(run: Path, class_names: Sequence[str]) -> list[VolumePrediction]:

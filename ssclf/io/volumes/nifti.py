@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from ssclf.domain.fitness import choose_affine
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
+from ssclf.io.files import whole_path
+from ssclf.io.volumes.endings import volume_ending
 from ssclf.io.volumes.voxels import Inflated, check_claim, file_volume, is_gzip, named, spatial_shape
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -63,13 +64,10 @@ def write_nifti(volume: Volume, path: Path) -> None:
     dtype = np.uint8 if data.dtype == bool else np.float32 if data.dtype.kind == "f" else data.dtype
     image = nib.Nifti1Image(np.asarray(data, dtype), volume.affine[:, [2, 1, 0, 3]], dtype=dtype)
     image.header.set_xyzt_units("mm")
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    # nibabel packs the file, or not, by its ending
+    with whole_path(path, ending=volume_ending(path.name)) as partial:
         nib.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_written(path: Path) -> Volume:
