@@ -333,7 +333,8 @@ def _predict_on_ray(
         out = "results"
     elif out.lower().endswith(".csv"):
         raise ConfigError(f"--out {out}: with --ray it is a folder; name the table with --csv.")
-    from ssclf.cluster.driver import ClusterConfig, predict_on_ray
+    from ssclf.cluster.driver import predict_on_ray
+    from ssclf.config import ClusterConfig
     from ssclf.io.models.bundle import choose_bundles
 
     log = logging.getLogger("ssclf")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssclf import __version__
-from ssclf.config import Architecture, TrainConfig, check_choice, config_to_dict
+from ssclf.config import Architecture, Device, Scheme, TrainConfig, check_choice, config_to_dict
 from ssclf.domain.splits import (
     Split,
     check_leakage,
@@ -35,7 +35,6 @@ from ssclf.io.records.cv_run import (
     FORMAT,
     SPLITS,
     Cell,
-    Scheme,
     is_finished,
     planned_cells,
     read_cv_run,
@@ -45,7 +44,6 @@ from ssclf.io.records.preprocessed import PreparedCohort, count_sources, fingerp
 from ssclf.io.records.training_run import CONFIG, EpochRecord, can_resume, process_count
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.cost import PeakMemory, measure_cost
-from ssclf.learning.loops import Device
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.workflows.audit import audit_confounds

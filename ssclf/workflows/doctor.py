@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import PreprocessConfig
+from ssclf.config import Device, Engine, PreprocessConfig
 from ssclf.errors import SsclfError
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.onnx_session import import_onnxruntime, open_session
-from ssclf.io.models.runtime import Device, Engine, cuda_providers, open_classifier
+from ssclf.io.models.runtime import cuda_providers, open_classifier
 
 #: y = x + x, as an ONNX file: the smallest thing that shows whether a provider really runs.
 _TINY_MODEL = (

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssclf.config import check_choice, config_to_dict
+from ssclf.config import Device, Engine, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.network_scores import Network
@@ -20,7 +20,7 @@ from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
 from ssclf.io.files import write_whole
 from ssclf.io.models.bundle import Bundle, open_bundle
-from ssclf.io.models.runtime import Device, Engine, open_classifier
+from ssclf.io.models.runtime import open_classifier
 from ssclf.io.records.preprocessed import (
     MANIFEST,
     SETTINGS,

@@ -8,9 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ssclf.config import PreprocessConfig, check_choice, config_from_dict
+from ssclf.config import ExportFormat, ExportPrecision, PreprocessConfig, check_choice, config_from_dict
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
@@ -23,8 +23,6 @@ from ssclf.learning.finetuning import Start, start_from_bundle
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.reporting.model_card import write_model_card
 
-Format = Literal["onnx", "torchscript"]
-ExportPrecision = Literal["fp32", "fp16"]
 CARD = "MODEL_CARD.md"
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ def export_run(
     run: Path,
     out: Path,
     *,
-    formats: Sequence[Format] = ("onnx", "torchscript"),
+    formats: Sequence[ExportFormat] = ("onnx", "torchscript"),
     precision: ExportPrecision = "fp32",
     brain_extraction: bool = True,
     replace: bool = False,
@@ -62,7 +60,7 @@ def export_run(
     if not formats:
         raise ConfigError("format: expected onnx, torchscript or both, found none.")
     for name in formats:
-        check_choice("format", name, Format)
+        check_choice("format", name, ExportFormat)
     check_choice("precision", precision, ExportPrecision)
     if out.exists() and not (replace and (out / SPEC).is_file()):
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssclf.config import TrainConfig, config_to_dict
+from ssclf.config import Device, ExportFormat, ExportPrecision, TrainConfig, config_to_dict
 from ssclf.domain.comparison import mean_and_sd, pool
 from ssclf.domain.metrics import score_predictions
 from ssclf.domain.network_scores import Network
@@ -22,10 +22,9 @@ from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import Cell, CvRun, read_cv_run, read_settings
 from ssclf.io.records.preprocessed import fingerprint, read_prepared_cohort
 from ssclf.io.records.training_run import PROVENANCE, EpochRecord, can_resume
-from ssclf.learning.loops import Device
 from ssclf.reporting.cv_report import summarise
 from ssclf.workflows.cross_validate import LOCK
-from ssclf.workflows.export import ExportPrecision, Format, export_run
+from ssclf.workflows.export import export_run
 from ssclf.workflows.train import train
 
 REFIT = "refit"
@@ -48,7 +47,7 @@ def export_cv(
     *,
     network: str | None = None,
     per_fold: bool = False,
-    formats: Sequence[Format] = ("onnx", "torchscript"),
+    formats: Sequence[ExportFormat] = ("onnx", "torchscript"),
     precision: ExportPrecision = "fp32",
     brain_extraction: bool = True,
     replace: bool = False,

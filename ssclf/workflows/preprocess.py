@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import PreprocessConfig, config_to_dict
+from ssclf.config import PreprocessConfig, SkullStrip, config_to_dict
 from ssclf.domain.geometry import orientation
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Volume
@@ -40,7 +40,7 @@ from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.files import write_whole
 from ssclf.io.models.checksums import file_sha256
-from ssclf.io.preparation import PreparedScan, SkullError, SkullStrip, brain_extractor, prepare_scan
+from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
 from ssclf.io.records.tables import read_table, write_table
 from ssclf.io.volumes.nifti import write_nifti

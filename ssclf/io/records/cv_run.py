@@ -14,19 +14,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_from_dict
+from ssclf.config import Architecture, PreprocessConfig, Scheme, TrainConfig, config_from_dict
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.tables import undefuse
 from ssclf.io.records.training_run import EPOCHS, PREDICTIONS, PROVENANCE, RUNS
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
 FORMAT = 1
-Scheme = Literal["paper", "kfold"]
 
 
 @dataclass(frozen=True, order=True)
