@@ -833,6 +833,7 @@ def preprocess(
 ) -> None:
     """Turn a cohort's volumes into network input, with a manifest and a page to look at."""
     _start(quiet, log_level)
+    from ssclf.io.discovery.cohorts import CohortQuery
     from ssclf.reporting.console import PreprocessDisplay
     from ssclf.workflows.preprocess import preprocess_cohort
 
@@ -843,23 +844,26 @@ def preprocess(
         contrasts=tuple(name.strip().lower() for name in contrasts.split(",")),
         crop=crop,  # type: ignore[arg-type]
     )
-    limits = {name: _whole(number, "--limit") for name, number in _pairs(limit, "--limit").items()}
+    query = CohortQuery(
+        sources=tuple(sources),
+        contrasts=config.contrasts,
+        labels=labels,
+        label_column=label_column,
+        class_map=_pairs(class_map, "--class"),
+        limit={name: _whole(number, "--limit") for name, number in _pairs(limit, "--limit").items()},
+        seed=seed,
+        pattern=pattern,
+        series=series,
+    )
     with PreprocessDisplay(quiet=quiet) as display:
         summary = preprocess_cohort(
-            sources,
+            query,
             out,
             config,
             skull_strip="none" if assume_stripped else skull_strip,
             workers=_count(workers),
             timeout_s=timeout or None,
             show_heads=show_heads,
-            labels=labels,
-            label_column=label_column,
-            class_map=_pairs(class_map, "--class"),
-            limit=limits,
-            seed=seed,
-            pattern=pattern,
-            series=series,
             on_start=display.start,
             on_case=display.case,
         )
