@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
@@ -62,6 +62,8 @@ class Option:
         flag: "" for the field's own name; "--a/--no-a" where both ways are offered.
         metavar: what stands for the value in `--help`; "" for its type or choices.
         low: smallest value that the command line takes, where it checks one.
+        words: what a shell offers for a text; a `Literal` offers its own.
+        parse: raises `ConfigError` for a text that cannot be.
     """
 
     help: str
@@ -69,6 +71,8 @@ class Option:
     flag: str = ""
     metavar: str = ""
     low: float | None = None
+    words: tuple[str, ...] = ()
+    parse: Callable[[str], object] | None = None
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
@@ -181,18 +185,20 @@ class TrainConfig:
     better at equal cost.
     """
 
-    architecture: Annotated[Architecture, Option("Network; mc3 won in the paper.", flag="--model")] = "mc3"
+    architecture: Annotated[
+        Architecture, Option("Network; mc3 won in the paper.", "Network", flag="--model")
+    ] = "mc3"
     #: Start from Kinetics-400 weights instead of random ones.
     pretrained: Annotated[
         bool,
-        Option("Start from Kinetics-400 weights (see ssclf weights) instead of random ones.", "Start"),
+        Option("Start from Kinetics-400 weights (see ssclf weights) instead of random ones.", "Network"),
     ] = False
     #: With `pretrained`: a random first layer, or the RGB one averaged over its channels (not in the paper).
     stem: Annotated[
         Stem,
         Option(
             "First layer with --pretrained: random, or mean, the RGB one averaged over its three channels.",
-            "Start",
+            "Network",
         ),
     ] = "random"
     dropout: float = 0.3
@@ -219,7 +225,7 @@ class TrainConfig:
     ] = 1
     #: "32-true" on the CPU whatever is set. The paper says mixed precision, which was 16 bits then.
     precision: Annotated[
-        Precision, Option("Numbers to compute with on a GPU; a CPU always takes 32-true.", "Speed")
+        Precision, Option("Numbers to compute with on a GPU; a CPU always takes 32-true.", "Device")
     ] = "16-mixed"
     class_weights: ClassWeights = "paper"
     augmentation: Annotated[
@@ -257,7 +263,7 @@ class TrainConfig:
         bool,
         Option(
             "Memory layout of convolutions: faster on some GPUs, the same result up to rounding.",
-            "Speed",
+            "Speed on GPUs",
             flag="--channels-last/--no-channels-last",
         ),
     ] = False
@@ -265,7 +271,7 @@ class TrainConfig:
         bool,
         Option(
             "Compile the network with torch.compile: minutes at the start, faster epochs on some GPUs.",
-            "Speed",
+            "Speed on GPUs",
             flag="--compile/--no-compile",
         ),
     ] = False
@@ -359,10 +365,12 @@ class PredictConfig:
     skull_strip: Annotated[
         str,
         Option(
-            "auto strips with deepbet what still has a skull; auto:ENGINE does so with another engine; an engine "
-            "alone strips every volume; none takes all as they are.",
+            "Remove skulls: auto (deepbet, where one is left), auto:ENGINE (alike), ENGINE (in every volume: deepbet, "
+            "bet, hd-bet, synthstrip), or none.",
             "Input",
-            metavar=f"[{'|'.join(SKULL_STRIP)}|auto:ENGINE]",
+            metavar="HOW",
+            words=SKULL_STRIP,
+            parse=SkullStrip.parse,
         ),
     ] = "auto"
     pattern: Annotated[
@@ -372,18 +380,18 @@ class PredictConfig:
     series: Annotated[
         str | None,
         Option(
-            "Take only DICOM series whose description matches this regular expression.",
+            "Take only DICOM series whose description matches.",
             "Input",
             metavar="REGEX",
         ),
     ] = None
     engine: Annotated[
         Engine,
-        Option("What runs the model; auto is ONNX Runtime where the model has a file for it.", "Speed"),
+        Option("auto: ONNX Runtime if the model has it.", "Device"),
     ] = "auto"
     device: Annotated[
         Device,
-        Option("auto takes a GPU where one works; cuda insists on it, and fails without one.", "Speed"),
+        Option("auto: a GPU if it works; cuda insists.", "Device"),
     ] = "auto"
     #: Processes that read and preprocess, at least 1.
     workers: int = 1
@@ -394,7 +402,7 @@ class PredictConfig:
     timeout_s: Annotated[
         float | None,
         Option(
-            "Time that reading one volume may take before it fails; 0: no limit.",
+            "Limit for reading one volume; 0: none.",
             "Speed",
             flag="--timeout",
             metavar="SECONDS",
@@ -403,16 +411,16 @@ class PredictConfig:
     review_below: Annotated[
         float,
         Option(
-            "Flag rows whose highest probability is lower, 0 to 1 (low_confidence).",
-            "Output",
-            metavar="PROBABILITY",
+            "Flag rows whose best probability is lower.",
+            "Results",
+            metavar="0..1",
         ),
     ] = 0.6
-    flip: Annotated[
-        bool, Option("Average each volume with its left-right mirror image; twice the time.", "Model")
-    ] = False
+    flip: Annotated[bool, Option("Average each volume with its mirror image; twice the time.", "Results")] = (
+        False
+    )
     keep_uids: Annotated[
-        bool, Option("Name DICOM series by their UID instead of a short hash of it.", "Output")
+        bool, Option("Name DICOM series by their UID instead of a short hash of it.", "Results")
     ] = False
     retry_failed: Annotated[bool, Option("Do failed volumes of an earlier run again.", "Input")] = False
 
@@ -440,12 +448,12 @@ class ClusterConfig:
     address: str = "local"
     gpus_per_actor: Annotated[
         float,
-        Option("Share of a GPU that one copy of the models takes.", "Cluster", metavar="SHARE", low=0.01),
+        Option("GPU share of one copy of the models.", "Cluster", metavar="SHARE", low=0.01),
     ] = 1.0
     actors: Annotated[
         int,
         Option(
-            "Copies of the models at most; 0: as the cluster's GPUs or cores suggest.",
+            "Copies of the models at most; 0: as fits.",
             "Cluster",
             metavar="NUMBER",
             low=0,
