@@ -217,8 +217,8 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
-    opt.start_log(quiet, log_level)
     networks = opt.chosen(models.split(","), Architecture, "--models")
+    opt.start_log(quiet, log_level)
     from ssclf.reporting.console import CvDisplay
     from ssclf.workflows.choose_run import choose_cv_run
     from ssclf.workflows.cross_validate import cross_validate
@@ -261,7 +261,7 @@ def _report_cv(result: CvResult) -> NoReturn:
 def export(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="Run folder. Default: the newest one.", show_default=False),
+        typer.Argument(metavar="RUN", help="Run folder. Default: the newest one.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Bundle. Default: exported/<name of the run>.")
@@ -287,8 +287,8 @@ def export(
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
-    opt.start_log(False, log_level)
     names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
+    opt.start_log(False, log_level)
     from ssclf.workflows.export_any import export_any
 
     made = export_any(
