@@ -95,11 +95,7 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
 ) -> None:
     """Classify every volume found; one row each in a CSV. Research use only."""
     opt.start_log(quiet, log_level)
-    settings = opt.given(ctx, PredictConfig)
-    settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
-    if assume_stripped:
-        settings["skull_strip"] = "none"
-    config = PredictConfig(**settings)
+    config = _config(ctx, workers, timeout_s, assume_stripped)
     if ray is not None:
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
@@ -127,6 +123,15 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
         )
     display.summary(summary, table)
     raise typer.Exit(summary.exit_code)
+
+
+def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
+    """What the user set, and the options that say something else than the field of their name."""
+    settings = opt.given(ctx, PredictConfig)
+    settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
+    if assume_stripped:
+        settings["skull_strip"] = "none"
+    return PredictConfig(**settings)
 
 
 def _predict_on_ray(
