@@ -24,6 +24,7 @@ from ssclf.domain.confounds import Finding
 from ssclf.domain.splits import holdout_splits
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.domain.volume import Volume
+from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import write_nifti
@@ -73,9 +74,8 @@ def audit_cohort(seed: int, count: int, change: Change | None, workers: int) -> 
             rows.append((f"s{number:03}", str(label), "synthetic", f"{number:03}.nii.gz"))
         write_table(folder / "list.csv", ("subject", "label", "source", "t1ce"), rows)
         settings = PreprocessConfig(spacing=(8.0, 8.0, 8.0))
-        preprocess_cohort(
-            [folder / "list.csv"], folder / "preprocessed", settings, skull_strip="none", workers=workers
-        )
+        query = CohortQuery(sources=(folder / "list.csv",), contrasts=settings.contrasts)
+        preprocess_cohort(query, folder / "preprocessed", settings, skull_strip="none", workers=workers)
         cohort = read_prepared_cohort(folder / "preprocessed")
         splits = holdout_splits(cohort.subjects, cohort.labels, seed=seed)
         return find_confounds(folder / "preprocessed", cohort, splits)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from ssclf.errors import ConfigError
 
@@ -24,11 +24,55 @@ Stem = Literal["random", "mean"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 ClassWeights = Literal["paper", "none"]
 Preset = Literal["paper", "default"]
+#: How the folds of a cross-validation are drawn: independent 70/30 divisions, or disjoint test parts.
+Scheme = Literal["paper", "kfold"]
+#: Which starts a cross-validation compares: random weights, Kinetics-400 weights, or both.
+Starts = Literal["no", "yes", "both"]
+#: What runs an exported model, and on what.
+Engine = Literal["auto", "onnx", "torchscript"]
+Device = Literal["auto", "cpu", "cuda"]
+#: Files of a bundle that hold the network, and the numbers of its ONNX file.
+ExportFormat = Literal["onnx", "torchscript"]
+ExportPrecision = Literal["fp32", "fp16"]
+#: What removes a skull; "none" takes a volume as it is.
+StripEngine = Literal["deepbet", "bet", "hd-bet", "synthstrip", "none"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: Raised whenever the same settings give other voxel values than before: part of every settings hash.
 PREPROCESSING_VERSION = 1
 
-T = TypeVar("T")
+
+class Config(Protocol):
+    """Any of the dataclasses below."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line offers a setting. Stands in the annotation of the field that it sets, so that flag,
+    type, choices, help and default are said once; `ssclf.cli.options.setting` makes the option of it.
+
+    Attributes:
+        help: what it does, in which unit, and what the default means where the number does not say.
+        panel: the group in `--help`; "" for the first one.
+        flag: "" for the field's own name; "--a/--no-a" where both ways are offered.
+        metavar: what stands for the value in `--help`; "" for its type or choices.
+        low: smallest value that the command line takes, where it checks one.
+        words: what a shell offers for a text; a `Literal` offers its own.
+        parse: raises `ConfigError` for a text that cannot be.
+    """
+
+    help: str
+    panel: str = ""
+    flag: str = ""
+    metavar: str = ""
+    low: float | None = None
+    words: tuple[str, ...] = ()
+    parse: Callable[[str], object] | None = None
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
@@ -42,13 +86,13 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
-def config_from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+def config_from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """The inverse of `config_to_dict`.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is out of range.
     """
-    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - fields)
     if unknown:
         raise ConfigError(
@@ -70,15 +114,43 @@ class PreprocessConfig:
     """
 
     #: Voxel size in mm on (D, H, W). Source: Chatterjee et al., Sec. 2.5 (2 mm isotropic).
-    spacing: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    spacing: Annotated[
+        tuple[float, float, float],
+        Option(
+            "Voxel size in mm: one number for all axes, or three as D,H,W with the distance of slices first.",
+            "Network input",
+            metavar="MM",
+        ),
+    ] = (2.0, 2.0, 2.0)
     #: Intensities are clipped to these percentiles of the brain. Source: Sec. 2.5.
-    percentiles: tuple[float, float] = (0.5, 99.5)
+    percentiles: Annotated[
+        tuple[float, float],
+        Option(
+            "Clip intensities to these two percentiles of the brain's, then scale them to 0 to 1.",
+            "Network input",
+            metavar="LOW,HIGH",
+        ),
+    ] = (0.5, 99.5)
     #: The anatomical plane of a slice; D runs across it. Source: Sec. 2.1 and 4 (axial).
-    plane: Plane = "axial"
+    plane: Annotated[Plane, Option("Anatomical plane of a slice.", "Network input")] = "axial"
     #: What each channel shows, in channel order. Source: Sec. 2.4 (T1ce).
-    contrasts: tuple[str, ...] = ("t1ce",)
+    contrasts: Annotated[
+        tuple[str, ...],
+        Option(
+            "One to four contrasts, separated by commas: the network's channels in this order. A volume that lacks "
+            "one is left out.",
+            "Network input",
+            metavar="NAMES",
+        ),
+    ] = ("t1ce",)
     #: "none" keeps the field of view as in the paper; "brain" keeps the brain's box and a margin.
-    crop: Crop = "none"
+    crop: Annotated[
+        Crop,
+        Option(
+            "none keeps the field of view, as in the paper; brain cuts to the brain's box and a margin.",
+            "Network input",
+        ),
+    ] = "none"
     crop_margin_mm: float = 6.0
 
     def __post_init__(self) -> None:
@@ -113,37 +185,96 @@ class TrainConfig:
     better at equal cost.
     """
 
-    architecture: Architecture = "mc3"
+    architecture: Annotated[
+        Architecture, Option("Network; mc3 won in the paper.", "Network", flag="--model")
+    ] = "mc3"
     #: Start from Kinetics-400 weights instead of random ones.
-    pretrained: bool = False
+    pretrained: Annotated[
+        bool,
+        Option("Start from Kinetics-400 weights (see ssclf weights) instead of random ones.", "Network"),
+    ] = False
     #: With `pretrained`: a random first layer, or the RGB one averaged over its channels (not in the paper).
-    stem: Stem = "random"
+    stem: Annotated[
+        Stem,
+        Option(
+            "First layer with --pretrained: random, or mean, the RGB one averaged over its three channels.",
+            "Network",
+        ),
+    ] = "random"
     dropout: float = 0.3
     #: Passes over the training part. The paper does not say.
-    epochs: int = 100
-    learning_rate: float = 1e-5
-    weight_decay: float = 1e-3
-    schedule: Schedule = "constant"
+    epochs: Annotated[int, Option("Passes over the training part.", "Optimiser")] = 100
+    learning_rate: Annotated[
+        float, Option("Step size of the Adam optimiser; with a schedule, its highest.", "Optimiser")
+    ] = 1e-5
+    weight_decay: Annotated[
+        float, Option("How strongly Adam pulls weights towards zero; 0 does not.", "Optimiser")
+    ] = 1e-3
+    schedule: Annotated[Schedule, Option("How the learning rate changes over the run.", "Optimiser")] = (
+        "constant"
+    )
     #: Share of all steps over which the learning rate rises at the start.
     warmup: float = 0.0
-    batch_size: int = 1
+    batch_size: Annotated[
+        int, Option("Volumes that the network sees at once; smaller ones are padded.", "Optimiser")
+    ] = 1
     #: Batches whose gradients are averaged before a step.
-    accumulate: int = 1
+    accumulate: Annotated[
+        int,
+        Option("Batches averaged before the weights change: large batches in little memory.", "Optimiser"),
+    ] = 1
     #: "32-true" on the CPU whatever is set. The paper says mixed precision, which was 16 bits then.
-    precision: Precision = "16-mixed"
+    precision: Annotated[
+        Precision, Option("Numbers to compute with on a GPU; a CPU always takes 32-true.", "Device")
+    ] = "16-mixed"
     class_weights: ClassWeights = "paper"
-    augmentation: Augmentation = "light"
+    augmentation: Annotated[
+        Augmentation, Option("Random changes of the training volumes (docs/training.md).", "Data")
+    ] = "light"
     #: Share of the subjects held out for the final score, by class; 0 trains on everything. Source: Sec. 2.4.
-    holdout: float = 0.3
+    holdout: Annotated[
+        float, Option("Share of the subjects kept for the final score, 0 to 0.9; 0 keeps none.", "Data")
+    ] = 0.3
     #: Share of the training subjects kept for choosing the epoch; 0 keeps the last epoch.
-    validation: float = 0.0
+    validation: Annotated[
+        float,
+        Option(
+            "Share of the training subjects that choose the best epoch, 0 to 0.5; with 0 the last epoch is kept.",
+            "Data",
+        ),
+    ] = 0.0
     #: Stop after so many epochs without a better validation loss; 0 never stops early.
-    patience: int = 0
-    seed: int = 0
+    patience: Annotated[
+        int,
+        Option(
+            "Stop after so many epochs without a better validation loss; 0 never does. Needs --validation.",
+            "Data",
+        ),
+    ] = 0
+    seed: Annotated[
+        int,
+        Option(
+            "Number that everything drawn at random depends on; the same one repeats a run.", metavar="NUMBER"
+        ),
+    ] = 0
     #: Take the same cuDNN algorithms every time, at some cost in speed.
     deterministic: bool = True
-    channels_last: bool = False
-    compile: bool = False
+    channels_last: Annotated[
+        bool,
+        Option(
+            "Memory layout of convolutions: faster on some GPUs, the same result up to rounding.",
+            "Speed on GPUs",
+            flag="--channels-last/--no-channels-last",
+        ),
+    ] = False
+    compile: Annotated[
+        bool,
+        Option(
+            "Compile the network with torch.compile: minutes at the start, faster epochs on some GPUs.",
+            "Speed on GPUs",
+            flag="--compile/--no-compile",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         check_choice("architecture", self.architecture, Architecture)
@@ -198,43 +329,144 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-SKULL_STRIP = ("auto", "deepbet", "bet", "hd-bet", "synthstrip", "none")
+@dataclass(frozen=True)
+class SkullStrip:
+    """How to treat skulls: with which engine, and whether only in volumes that do not look stripped yet."""
+
+    engine: StripEngine
+    only_heads: bool
+
+    @staticmethod
+    def parse(text: str) -> SkullStrip:
+        """Read "auto" (deepbet, heads only), "auto:ENGINE" (heads only), ENGINE (every volume) or "none".
+
+        Raises:
+            ConfigError: anything else.
+        """
+        kind, _, name = text.partition(":")
+        wanted = (name or "deepbet") if kind == "auto" else text
+        engine = next((engine for engine in get_args(StripEngine) if engine == wanted), None)
+        if engine is None:
+            raise ConfigError(
+                f"skull-strip: expected one of {', '.join(SKULL_STRIP)}, or auto:ENGINE such as auto:bet, "
+                f"found {text!r}."
+            )
+        return SkullStrip(engine, kind == "auto")
+
+
+#: What `SkullStrip.parse` reads, the forms auto:ENGINE aside.
+SKULL_STRIP: tuple[str, ...] = ("auto", *get_args(StripEngine))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """How `ssclf predict` treats its input; nothing here changes what a model sees of a stripped volume."""
 
-    skull_strip: str = "auto"
-    pattern: str | None = None
-    series: str | None = None
-    engine: Literal["auto", "onnx", "torchscript"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    skull_strip: Annotated[
+        str,
+        Option(
+            "Remove skulls: auto (deepbet, where one is left), auto:ENGINE (alike), ENGINE (in every volume: deepbet, "
+            "bet, hd-bet, synthstrip), or none.",
+            "Input",
+            metavar="HOW",
+            words=SKULL_STRIP,
+            parse=SkullStrip.parse,
+        ),
+    ] = "auto"
+    pattern: Annotated[
+        str | None,
+        Option("Take only files whose name matches, such as '*_t1ce.nii.gz'.", "Input", metavar="GLOB"),
+    ] = None
+    series: Annotated[
+        str | None,
+        Option(
+            "Take only DICOM series whose description matches.",
+            "Input",
+            metavar="REGEX",
+        ),
+    ] = None
+    engine: Annotated[
+        Engine,
+        Option("auto: ONNX Runtime if the model has it.", "Device"),
+    ] = "auto"
+    device: Annotated[
+        Device,
+        Option("auto: a GPU if it works; cuda insists.", "Device"),
+    ] = "auto"
     #: Processes that read and preprocess, at least 1.
     workers: int = 1
-    #: Threads of the CPU engine; 0 for one a core.
-    threads: int = 0
-    timeout_s: float | None = 600.0
-    #: Rows whose highest probability is lower get the flag low_confidence.
-    review_below: float = 0.6
-    #: Average each volume with its left-right mirror image.
-    flip: bool = False
-    #: Name DICOM series by their UID instead of a short hash of it.
-    keep_uids: bool = False
-    retry_failed: bool = False
+    threads: Annotated[
+        int,
+        Option("Threads for the network on a CPU; 0: one a core.", "Speed", metavar="NUMBER", low=0),
+    ] = 0
+    timeout_s: Annotated[
+        float | None,
+        Option(
+            "Limit for reading one volume; 0: none.",
+            "Speed",
+            flag="--timeout",
+            metavar="SECONDS",
+        ),
+    ] = 600.0
+    review_below: Annotated[
+        float,
+        Option(
+            "Flag rows whose best probability is lower.",
+            "Results",
+            metavar="0..1",
+        ),
+    ] = 0.6
+    flip: Annotated[bool, Option("Average each volume with its mirror image; twice the time.", "Results")] = (
+        False
+    )
+    keep_uids: Annotated[
+        bool, Option("Name DICOM series by their UID instead of a short hash of it.", "Results")
+    ] = False
+    retry_failed: Annotated[bool, Option("Do failed volumes of an earlier run again.", "Input")] = False
 
     def __post_init__(self) -> None:
-        if self.skull_strip not in SKULL_STRIP:
-            raise ConfigError(
-                f"skull_strip: expected one of {', '.join(SKULL_STRIP)}, found {self.skull_strip!r}."
-            )
-        if self.engine not in ("auto", "onnx", "torchscript"):
-            raise ConfigError(f"engine: expected auto, onnx or torchscript, found {self.engine!r}.")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device: expected auto, cpu or cuda, found {self.device!r}.")
+        SkullStrip.parse(self.skull_strip)
+        check_choice("engine", self.engine, Engine)
+        check_choice("device", self.device, Device)
         if self.workers < 1 or self.threads < 0:
             raise ConfigError(f"workers: expected 1 or more, found {self.workers}; threads {self.threads}.")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise ConfigError(f"timeout_s: expected seconds above 0, found {self.timeout_s}.")
         if not 0 <= self.review_below <= 1:
             raise ConfigError(f"review_below: expected 0 to 1, found {self.review_below}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How `ssclf predict --ray` spreads its work; none of it changes a row.
+
+    Attributes:
+        address: "local" starts Ray here; "auto" or host:port joins one that runs.
+        batch: volumes that travel together; a task that is lost repeats as many.
+    """
+
+    address: str = "local"
+    gpus_per_actor: Annotated[
+        float,
+        Option("GPU share of one copy of the models.", "Cluster", metavar="SHARE", low=0.01),
+    ] = 1.0
+    actors: Annotated[
+        int,
+        Option(
+            "Copies of the models at most; 0: as fits.",
+            "Cluster",
+            metavar="NUMBER",
+            low=0,
+        ),
+    ] = 0
+    partition: Annotated[int, Option("Volumes of one Parquet file.", "Cluster", metavar="NUMBER", low=1)] = (
+        1000
+    )
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if self.address.startswith("ray://"):
+            raise ConfigError(
+                "--ray ray://…: Ray's client is too thin for this; start ssclf on a node of the cluster with "
+                "--ray auto (`ray job submit -- ssclf predict …` does), or name the head node as host:6379."
+            )

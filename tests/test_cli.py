@@ -26,11 +26,41 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["train", "--model", "vgg"], ("--model", "vgg", "mc3", "r2plus1d", "r3d")),
+        (["train", "--augmentation", "strong"], ("--augmentation", "light", "heavy", "flip", "none")),
+        (["train", "--preset", "best"], ("--preset", "paper", "default")),
+        (["train", "--device", "tpu"], ("--device", "auto", "cpu", "cuda")),
+        (["cv", "--models", "mc3,vgg"], ("--models", "vgg", "mc3", "r2plus1d", "r3d")),
+        (["cv", "--pretrained", "maybe"], ("--pretrained", "no", "yes", "both")),
+        (["cv", "--scheme", "loo"], ("--scheme", "paper", "kfold")),
+        (["export", "--format", "zip"], ("--format", "zip", "onnx", "torchscript")),
+        (["export", "--precision", "int8"], ("--precision", "fp32", "fp16")),
+        (["preprocess", ".", "--plane", "oblique"], ("--plane", "axial", "coronal", "sagittal")),
+        (["preprocess", ".", "--crop", "tight"], ("--crop", "none", "brain")),
+        (["predict", ".", "--engine", "tf"], ("--engine", "auto", "onnx", "torchscript")),
+        (["predict", ".", "--log-level", "loud"], ("--log-level", "debug", "info", "warning", "error")),
+        (["predict", ".", "--skull-strip", "scalpel"], ("--skull-strip", "deepbet", "bet", "auto:ENGINE")),
+        (["evaluate", ".", "--skull-strip", "auto:scalpel"], ("--skull-strip", "deepbet", "auto:bet")),
+    ],
+)
+def test_a_wrong_choice_is_wrong_usage_and_the_choices_are_named(
+    arguments: list[str], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in result.output for word in words), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (["preprocess", "absent"], "absent"),
         (["preprocess", ".", "--spacing", "2,2"], "--spacing"),
         (["preprocess", ".", "--limit", "healthy"], "--limit"),
         (["train", "--data", "absent"], "absent"),
-        (["train", "--model", "vgg"], "vgg"),
         (["export", "absent"], "absent"),
         (["cv", "--data", "absent"], "absent"),
         (["merge", "absent.csv"], "absent.csv"),

@@ -67,8 +67,8 @@ from ssclf.cluster.tasks import (
     settle_units,
     walk,
 )
-from ssclf.config import PredictConfig, config_to_dict
-from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
+from ssclf.config import ClusterConfig, PredictConfig, config_to_dict
+from ssclf.errors import DatasetError, OutputError, SsclfError
 from ssclf.io.locks import Lock
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
@@ -82,32 +82,6 @@ _PLAN = "_plan/plan.json"
 _RUN = "run.json"
 #: Of a copy of the models on CPUs. Two small copies do more than one large one, and hold their inputs twice.
 _THREADS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """How the work is spread; none of it changes a row.
-
-    Attributes:
-        address: "local" starts Ray here; "auto" or host:port joins one that runs.
-        gpus_per_actor: share of a GPU for one copy of the models.
-        actors: copies of the models at most; 0 for as many as the cluster's GPUs or cores suggest.
-        partition: volumes of a result file.
-        batch: volumes that travel together; a task that is lost repeats as many.
-    """
-
-    address: str = "local"
-    gpus_per_actor: float = 1.0
-    actors: int = 0
-    partition: int = 1000
-    batch: int = 16
-
-    def __post_init__(self) -> None:
-        if self.address.startswith("ray://"):
-            raise ConfigError(
-                "--ray ray://…: Ray's client is too thin for this; start ssclf on a node of the cluster with "
-                "--ray auto (`ray job submit -- ssclf predict …` does), or name the head node as host:6379."
-            )
 
 
 @dataclass(frozen=True)

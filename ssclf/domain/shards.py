@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ssclf.errors import ConfigError
 
@@ -21,6 +22,10 @@ class Shard:
         """Whether a volume belongs here. Depends on its key alone, so volumes that come or go move no other."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+
+    def file(self, path: Path) -> Path:
+        """Where this shard writes what all shards together would write to `path`: `results.3-of-16.csv`."""
+        return path.with_name(f"{path.stem}.{self}{path.suffix}")
 
     def __str__(self) -> str:
         return f"{self.number}-of-{self.count}"

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
 
-from ssclf.config import PreprocessConfig, check_choice
+from ssclf.config import PreprocessConfig, SkullStrip, StripEngine
 from ssclf.domain.intensity import check_finite, check_intensities, foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.stripping import judge_stripping
@@ -17,7 +16,7 @@ from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, VolumeError
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.extraction.deepbet import BrainExtractor
-from ssclf.io.extraction.engines import Engine, extract_brain
+from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.volumes.read import read_volume, stack_contrasts
 
 #: A brain outside this range is flagged: adults have 1.0 to 1.7 l (with its CSF), children from 0.8 l.
@@ -28,26 +27,6 @@ _EXTRACTION_CONTRASTS = ("t1", "t1ce")
 
 class SkullError(VolumeError):
     """A head with its skull, and nothing here to remove it with."""
-
-
-@dataclass(frozen=True)
-class SkullStrip:
-    """How to treat skulls: with which engine, and whether in volumes that look stripped already, too."""
-
-    engine: Engine
-    only_heads: bool
-
-    @staticmethod
-    def parse(text: str) -> SkullStrip:
-        """Read "auto" (deepbet, heads only), "auto:ENGINE" (heads only), ENGINE (every volume) or "none".
-
-        Raises:
-            ConfigError: anything else.
-        """
-        kind, _, name = text.partition(":")
-        engine = (name or "deepbet") if kind == "auto" else text
-        check_choice("skull-strip", engine, Engine)
-        return SkullStrip(next(e for e in get_args(Engine) if e == engine), kind == "auto")
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ class PreparedScan:
     volume: PreparedVolume
     original: Volume
     brain: Mask
-    engine: Engine
+    engine: StripEngine
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +82,7 @@ def prepare_scan(
     check_intensities(original.data)
     flags = list(original.flags)
     looks_stripped = judge_stripping(original).stripped
-    engine: Engine = "none" if how.only_heads and looks_stripped else how.engine
+    engine: StripEngine = "none" if how.only_heads and looks_stripped else how.engine
     if engine == "none":
         brain = foreground(original.data)
         if not looks_stripped:

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssclf.config import Architecture
-from ssclf.learning.loops import Device
+from ssclf.config import Architecture, Device
 from ssclf.learning.networks import build_network
 
 _REPEATS = 3

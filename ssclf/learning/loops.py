@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from ssclf.config import TrainConfig
+from ssclf.config import Device, TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
 from ssclf.io.records.training_run import process_count
@@ -28,7 +28,6 @@ from ssclf.learning.datasets import EpochSampler, VolumeDataset, make_loader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
 
-Device = Literal["auto", "cpu", "cuda"]
 log = logging.getLogger(__name__)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -29,7 +30,13 @@ from ssclf.io.records.cv_run import Cell
 from ssclf.io.records.results import ResultRow
 
 if TYPE_CHECKING:
+    from ssclf.cluster.driver import ClusterSummary
+    from ssclf.cluster.tasks import Part
     from ssclf.io.records.training_run import EpochRecord
+    from ssclf.workflows.demo import DemoResult
+    from ssclf.workflows.doctor import Check
+    from ssclf.workflows.evaluate import Evaluation
+    from ssclf.workflows.plan import Estimate
     from ssclf.workflows.predict import PredictSummary
     from ssclf.workflows.preprocess import PreprocessSummary
     from ssclf.workflows.train import TrainResult
@@ -294,6 +301,96 @@ class CvDisplay:
                 f"  {self._cell} epoch {record.epoch}: loss {record.train_loss:.4f}, {record.seconds:.1f} s",
                 highlight=False,
             )
+
+
+class DemoDisplay:
+    """What `ssclf demo` shows: every line says that the volumes are synthetic."""
+
+    def __init__(self) -> None:
+        self._console = Console(soft_wrap=True)
+
+    def stage(self, title: str) -> None:
+        self._console.print(f"[bold]SYNTHETIC DEMO[/]: {title}")
+
+    def epoch(self, record: EpochRecord) -> None:
+        self._console.print(
+            f"  epoch {record.epoch}: loss {record.train_loss:.3f} (synthetic), {record.seconds:.0f} s"
+        )
+
+    def summary(self, result: DemoResult, first: Sequence[Sequence[str]]) -> None:
+        """Args:
+        first: header and first rows of the results.
+        """
+        header, *rows = first
+        shown = [
+            i for i, name in enumerate(header) if name in ("path", "prediction") or name.startswith("p_")
+        ]
+        table = Table(title=f"first rows of {result.results} (synthetic volumes)", title_justify="left")
+        for i in shown:
+            table.add_column(header[i])
+        for row in rows:
+            table.add_row(*(f"{float(row[i]):.3f}" if header[i].startswith("p_") else row[i] for i in shown))
+        print_ = self._console.print
+        print_(table)
+        volumes = len(result.summary.rows)
+        print_(f"held-out accuracy on {volumes} synthetic volumes: {result.accuracy:.1%} (chance: 33.3%)")
+        print_(
+            f"table: {result.results}\nreport: {result.report}\n"
+            f"model: {result.bundle} (synthetic: for trying things out)"
+        )
+        print_(NOTICE, style="bold")
+
+
+def print_checks(checks: Iterable[Check]) -> bool:
+    """Print what `ssclf doctor` finds, each as it comes; returns whether something that was asked for is missing."""
+    console = Console(soft_wrap=True)
+    failed = False
+    for check in checks:
+        sign = {True: "[green]ok[/]     ", False: "[red]failed[/] ", None: "[yellow]absent[/] "}[check.ok]
+        console.print(f"{sign}{check.name}: ", end="")
+        console.print(check.detail, markup=False, highlight=False)
+        failed = failed or check.failed
+    return failed
+
+
+def estimate_lines(need: Estimate) -> list[str]:
+    """What `ssclf plan` says of an estimate."""
+    length = f"{need.hours:.1f} hours" if need.hours >= 2 else f"{need.hours * 3600:.0f} seconds"
+    return [
+        f"  {length}, bound by {need.bound}",
+        f"  {need.core_hours:.2f} core hours, {need.gpu_hours:.2f} GPU hours",
+        f"  {need.network_bytes / 1e9:.3f} GB of scans to read",
+        f"  {need.result_bytes / 1e9:.3f} GB of results, Parquet and CSV",
+        f"  {need.node_bytes / 1e9:.1f} GB of memory a node",
+    ]
+
+
+def tell_partitions(volumes: int, parts: int) -> None:
+    log.info("%d volumes in %d partitions", volumes, parts)
+
+
+def tell_part(part: Part) -> None:
+    log.info("partition %d: %d volumes", part.number, part.volumes)
+
+
+def cluster_lines(summary: ClusterSummary, out: str) -> list[str]:
+    """What `ssclf predict --ray` says at its end."""
+    return [
+        f"{out}: {summary.volumes} volumes in {summary.parts} partitions ({summary.reused} were complete), "
+        f"{summary.failed} failed",
+        *(f"  {count} {reason}" for reason, count in sorted(summary.other_files.items())),
+    ]
+
+
+def evaluation_lines(found: Evaluation) -> list[str]:
+    """What `ssclf evaluate` says at its end: nothing where it was interrupted."""
+    if found.calibrated is None:
+        return []
+    kind = "synthetic volumes" if found.synthetic else "volumes"
+    return [
+        f"{found.volumes} {kind}: accuracy {found.calibrated.accuracy:.4f}, "
+        f"macro F1 {found.calibrated.macro_f1:.4f}; report: {found.out / 'report.html'}"
+    ]
 
 
 def log_to_stderr(level: int) -> None:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ssclf.config import PredictConfig, PreprocessConfig
+from ssclf.config import Device, Engine, PredictConfig, PreprocessConfig
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError
 from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.discovery.sources import discover
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
-from ssclf.io.models.runtime import Device, Engine
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes, start_pool
 from ssclf.workflows.classification import NetworkInputs, make_network_inputs

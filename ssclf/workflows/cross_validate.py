@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssclf import __version__
-from ssclf.config import Architecture, TrainConfig, check_choice, config_to_dict
+from ssclf.config import Architecture, Device, Scheme, TrainConfig, check_choice, config_to_dict
 from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import (
     Cell,
-    Scheme,
     has_cost,
     holds_training_run,
     is_cv_run,
@@ -37,7 +36,6 @@ from ssclf.io.records.preprocessed import PreparedCohort, count_sources, fingerp
 from ssclf.io.records.training_run import LOCK, can_resume, is_finished, process_count
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.cost import PeakMemory, measure_cost
-from ssclf.learning.loops import Device
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.workflows.audit import audit_confounds

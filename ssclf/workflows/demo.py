@@ -17,6 +17,7 @@ import numpy as np
 from ssclf.config import PredictConfig, PreprocessConfig, TrainConfig
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.errors import OutputError
+from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.records.tables import write_table
 from ssclf.io.records.training_run import EpochRecord
 from ssclf.io.volumes.nifti import write_nifti
@@ -89,7 +90,8 @@ def run_demo(
     truth = _write_volumes(scans / "held-out", out / TRUTH, held_out_volumes, (seed, 1), workers)
     on_stage("preprocessing (ssclf preprocess)")
     data = out / "preprocessed"
-    preprocess_cohort([out / MANIFEST], data, PREPROCESS, workers=workers)
+    query = CohortQuery(sources=(out / MANIFEST,), contrasts=PREPROCESS.contrasts)
+    preprocess_cohort(query, data, PREPROCESS, workers=workers)
     on_stage(f"training {TRAIN.architecture} from scratch (ssclf train)")
     config = replace(TRAIN, seed=seed, epochs=epochs)
     train(data, out / "run", config, machine=Machine(workers=0), watch=Watch(on_epoch=on_epoch))

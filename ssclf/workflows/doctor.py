@@ -8,20 +8,20 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import PreprocessConfig
+from ssclf.config import Device, Engine, PreprocessConfig
 from ssclf.errors import SsclfError
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.image_hints import image_hint
-from ssclf.io.models.bundle import Bundle, open_bundle
+from ssclf.io.models.bundle import Bundle, choose_bundles, open_bundle
 from ssclf.io.models.onnx_session import import_onnxruntime, open_session
-from ssclf.io.models.runtime import Device, Engine, cuda_providers, open_classifier
+from ssclf.io.models.runtime import cuda_providers, open_classifier
 
 #: y = x + x, as an ONNX file: the smallest thing that shows whether a provider really runs.
 _TINY_MODEL = (
@@ -43,6 +43,20 @@ class Check:
     ok: bool | None
     detail: str
     required: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether something that was asked for is not there."""
+        return self.required and not self.ok
+
+
+def bundles_at_hand(models: Sequence[Path], environment: Mapping[str, str]) -> list[Path]:
+    """Those that were named or that predict would take; none where there is none, since doctor is what people run
+    before they have a model."""
+    try:
+        return choose_bundles(models, environment)
+    except SsclfError:
+        return []
 
 
 def examine(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ssclf.config import check_choice, config_to_dict
+from ssclf.config import Device, Engine, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.files import write_whole
 from ssclf.io.models.bundle import Bundle, open_bundle
-from ssclf.io.models.runtime import Device, Engine, open_classifier
+from ssclf.io.models.runtime import Classifier, open_classifier
 from ssclf.io.records.preprocessed import (
     MANIFEST,
     SETTINGS,
@@ -31,7 +33,7 @@ from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import read_written
 from ssclf.reporting.cv_report import write_evaluation_report
 from ssclf.workflows.interruption import exit_code
-from ssclf.workflows.preprocess import preprocess_cohort
+from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
 Seen = Literal["refuse", "leave-out"]
@@ -97,46 +99,76 @@ def evaluate(
     """
     check_choice("seen", seen, Seen)
     model = open_bundle(bundle)
-    failed = 0
-    folder = data
-    if not (data / SETTINGS).is_file():
-        folder = out / PREPROCESSED
-        summary = preprocess_cohort(
-            [data], folder, model.spec.preprocess, skull_strip=skull_strip, workers=workers, min_classes=1
-        )
-        failed = len(summary.failures)
-        if summary.interrupted:
-            return Evaluation(out, None, None, 0, 0, failed, 0, False, summary.interrupted)
+    folder, made = _preprocessed(data, out, model, skull_strip=skull_strip, workers=workers)
+    failed = len(made.failures) if made else 0
+    if made and made.interrupted:
+        return Evaluation(out, None, None, 0, 0, failed, 0, False, made.interrupted)
     cohort = read_prepared_cohort(folder, min_classes=1)
     _check(cohort, model, folder)
     samples, left_out = _unseen(cohort, model, seen)
     classifier = open_classifier(model, engine=engine, device=device, threads=threads)
+    network = _network(model, samples, _classify(classifier, samples, on_volume))
+    found = Evaluation(
+        out=out,
+        raw=network.raw[0],
+        calibrated=network.calibrated[0],
+        volumes=len(samples),
+        seen=left_out,
+        failed=failed,
+        unchecked=_unchecked(samples, model),
+        synthetic=cohort.synthetic or model.spec.synthetic,
+    )
+    _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
+    return found
+
+
+def _preprocessed(
+    data: Path, out: Path, model: Bundle, *, skull_strip: str, workers: int
+) -> tuple[Path, PreprocessSummary | None]:
+    """The folder with network input: `data` itself, or what is made of its scans, and then what that did."""
+    if (data / SETTINGS).is_file():
+        return data, None
+    folder = out / PREPROCESSED
+    config = model.spec.preprocess
+    query = CohortQuery(sources=(data,), contrasts=config.contrasts, min_classes=1)
+    return folder, preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers)
+
+
+def _classify(
+    classifier: Classifier, samples: Sequence[Sample], on_volume: Callable[[int, int], None]
+) -> NDArray[np.float64]:
+    """Logits (N, K) of every sample, one volume after the other: their shapes differ."""
     logits = []
     for number, sample in enumerate(samples, 1):
         logits.append(classifier.classify(read_written(sample.path).data[None]).logits[0].astype(np.float64))
         on_volume(number, len(samples))
-    network = _network(model, samples, np.array(logits))
-    synthetic = cohort.synthetic or model.spec.synthetic
+    return np.array(logits)
+
+
+def _unchecked(samples: Sequence[Sample], model: Bundle) -> int:
+    """How many volumes nothing says of whether the model was trained on them: hashes are missing on one side."""
+    if not model.spec.provenance.seen:
+        return len(samples)
+    return sum(not sample.voxels for sample in samples)
+
+
+def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> None:
+    """Everything in the folder of an evaluation; `cohort` has only what was scored."""
+    out = found.out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
-    _write_predictions(out / PREDICTIONS, network, samples)
-    raw, calibrated = network.raw[0], network.calibrated[0]
-    unchecked = sum(not sample.voxels for sample in samples) if model.spec.provenance.seen else len(samples)
-    evaluation = Evaluation(out, raw, calibrated, len(samples), left_out, failed, unchecked, synthetic)
-    _write_metrics(out / METRICS, evaluation, model, classifier.device)
+    _write_predictions(out / PREDICTIONS, network, cohort.samples)
+    _write_metrics(out / METRICS, found, model, device)
     write_evaluation_report(
         out,
         network,
-        synthetic=synthetic,
-        cohort=count_sources(
-            PreparedCohort(tuple(samples), cohort.class_names, cohort.preprocess, synthetic)
-        ),
-        facts=_facts(evaluation, model, classifier.device),
-        seen=left_out,
+        synthetic=found.synthetic,
+        cohort=count_sources(cohort),
+        facts=_facts(found, model, device),
+        seen=found.seen,
     )
-    return evaluation
 
 
 def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
@@ -167,9 +199,7 @@ def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sam
     return samples, left_out
 
 
-def _network(
-    model: Bundle, samples: Sequence[Sample], logits: np.ndarray[Any, np.dtype[np.float64]]
-) -> Network:
+def _network(model: Bundle, samples: Sequence[Sample], logits: NDArray[np.float64]) -> Network:
     names = model.spec.class_names
     if logits.shape[1] != len(names):
         raise ModelError(f"{model.path.name}: expected {len(names)} logits, found {logits.shape[1]}.")

@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from ssclf.config import check_choice
+from ssclf.config import ExportFormat, ExportPrecision, check_choice
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
@@ -31,8 +30,6 @@ from ssclf.learning.finetuning import Start, start_from_bundle
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.reporting.model_card import write_model_card
 
-Format = Literal["onnx", "torchscript"]
-ExportPrecision = Literal["fp32", "fp16"]
 CARD = "MODEL_CARD.md"
 log = logging.getLogger(__name__)
 
@@ -48,7 +45,7 @@ class ExportConfig:
         replace: put it in the place of a bundle that is there already.
     """
 
-    formats: Sequence[Format] = ("onnx", "torchscript")
+    formats: Sequence[ExportFormat] = ("onnx", "torchscript")
     precision: ExportPrecision = "fp32"
     brain_extraction: bool = True
     replace: bool = False
@@ -57,7 +54,7 @@ class ExportConfig:
         if not self.formats:
             raise ConfigError("format: expected onnx, torchscript or both, found none.")
         for name in self.formats:
-            check_choice("format", name, Format)
+            check_choice("format", name, ExportFormat)
         check_choice("precision", self.precision, ExportPrecision)
 
 

@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,18 +29,18 @@ from typing import Any, Literal
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import PreprocessConfig, config_to_dict
+from ssclf.config import PreprocessConfig, SkullStrip, config_to_dict
 from ssclf.domain.geometry import orientation
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Volume
-from ssclf.errors import MissingDependencyError, OutputError
-from ssclf.io.discovery.cohorts import Cohort, find_cases
+from ssclf.errors import ConfigError, MissingDependencyError, OutputError
+from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.files import write_whole
 from ssclf.io.locks import Lock
 from ssclf.io.models.checksums import file_sha256
-from ssclf.io.preparation import PreparedScan, SkullError, SkullStrip, brain_extractor, prepare_scan
+from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
 from ssclf.io.records.tables import read_table, write_table
 from ssclf.io.volumes.nifti import write_nifti
@@ -113,7 +113,7 @@ class _Job:
 
 
 def preprocess_cohort(
-    sources: Sequence[Path],
+    query: CohortQuery,
     out: Path,
     config: PreprocessConfig,
     *,
@@ -121,22 +121,13 @@ def preprocess_cohort(
     workers: int = 1,
     timeout_s: float | None = None,
     show_heads: bool = False,
-    labels: Path | None = None,
-    label_column: str | None = None,
-    class_map: Mapping[str, str] | None = None,
-    limit: Mapping[str, int] | None = None,
-    min_classes: int = 2,
-    seed: int = 0,
-    pattern: str | None = None,
-    series: str | None = None,
     on_start: Callable[[Cohort], None] = lambda cohort: None,
     on_case: Callable[[Case, str], None] = lambda case, error: None,
 ) -> PreprocessSummary:
     """Preprocess a cohort into a folder; what is there already and would come out the same is kept.
 
     Args:
-        sources, labels, label_column, class_map, limit, seed, min_classes, pattern, series: see
-            `find_cases`.
+        query: which volumes; its contrasts are those of the config.
         out: folder to write; created.
         skull_strip: see `SkullStrip.parse`.
         workers: processes; the voxels do not depend on their number.
@@ -146,66 +137,97 @@ def preprocess_cohort(
         on_case: called for each finished case, with its error or "".
 
     Raises:
+        ConfigError: the query asks for other contrasts than the config.
         DatasetError: the sources are not understood; see `find_cases`.
         OutputError: the folder cannot be written, or another run writes it.
         MissingDependencyError: the brain extraction that was asked for is not installed.
     """
     how = SkullStrip.parse(skull_strip)
-    cohort = find_cases(
-        sources,
-        contrasts=config.contrasts,
-        labels=labels,
-        label_column=label_column,
-        class_map=class_map,
-        limit=limit,
-        seed=seed,
-        min_classes=min_classes,
-        pattern=pattern,
-        series=series,
-    )
+    if query.contrasts != config.contrasts:
+        raise ConfigError(
+            f"contrasts: expected those of the settings ({', '.join(config.contrasts)}) in the query too, "
+            f"found {', '.join(query.contrasts)}."
+        )
+    cohort = find_cases(query)
     tasks = [_Task(case, name) for case, name in zip(cohort.cases, _file_names(cohort.cases), strict=True)]
     on_start(cohort)
-    errors: dict[str, str] = {}
-    reused = 0
     with _locked(out) as scratch, note_signals("finishing the volumes in flight") as received:
         engine = _engine(how)
         models = _deepbet_models() if how.engine == "deepbet" and not how.only_heads else ()
         threads = max(len(os.sched_getaffinity(0)) // workers, 1)
         job = _Job(config, skull_strip, engine, models, threads, show_heads, out, scratch)
         _write_settings(job, cohort)
-        refusal = ""
-        pending = {task.name: task for task in tasks}
-        while pending and not received:
-            head_found: list[bool] = []
-            outcomes = run_in_processes(
-                partial(_preprocess_case, job=job),
-                list(pending.values()),
-                workers=workers,
-                timeout_s=timeout_s,
-                stop=lambda found=head_found: bool(received or found),  # type: ignore[misc]
-            )
-            for outcome in outcomes:
-                status, error = outcome.result or ("failed", outcome.error)
-                if status == "head" and not refusal:
-                    head_found.append(True)
-                    continue
-                if status == "unwritable":
-                    raise OutputError(error)
-                task = pending.pop(outcome.item.name)
-                reused += status == "reused"
-                if status in ("failed", "head"):
-                    errors[task.name] = error = refusal or error
-                on_case(task.case, error)
-            if head_found:
-                # Converted only now: most cohorts with a skull need it once, and stripped ones never.
-                try:
-                    job = replace(job, models=_deepbet_models())
-                except MissingDependencyError as exc:
-                    refusal = str(exc)
-        finished = [task for task in tasks if task.name not in pending]
+        work = _Work({task.name: task for task in tasks}, workers, timeout_s, received, on_case)
+        _make_volumes(work, job)
         if received:
-            return PreprocessSummary(cohort, (), (), reused, 0, received[0])
-        return _write_results(job, cohort, finished, errors, reused)
+            return PreprocessSummary(cohort, (), (), work.reused, 0, received[0])
+        finished = [task for task in tasks if task.name not in work.pending]
+        return _write_results(job, cohort, finished, work.errors, work.reused)
+
+
+@dataclass
+class _Work:
+    """The cases of a run and what became of them.
+
+    Attributes:
+        pending: those still to do, by name.
+        received: signals; the first of them stops the run.
+        errors: of the cases that failed, by name.
+        reused: cases that were done before.
+    """
+
+    pending: dict[str, _Task]
+    workers: int
+    timeout_s: float | None
+    received: Sequence[int]
+    on_case: Callable[[Case, str], None]
+    errors: dict[str, str] = field(default_factory=dict)
+    reused: int = 0
+
+
+def _make_volumes(work: _Work, job: _Job) -> None:
+    """Do all that is pending. deepbet's networks are fetched at the first head: most cohorts with a skull need them
+    once, and stripped ones never."""
+    refusal = ""
+    while work.pending and not work.received:
+        if not _make_until_head(work, job, refusal):
+            continue
+        try:
+            job = replace(job, models=_deepbet_models())
+        except MissingDependencyError as exc:
+            refusal = str(exc)
+
+
+def _make_until_head(work: _Work, job: _Job, refusal: str) -> bool:
+    """Do what is pending, until a case turns out to be a head that deepbet is needed for.
+
+    Args:
+        refusal: why deepbet cannot be had; heads then fail with it, and none stops the others.
+
+    Returns:
+        whether there was such a head. It stays pending, and with it what was not begun.
+    """
+    head_found: list[bool] = []
+    outcomes = run_in_processes(
+        partial(_preprocess_case, job=job),
+        list(work.pending.values()),
+        workers=work.workers,
+        timeout_s=work.timeout_s,
+        stop=lambda: bool(work.received or head_found),
+    )
+    for outcome in outcomes:
+        status, error = outcome.result or ("failed", outcome.error)
+        if status == "head" and not refusal:
+            head_found.append(True)
+            continue
+        if status == "unwritable":
+            raise OutputError(error)
+        task = work.pending.pop(outcome.item.name)
+        work.reused += status == "reused"
+        if status in ("failed", "head"):
+            work.errors[task.name] = error = refusal or error
+        work.on_case(task.case, error)
+    return bool(head_found)
 
 
 def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import TrainConfig, config_to_dict
+from ssclf.config import Device, TrainConfig, config_to_dict
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.scores import softmax
@@ -48,7 +48,7 @@ from ssclf.io.records.training_run import (
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
 from ssclf.learning.finetuning import Start, adopt_weights
-from ssclf.learning.loops import Device, Predictions, Trainer, seed_everything, start_fabric
+from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics

@@ -86,7 +86,8 @@ def cluster(s3: str) -> Iterator[str]:
 
 
 def run(source: object, out: object, model: Path, address: str = "auto", **options: Any) -> Any:
-    from ssclf.cluster.driver import ClusterConfig, predict_on_ray
+    from ssclf.cluster.driver import predict_on_ray
+    from ssclf.config import ClusterConfig
 
     csv_path = options.pop("csv", None)
     config = options.pop("config", CONFIG)
@@ -238,7 +239,8 @@ import sys, threading
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from ssclf.config import PredictConfig
-from ssclf.cluster.driver import ClusterConfig, predict_on_ray
+from ssclf.cluster.driver import predict_on_ray
+from ssclf.config import ClusterConfig
 source, out, model, table, partition, after = sys.argv[1:]
 options = {"num_cpus": 1, "object_store_memory": 200 << 20}
 cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})

@@ -12,7 +12,7 @@ import pytest
 from dicom_writer import WrittenSeries
 
 from ssclf.errors import DatasetError
-from ssclf.io.discovery.cohorts import Cohort, find_cases
+from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -27,7 +27,7 @@ def brats(root: Path, grade: str, *cases: str, contrasts: str = "t1 t1ce t2 flai
 
 
 def find(*sources: Path, contrasts: tuple[str, ...] = ("t1ce",), **options: Any) -> Cohort:
-    return find_cases(sources, contrasts=contrasts, **options)
+    return find_cases(CohortQuery(sources=sources, contrasts=contrasts, **options))
 
 
 def summary(cohort: Cohort) -> list[tuple[str, str, str]]:

@@ -17,6 +17,7 @@ from ssclf.config import PreprocessConfig
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, DatasetError, OutputError
+from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.preparation import SkullError, prepare_scan
 from ssclf.io.volumes.nifti import read_nifti, read_written, write_nifti
@@ -35,7 +36,11 @@ def cohort(tmp_path: Path, make_volume: MakeVolume) -> Path:
 
 
 def run(cohort: Path, config: PreprocessConfig = CONFIG, **options: Any) -> PreprocessSummary:
-    return preprocess_cohort([cohort], cohort.parent / "out", config, **options)
+    return preprocess_cohort(query(cohort, config), cohort.parent / "out", config, **options)
+
+
+def query(source: Path, config: PreprocessConfig = CONFIG) -> CohortQuery:
+    return CohortQuery(sources=(source,), contrasts=config.contrasts)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -95,8 +100,8 @@ def test_volumes_are_what_prediction_would_see_to_the_last_bit(cohort: Path) -> 
 
 
 def test_voxels_do_not_depend_on_the_number_of_workers(cohort: Path) -> None:
-    preprocess_cohort([cohort], cohort.parent / "one", CONFIG, workers=1)
-    preprocess_cohort([cohort], cohort.parent / "two", CONFIG, workers=2)
+    preprocess_cohort(query(cohort), cohort.parent / "one", CONFIG, workers=1)
+    preprocess_cohort(query(cohort), cohort.parent / "two", CONFIG, workers=2)
     one, two = (read_csv(cohort.parent / name / "manifest.csv") for name in ("one", "two"))
     assert one == two
 
@@ -200,7 +205,7 @@ def test_synthetic_sources_are_called_so(cohort: Path) -> None:
     manifest.write_text(
         "subject,label,source,path\na,HGG,synthetic,HGG/ann.nii.gz\nb,LGG,synthetic,HGG/bob.nii.gz\n"
     )
-    preprocess_cohort([manifest], cohort.parent / "out", CONFIG)
+    preprocess_cohort(query(manifest), cohort.parent / "out", CONFIG)
     assert "Synthetic data" in (cohort.parent / "out/qc.html").read_text("utf-8")
     assert json.loads((cohort.parent / "out/settings.json").read_text())["synthetic"] is True
 
@@ -229,15 +234,15 @@ def test_a_folder_in_use_or_of_something_else_is_left_alone(cohort: Path) -> Non
 
 def test_the_output_of_an_earlier_run_is_no_source(cohort: Path) -> None:
     out = cohort / "preprocessed"
-    first = preprocess_cohort([cohort], out, CONFIG)
-    second = preprocess_cohort([cohort], out, CONFIG)
+    first = preprocess_cohort(query(cohort), out, CONFIG)
+    second = preprocess_cohort(query(cohort), out, CONFIG)
     assert [row["subject"] for row in first.rows] == [row["subject"] for row in second.rows]
     assert second.reused == 3
 
 
 def test_too_few_classes_are_refused_before_work_begins(cohort: Path) -> None:
     with pytest.raises(DatasetError, match="at least 2 classes"):
-        preprocess_cohort([cohort / "HGG"], cohort.parent / "out", CONFIG)
+        preprocess_cohort(query(cohort / "HGG"), cohort.parent / "out", CONFIG)
     assert not (cohort.parent / "out").exists()
 
 
@@ -273,3 +278,10 @@ def test_a_small_brain_is_flagged(tmp_path: Path, make_volume: MakeVolume) -> No
     write_nifti(make_volume(spacing=(5.9, 5.0, 5.5)), tmp_path / "small.nii.gz")
     prepared = prepare_scan(Scan("", (tmp_path / "small.nii.gz",)), CONFIG).volume
     assert prepared.brain_ml < 800 and "implausible_brain_volume" in prepared.flags
+
+
+def test_a_query_for_other_contrasts_than_the_settings_is_refused(cohort: Path) -> None:
+    other = CohortQuery(sources=(cohort,), contrasts=("flair",))
+    with pytest.raises(ConfigError, match=r"t1ce.*found flair"):
+        preprocess_cohort(other, cohort.parent / "out", CONFIG)
+    assert not (cohort.parent / "out").exists()

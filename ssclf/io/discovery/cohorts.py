@@ -67,6 +67,36 @@ class Cohort:
     left_out: Mapping[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CohortQuery:
+    """Which labelled volumes to take from where.
+
+    Attributes:
+        sources: folders and manifests.
+        contrasts: in channel order; a volume that lacks one is left out.
+        labels: table with the columns subject and label (or grade), for folders that do not say, such as
+            BraTS 2021; subjects are names of cases or of their folders.
+        label_column: of participants.tsv and manifests; None for the first of label, grade, class,
+            diagnosis, group, dx.
+        class_map: other names for labels as found, such as {"GBM": "HGG"}.
+        limit: class → at most so many volumes, drawn at random: with a greater limit the same and more.
+        seed: of that draw.
+        min_classes: fewer are an error.
+        pattern, series: as for `ssclf.io.discovery.sources.discover`.
+    """
+
+    sources: tuple[Path, ...]
+    contrasts: tuple[str, ...]
+    labels: Path | None = None
+    label_column: str | None = None
+    class_map: Mapping[str, str] = field(default_factory=dict)
+    limit: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    min_classes: int = 2
+    pattern: str | None = None
+    series: str | None = None
+
+
 @dataclass
 class _NameTable:
     """What tables say of subjects: their labels, and which names of several releases mean one case.
@@ -107,71 +137,42 @@ class _NameTable:
 class _Search:
     """What all sources share, and what they leave out."""
 
-    contrasts: tuple[str, ...]
-    series: str | None
-    pattern: str | None
-    label_column: str | None
-    class_map: Mapping[str, str]
+    query: CohortQuery
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        return tuple(canonical_contrast(contrast) for contrast in self.contrasts)
+        return tuple(canonical_contrast(contrast) for contrast in self.query.contrasts)
 
     def label(self, found: str) -> str:
-        return self.class_map.get(found, found)
+        return self.query.class_map.get(found, found)
 
     def stand_in(self, contrast: str, label: str) -> str:
         """The contrast that may take another's place in a volume of this label; "" where none may."""
         return STAND_IN.get(canonical_contrast(contrast), "") if HEALTHY in (label, self.label(label)) else ""
 
     def walk(self, root: Path) -> FolderContent:
-        content = walk_folder(root, self.pattern)
+        content = walk_folder(root, self.query.pattern)
         self.left_out.update(content.other)
         self.left_out.update(content.problems.values())
         return content
 
 
-def find_cases(
-    sources: Sequence[Path],
-    *,
-    contrasts: tuple[str, ...],
-    labels: Path | None = None,
-    label_column: str | None = None,
-    class_map: Mapping[str, str] | None = None,
-    limit: Mapping[str, int] | None = None,
-    seed: int = 0,
-    pattern: str | None = None,
-    series: str | None = None,
-    min_classes: int = 2,
-) -> Cohort:
+def find_cases(query: CohortQuery) -> Cohort:
     """Find the labelled volumes of one or several sources.
-
-    Args:
-        sources: folders and manifests.
-        contrasts: in channel order; a volume that lacks one is left out.
-        labels: table with the columns subject and label (or grade), for folders that do not say, such as
-            BraTS 2021; subjects are names of cases or of their folders.
-        label_column: of participants.tsv and manifests; by default the first of label, grade, class,
-            diagnosis, group, dx.
-        class_map: other names for labels as found, such as {"GBM": "HGG"}.
-        limit: class → at most so many volumes, drawn at random: with a greater limit the same and more.
-        seed: of that draw.
-        pattern, series: as for `ssclf.io.discovery.sources.discover`.
-        min_classes: fewer are an error.
 
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
             subject has two labels, or there are too few classes.
         ConfigError: `series` is no regular expression.
     """
-    search = _Search(contrasts, series, pattern, label_column, class_map or {})
-    if labels is not None:
-        search.names.add(read_table(labels), label_column)
+    search = _Search(query)
+    if query.labels is not None:
+        search.names.add(read_table(query.labels), query.label_column)
     cases: dict[str, Case] = {}
     identities: set[tuple[str, ...]] = set()
-    for source in sources:
+    for source in query.sources:
         for unique, case in _cases_of(source, search):
             identity = tuple(source_identity(part) for part in case.scan.contrasts)
             if identity in identities:
@@ -183,8 +184,8 @@ def find_cases(
                 cases[unique] = case
     found = [replace(case, label=search.label(case.label)) for case in cases.values()]
     found.sort(key=lambda case: (case.subject, case.scan.path, case.scan.series))
-    _check(found, search.left_out, min_classes)
-    taken = _draw(found, limit or {}, seed)
+    _check(found, search.left_out, query.min_classes)
+    taken = _draw(found, query.limit, query.seed)
     return Cohort(tuple(taken), tuple(_count(found, taken)), dict(sorted((+search.left_out).items())))
 
 
@@ -207,11 +208,11 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     table = read_table(path)
     if {"voxels", "settings"} <= set(table.columns):
         raise DatasetError(f"{path.name}: these volumes are preprocessed already; train on their folder.")
-    label_column = (search.label_column or "label").lower()
+    label_column = (search.query.label_column or "label").lower()
     table.require("subject", label_column)
-    columns = contrast_columns(table.columns, search.contrasts)
-    if len(columns) < len(search.contrasts):
-        table.require("subject", label_column, *search.contrasts)
+    columns = contrast_columns(table.columns, search.query.contrasts)
+    if len(columns) < len(search.query.contrasts):
+        table.require("subject", label_column, *search.query.contrasts)
     errors: list[str] = []
     lines: dict[tuple[str, ...], int] = {}
     for row in table.rows:
@@ -241,16 +242,18 @@ def _manifest_case(
     label = row[label_column]
     chosen = dict(columns)
     extra = {}
-    for contrast in search.contrasts:
+    for contrast in search.query.contrasts:
         other = search.stand_in(contrast, label)
         column = contrast_columns(table.columns, (other,)).get(other, "") if other else ""
         if not row[chosen[contrast]] and row[column]:
             chosen[contrast] = column
             extra["stand_in"] = f"{contrast}={other}"
-    voxels = tuple(table_source(table.path, row, chosen[c], search.series) for c in search.contrasts)
+    voxels = tuple(
+        table_source(table.path, row, chosen[c], search.query.series) for c in search.query.contrasts
+    )
     if row["synthetic"]:
         extra["synthetic"] = row["synthetic"]
-    place = (table.path.parent / row[chosen[search.contrasts[0]]]).as_posix()
+    place = (table.path.parent / row[chosen[search.query.contrasts[0]]]).as_posix()
     key = place if len(voxels) == 1 else f"{table.path.as_posix()}#{row['subject']}"
     names = "+".join(part.name for part in voxels if isinstance(part, DicomSeries))
     subject = _BRATS_RELEASE.sub("", row["subject"])
@@ -259,7 +262,7 @@ def _manifest_case(
 
 def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     table = read_table(root / "participants.tsv")
-    label_column = _label_column(table, search.label_column)
+    label_column = _label_column(table, search.query.label_column)
     table.require("participant_id")
     people = {row["participant_id"]: row for row in table.rows}
     content = search.walk(root)
@@ -343,7 +346,7 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
             who = replace(who, subject=f"{label}-{who.subject}")  # each class numbers its subjects on its own
         if isinstance(place.content, DicomSeries):
             series = place.content
-            if len(search.contrasts) == 1:
+            if len(search.query.contrasts) == 1:
                 scan = Scan(series.location.as_posix(), (series,), series.name)
                 yield who.unique, Case(scan, who.subject, label, who.source)
             else:
@@ -360,7 +363,9 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
 def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
     for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
         yield _Place(tuple(folder.split("/")) if folder else (), name, files)
-    found = find_series([root / path for path in (*content.dicom, *content.archives)], matching=search.series)
+    found = find_series(
+        [root / path for path in (*content.dicom, *content.archives)], matching=search.query.series
+    )
     for left in found.left_out:
         search.left_out[left.reason.rstrip(".")] += left.files
     for series in found.series:
@@ -424,14 +429,18 @@ def _choose(
     """Take the wanted contrasts of a case, if it has them all; a single volume need not name its contrast."""
     chosen: list[str] = []
     stand_ins: list[str] = []
-    for contrast, canonical in zip(search.contrasts, search.wanted, strict=True):
+    for contrast, canonical in zip(search.query.contrasts, search.wanted, strict=True):
         other = search.stand_in(contrast, label)
         if canonical in files:
             chosen.append(files[canonical][0])
         elif other and other in files:
             chosen.append(files[other][0])
             stand_ins.append(f"{contrast}={other}")
-        elif len(search.contrasts) == 1 and set(files) == {""} and (who.contrast_optional or search.pattern):
+        elif (
+            len(search.query.contrasts) == 1
+            and set(files) == {""}
+            and (who.contrast_optional or search.query.pattern)
+        ):
             chosen.append(files[""][0])
         else:
             search.left_out[f"a case without {contrast}"] += 1

@@ -18,7 +18,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Literal, get_args
 
-from ssclf.config import check_choice
+from ssclf.config import StripEngine, check_choice
 from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.intensity import foreground
 from ssclf.domain.volume import Mask, Volume
@@ -26,14 +26,12 @@ from ssclf.errors import MissingDependencyError, ModelError, VolumeError
 from ssclf.io.extraction.deepbet import BrainExtractor
 from ssclf.io.extraction.programs import PROGRAMS, REMEDIES, find_program, program_version, run_program
 
-Engine = Literal["deepbet", "bet", "hd-bet", "synthstrip", "none"]
-
 
 @dataclass(frozen=True)
 class EngineStatus:
     """What `ssclf doctor` says of an engine: `detail` tells where it was found, or why not and what to do."""
 
-    name: Engine
+    name: StripEngine
     available: bool
     version: str
     detail: str
@@ -41,7 +39,7 @@ class EngineStatus:
 
 def extract_brain(
     volume: Volume,
-    engine: Engine,
+    engine: StripEngine,
     *,
     extractor: BrainExtractor | None = None,
     work_dir: Path | None = None,
@@ -68,7 +66,7 @@ def extract_brain(
         VolumeError: no brain was found, or the program failed on this volume.
         MissingDependencyError: the program is not installed.
     """
-    check_choice("skull-strip", engine, Engine)
+    check_choice("skull-strip", engine, StripEngine)
     if engine == "none":
         return foreground(volume.data)
     contrast = Volume(volume.data[channel : channel + 1], volume.affine)
@@ -96,7 +94,7 @@ def available_engines(models: Sequence[Path] = ()) -> list[EngineStatus]:
             where it can be converted.
     """
     found = [_deepbet_status(models)]
-    for name in get_args(Engine)[1:-1]:
+    for name in get_args(StripEngine)[1:-1]:
         program = find_program(name)
         if program is None:
             names = " or ".join(PROGRAMS[name])

@@ -11,11 +11,12 @@ import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssclf.config import Device, Engine
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import MissingDependencyError, ModelError, VolumeError
 from ssclf.io.image_hints import image_hint
@@ -23,8 +24,6 @@ from ssclf.io.memory import free_memory
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.onnx_session import import_onnxruntime, open_session
 
-Engine = Literal["auto", "onnx", "torchscript"]
-Device = Literal["auto", "cpu", "cuda"]
 log = logging.getLogger(__name__)
 
 #: Memory that a network takes on a CPU, in bytes per voxel of its input; the system kills who takes more than there

@@ -13,12 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_from_dict
+from ssclf.config import Architecture, PreprocessConfig, Scheme, TrainConfig, config_from_dict
 from ssclf.domain.comparison import FoldPredictions, cross_fitted_temperatures, pool
 from ssclf.domain.metrics import fit_temperature
 from ssclf.domain.network_scores import Network
@@ -37,7 +37,6 @@ from ssclf.io.records.training_run import (
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
 FORMAT = 1
-Scheme = Literal["paper", "kfold"]
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,76 @@
+"""`ssclf doctor` and `demo`: what this machine can do, and the whole way on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssclf.cli import options as opt
+from ssclf.errors import ConfigError
+
+
+def doctor(
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BUNDLE", help="Bundle to verify, one or several; default as for predict."),
+    ] = None,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    engine: opt.EngineOption = opt.PREDICT.engine,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Time each engine with each model.", rich_help_panel="Speed")
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --bench: write what one volume takes here, for ssclf plan --rates.",
+            rich_help_panel="Speed",
+        ),
+    ] = None,
+    typical: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="SCAN",
+            help="With --json: stripped scan like those to come, one or several. Default: synthetic ones.",
+            rich_help_panel="Speed",
+        ),
+    ] = None,
+) -> None:
+    """Show what this machine can do; fails where something that was asked for is not there."""
+    if (json or typical) and not (bench and json):
+        raise ConfigError("--json and --typical go with --bench.")
+    from ssclf.reporting.console import print_checks
+    from ssclf.workflows.doctor import bundles_at_hand, examine
+
+    models = bundles_at_hand(model or [], os.environ)
+    failed = print_checks(examine(models, device=device, engine=engine, bench=bench))
+    if json and not failed:
+        from ssclf.io.models.bundle import choose_bundles
+        from ssclf.workflows.bench import measure_rates
+        from ssclf.workflows.plan import write_rates
+
+        (chosen, *_) = choose_bundles(model or [], os.environ)
+        write_rates(json, measure_rates(chosen, device=device, engine=engine, typical=typical or ()))
+        typer.echo(f"rates: {json}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")] = Path("demo"),
+    seed: opt.Seed = 0,
+    workers: opt.Workers = 0,
+) -> None:
+    """The whole way on SYNTHETIC volumes: make, preprocess, train, export, predict. A few minutes."""
+    opt.start_log(False, "warning")
+    from ssclf.reporting.console import DemoDisplay
+    from ssclf.workflows.demo import read_first_rows, run_demo
+
+    display = DemoDisplay()
+    result = run_demo(
+        out, seed=seed, workers=opt.cores(workers), on_stage=display.stage, on_epoch=display.epoch
+    )
+    display.summary(result, read_first_rows(result.results))
+    raise typer.Exit(result.summary.exit_code)

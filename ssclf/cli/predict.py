@@ -1,0 +1,225 @@
+"""`ssclf predict`, `merge` and `plan`: results, and what it takes to get them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from ssclf.cli import options as opt
+from ssclf.config import ClusterConfig, PredictConfig
+from ssclf.errors import ConfigError
+
+Scans = Annotated[
+    list[str],  # not paths, which would fold the slashes of s3://
+    typer.Argument(
+        metavar="SCANS",
+        help="Files, folders, DICOM, zips or a manifest CSV.",
+        show_default=False,
+    ),
+]
+Table = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Table; results.json goes beside it. With --ray: a folder.",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="HTML page with a picture and the scores of every volume."),
+]
+Maps = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="NIfTI maps of where the evidence lies, one a scan."),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="K/N",
+        help="Take part K of N: 3/16, auto (Slurm array) or auto/16 (Kubernetes Indexed Job); its number goes into the "
+        "names of table and report, which ssclf merge joins.",
+        rich_help_panel="Cluster",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: local, auto or host:6379. SCANS is one folder or manifest that all nodes see, "
+        "or s3://…; see docs/cluster.md.",
+        rich_help_panel="Cluster",
+    ),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="With --ray: the results as one table, too.", rich_help_panel="Cluster"
+    ),
+]
+
+
+def predict(  # what configs take from the command line, `opt.given` finds in ctx
+    ctx: typer.Context,
+    scans: Scans,
+    model: opt.Models = None,
+    out: Table = "results.csv",
+    report: Report = None,
+    maps: Maps = None,
+    skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
+    assume_stripped: opt.AssumeStripped = False,
+    pattern: opt.Pattern = opt.PREDICT.pattern,
+    series: opt.Series = opt.PREDICT.series,
+    retry_failed: opt.RetryFailed = opt.PREDICT.retry_failed,
+    review_below: opt.ReviewBelow = opt.PREDICT.review_below,
+    flip: opt.Flip = opt.PREDICT.flip,
+    keep_uids: opt.KeepUids = opt.PREDICT.keep_uids,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    engine: opt.EngineOption = opt.PREDICT.engine,
+    workers: opt.Workers = 0,
+    threads: opt.Threads = opt.PREDICT.threads,
+    timeout_s: opt.Timeout = opt.PREDICT.timeout_s or 0,
+    shard: ShardOption = None,
+    ray: Ray = None,
+    csv: Csv = None,
+    gpus_per_actor: opt.GpusPerActor = opt.CLUSTER.gpus_per_actor,
+    actors: opt.Actors = opt.CLUSTER.actors,
+    partition: opt.Partition = opt.CLUSTER.partition,
+    quiet: opt.Quiet = False,
+    log_level: opt.LogLevelOption = "info",
+) -> None:
+    """Classify every volume found; one row each in a CSV. Research use only."""
+    opt.start_log(quiet, log_level)
+    config = _config(ctx, workers, timeout_s, assume_stripped)
+    if ray is not None:
+        unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
+        cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
+        _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
+    if csv:
+        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
+    from ssclf.domain.shards import parse_shard
+    from ssclf.io.models.bundle import choose_bundles
+    from ssclf.reporting.console import PredictDisplay
+    from ssclf.workflows.predict import predict as run
+
+    part = parse_shard(shard, os.environ) if shard else None
+    table = part.file(Path(out)) if part else Path(out)
+    with PredictDisplay(quiet=quiet) as display:
+        summary = run(
+            [Path(scan) for scan in scans],
+            table,
+            choose_bundles(model or [], os.environ),
+            config,
+            shard=part,
+            report=part.file(report) if part and report else report,
+            maps=maps,
+            on_start=display.start,
+            on_row=display.row,
+        )
+    display.summary(summary, table)
+    raise typer.Exit(summary.exit_code)
+
+
+def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
+    """What the user set, and the options that say something else than the field of their name."""
+    settings = opt.given(ctx, PredictConfig)
+    settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
+    if assume_stripped:
+        settings["skull_strip"] = "none"
+    return PredictConfig(**settings)
+
+
+def _predict_on_ray(
+    scans: list[str],
+    out: str,
+    model: list[Path] | None,
+    config: PredictConfig,
+    cluster: ClusterConfig,
+    csv: Path | None,
+    unfit: Mapping[str, object],
+) -> NoReturn:
+    """`predict --ray`."""
+    from ssclf.cluster.request import check_request
+
+    source, folder = check_request(scans, out, unfit)
+    from ssclf.cluster.driver import predict_on_ray
+    from ssclf.io.models.bundle import choose_bundles
+    from ssclf.reporting.console import cluster_lines, tell_part, tell_partitions
+
+    summary = predict_on_ray(
+        source,
+        folder,
+        choose_bundles(model or [], os.environ),
+        config,
+        cluster,
+        csv=csv,
+        on_start=tell_partitions,
+        on_part=tell_part,
+    )
+    typer.echo("\n".join(cluster_lines(summary, folder)))
+    raise typer.Exit(summary.exit_code)
+
+
+def plan(
+    volumes: Annotated[int, typer.Option(metavar="NUMBER", help="How many are to be classified.")],
+    rates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What ssclf doctor --bench --json FILE wrote on such a node."),
+    ] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Without --rates: measure here, now, with this bundle; default as for predict.",
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(metavar="NUMBER", help="Machines that work side by side.")] = 1,
+    cores: Annotated[int, typer.Option(metavar="NUMBER", help="Cores of a node; 0: as many as here.")] = 0,
+    gpus: Annotated[int, typer.Option(metavar="NUMBER", help="GPUs of a node.")] = 0,
+    stripped: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Share of the volumes, 0 to 1, whose skull is gone already."),
+    ] = 1.0,
+) -> None:
+    """Say what a number of volumes needs on a cluster: hours, cores, memory and bytes."""
+    from ssclf.reporting.console import estimate_lines
+    from ssclf.workflows.plan import estimate, read_rates
+
+    if rates:
+        found = read_rates(rates)
+    else:
+        from ssclf.io.models.bundle import choose_bundles
+        from ssclf.workflows.bench import measure_rates
+
+        found = measure_rates(choose_bundles(model or [], os.environ)[0])
+    per = opt.cores(cores)
+    need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
+    hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")
+    typer.echo(f"{volumes} volumes like {found.typical}, {found.model}, on {hardware}:")
+    typer.echo("\n".join(estimate_lines(need)))
+
+
+def merge(
+    parts: Annotated[
+        list[Path],
+        typer.Argument(metavar="TABLES", help="The tables of all shards.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The table of all.")] = Path("results.csv"),
+    partial: Annotated[bool, typer.Option("--partial", help="Do without missing shards.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="HTML page of all; pictures are there if shards had theirs."),
+    ] = None,
+) -> None:
+    """Join the tables that `predict --shard` wrote."""
+    from ssclf.workflows.merge import merge as run
+
+    rows = run(parts, out, partial=partial, report=report)
+    failed = sum(row.status == "failed" for row in rows)
+    typer.echo(f"{out}: {len(rows)} volumes, {failed} failed")
+    raise typer.Exit(3 if failed else 0)

@@ -1,0 +1,383 @@
+"""`ssclf train`, `cv`, `export`, `evaluate` and `weights`: from preprocessed volumes to a model and its scores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
+
+import typer
+
+from ssclf.cli import options as opt
+from ssclf.config import Architecture, ExportFormat, ExportPrecision, Scheme, Starts, TrainConfig
+
+if TYPE_CHECKING:
+    from ssclf.workflows.cross_validate import CvResult
+
+Data = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that ssclf preprocess wrote.")]
+CvData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help=f"Folder that ssclf preprocess wrote. Default: {opt.PREPROCESSED}, with --resume the one of the run.",
+    ),
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Run folder. Default: runs/<model>-<time>.")
+]
+CvFolder = Annotated[
+    Path | None, typer.Option("--out", metavar="FOLDER", help="Run folder. Default: runs/cv-<time>.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with a run as it began: that of --out, else the newest (of --model)."
+    ),
+]
+CvResume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with a cross-validation as it began: that of --out, else the newest."
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Kinetics-400 weights in torchvision's format, instead of those that ssclf weights imported.",
+        rich_help_panel="Network",
+    ),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FOLDER",
+        help="Bundle or run to go on from (fine-tuning), on this data.",
+        rich_help_panel="Network",
+    ),
+]
+StartsOption = Annotated[
+    Starts,
+    typer.Option(
+        "--pretrained",
+        help="Start from Kinetics-400 weights: no, yes, or both to compare the two.",
+        rich_help_panel="Network",
+    ),
+]
+_ALL = ",".join(get_args(Architecture))
+_STARTS: dict[Starts, tuple[bool, ...]] = {"no": (False,), "yes": (True,), "both": (False, True)}
+SchemeOption = Annotated[
+    Scheme,
+    typer.Option(
+        "--scheme",
+        help="paper draws independent divisions with --holdout as the test share; kfold cuts disjoint test parts.",
+        rich_help_panel="Folds",
+    ),
+]
+Folds = Annotated[
+    int,
+    typer.Option(
+        min=2, metavar="NUMBER", help="How many divisions or parts, 2 or more.", rich_help_panel="Folds"
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CELL",
+        help="Train one network on one fold, such as mc3/pretrained/2 (job arrays). Default: all.",
+        rich_help_panel="Folds",
+    ),
+]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Network, such as mc3/scratch. Default: the one with the best mean macro F1.",
+        rich_help_panel="Runs of ssclf cv",
+    ),
+]
+PerFold = Annotated[
+    bool,
+    typer.Option(
+        "--folds",
+        help="A bundle a fold, for predict to average, instead of training once more on everything.",
+        rich_help_panel="Runs of ssclf cv",
+    ),
+]
+MovedData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="The preprocessed folder, where it is not any more where the run found it.",
+        rich_help_panel="Runs of ssclf cv",
+    ),
+]
+SameWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="The same file again, for a run that began with --weights.",
+        rich_help_panel="Runs of ssclf cv",
+    ),
+]
+
+
+def train(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
+    ctx: typer.Context,
+    data: Data = opt.PREPROCESSED,
+    out: RunFolder = None,
+    resume: Resume = False,
+    seed: opt.TrainSeed = None,
+    architecture: opt.ArchitectureOption = None,
+    preset: opt.PresetOption = "default",
+    pretrained: opt.Pretrained = False,
+    stem: opt.StemOption = None,
+    weights: Weights = None,
+    start: From = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    accumulate: opt.Accumulate = None,
+    learning_rate: opt.LearningRate = None,
+    weight_decay: opt.WeightDecay = None,
+    schedule: opt.ScheduleOption = None,
+    augmentation: opt.AugmentationOption = None,
+    holdout: opt.Holdout = None,
+    validation: opt.Validation = None,
+    patience: opt.Patience = None,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    precision: opt.PrecisionOption = None,
+    channels_last: opt.ChannelsLast = None,
+    compile: opt.Compile = None,
+    workers: opt.TrainWorkers = 2,
+    quiet: opt.Quiet = False,
+    log_level: opt.LogLevelOption = "info",
+) -> None:
+    """Train a network on preprocessed volumes. Options left out come from the preset."""
+    opt.start_log(quiet, log_level)
+    from ssclf.io.records.training_run import is_first_process
+    from ssclf.reporting.console import TrainDisplay
+    from ssclf.workflows.choose_run import choose_run
+    from ssclf.workflows.train import Machine, Watch
+    from ssclf.workflows.train import train as run
+
+    settings = opt.given(ctx, TrainConfig)
+    chosen = choose_run(out, settings, preset=preset, weights=weights, start=start, resume=resume)
+    if chosen.finished:
+        typer.echo(f"{chosen.folder}: has finished; nothing is left to do")
+        raise typer.Exit
+    with TrainDisplay(chosen.config.epochs, quiet=quiet or not is_first_process()) as display:
+        result = run(
+            data,
+            chosen.folder,
+            chosen.config,
+            resume=resume,
+            start=chosen.start,
+            machine=Machine(device=device, workers=workers, weights=weights),
+            watch=Watch(on_step=display.step, on_epoch=display.epoch),
+        )
+    display.summary(result)
+    raise typer.Exit(128 + result.interrupted if result.interrupted else 0)
+
+
+def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
+    ctx: typer.Context,
+    data: CvData = None,
+    out: CvFolder = None,
+    resume: CvResume = False,
+    seed: opt.TrainSeed = None,
+    scheme: SchemeOption = "paper",
+    folds: Folds = 3,
+    only: Only = None,
+    models: opt.ModelNames = _ALL,
+    preset: opt.PresetOption = "paper",
+    starts: StartsOption = "no",
+    stem: opt.StemOption = None,
+    weights: Weights = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    accumulate: opt.Accumulate = None,
+    learning_rate: opt.LearningRate = None,
+    weight_decay: opt.WeightDecay = None,
+    schedule: opt.ScheduleOption = None,
+    augmentation: opt.AugmentationOption = None,
+    holdout: opt.Holdout = None,
+    validation: opt.Validation = None,
+    patience: opt.Patience = None,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    precision: opt.PrecisionOption = None,
+    channels_last: opt.ChannelsLast = None,
+    compile: opt.Compile = None,
+    workers: opt.TrainWorkers = 2,
+    quiet: opt.Quiet = False,
+    log_level: opt.LogLevelOption = "info",
+) -> None:
+    """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
+    networks = opt.chosen(models.split(","), Architecture, "--models")
+    opt.start_log(quiet, log_level)
+    from ssclf.reporting.console import CvDisplay
+    from ssclf.workflows.choose_run import choose_cv_run
+    from ssclf.workflows.cross_validate import CvPlan, CvWatch, cross_validate
+    from ssclf.workflows.train import Machine
+
+    settings = TrainConfig.preset(preset, **opt.given(ctx, TrainConfig))
+    plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
+    folder, volumes = choose_cv_run(out, data, resume=resume)
+    with CvDisplay(quiet=quiet) as display:
+        result = cross_validate(
+            volumes or opt.PREPROCESSED,
+            folder,
+            plan,
+            resume=resume,
+            machine=Machine(device=device, workers=workers, weights=weights),
+            watch=CvWatch(on_cell=display.cell, on_epoch=display.epoch),
+        )
+    _report_cv(result)
+
+
+def _report_cv(result: CvResult) -> NoReturn:
+    """Say what failed or is missing, write the report, and set the exit code."""
+    from ssclf.reporting.cv_report import write_cv_report
+
+    for cell, error in result.errors.items():
+        typer.echo(f"{cell.name}: {error}", err=True)
+    if result.missing:
+        typer.echo(f"not finished: {', '.join(cell.name for cell in result.missing)}")
+        typer.echo(f"`ssclf cv --resume --out {result.run}` goes on")
+    if not result.interrupted:
+        typer.echo(f"report: {write_cv_report(result.run)}")
+    raise typer.Exit(result.exit_code)
+
+
+def export(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="Run folder. Default: the newest one.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Bundle. Default: exported/<name of the run>.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle of that name.")] = False,
+    formats: opt.Formats = None,
+    precision: Annotated[
+        ExportPrecision,
+        typer.Option(help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs."),
+    ] = "fp32",
+    brain_extraction: Annotated[
+        bool,
+        typer.Option(
+            "--brain-extraction/--no-brain-extraction",
+            help="Put deepbet's networks into the bundle, so that predict can remove skulls.",
+        ),
+    ] = True,
+    network: NetworkOption = None,
+    per_fold: PerFold = False,
+    data: MovedData = None,
+    weights: SameWeights = None,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    log_level: opt.LogLevelOption = "info",
+) -> None:
+    """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
+    names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
+    opt.start_log(False, log_level)
+    from ssclf.workflows.export import ExportConfig
+    from ssclf.workflows.export_any import export_any
+    from ssclf.workflows.train import Machine, Watch
+
+    made = export_any(
+        run,
+        out,
+        ExportConfig(formats=names, precision=precision, brain_extraction=brain_extraction, replace=replace),
+        network=network,
+        per_fold=per_fold,
+        data=data,
+        machine=Machine(device=device, weights=weights),
+        watch=Watch(on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True)),
+    )
+    if made.interrupted:
+        raise typer.Exit(128 + made.interrupted)
+    for bundle in made.bundles:
+        typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
+
+
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Labelled cohort: preprocessed, or any layout that ssclf preprocess reads.",
+        ),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Folder that ssclf export wrote; default as for predict."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to write: report, figures, tables, predictions.")
+    ] = Path("evaluation"),
+    leave_out_seen: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-seen",
+            help="Leave out volumes that the model was trained on. By default they are an error.",
+            rich_help_panel="Input",
+        ),
+    ] = False,
+    skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    engine: opt.EngineOption = opt.PREDICT.engine,
+    workers: opt.Workers = 0,
+    quiet: opt.Quiet = False,
+    log_level: opt.LogLevelOption = "info",
+) -> None:
+    """Score a model on a labelled cohort that it has not seen; metrics and figures as cv makes them."""
+    opt.start_log(quiet, log_level)
+    from ssclf.io.models.bundle import choose_bundles
+    from ssclf.reporting.console import evaluation_lines
+    from ssclf.workflows.evaluate import evaluate as run
+
+    (bundle,) = choose_bundles([model] if model else [], os.environ)
+    result = run(
+        data,
+        bundle,
+        out,
+        seen="leave-out" if leave_out_seen else "refuse",
+        skull_strip=skull_strip,
+        engine=engine,
+        device=device,
+        workers=opt.cores(workers),
+    )
+    for line in evaluation_lines(result):
+        typer.echo(line)
+    raise typer.Exit(result.exit_code)
+
+
+weights_app = typer.Typer(no_args_is_help=True, help="Kinetics-400 weights on a machine without network.")
+
+
+@weights_app.command("import")
+def weights_import(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES", help="Files as torchvision names them, e.g. mc3_18-a90a0ba3.pth."),
+    ],
+) -> None:
+    """Copy downloaded files to where training finds them, once their hash is right."""
+    from ssclf.learning.pretrained import import_weights
+
+    for path in files:
+        typer.echo(f"{path.name}: {import_weights(path)}")
+
+
+@weights_app.command("verify")
+def weights_verify() -> None:
+    """Say which weights are there, and whether they are what they claim to be."""
+    from ssclf.learning.pretrained import verify_weights
+
+    for weights in verify_weights():
+        where = (
+            f"intact, {weights.path}" if weights.path else f"not here; download {weights.url} and import it"
+        )
+        typer.echo(f"{weights.architecture}: {weights.name}: {where}")
