@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ssclf.config import PreprocessConfig
 from ssclf.domain import geometry
 from ssclf.domain.intensity import check_finite, foreground, scale_inside
+from ssclf.domain.tolerance import whole_up
 from ssclf.domain.volume import Mask, Volume
 
 
@@ -54,7 +55,7 @@ def preprocess(volume: Volume, config: PreprocessConfig, brain: Mask | None = No
     oriented = geometry.reorient(volume, codes)
     mask = geometry.reorient(Volume(brain[None], volume.affine), codes).data[0]
     if config.crop == "brain" and mask.any():
-        margin = [int(np.ceil(config.crop_margin_mm / mm)) for mm in oriented.spacing]
+        margin = [whole_up(config.crop_margin_mm / mm) for mm in oriented.spacing]
         box = geometry.mask_box(mask, (margin[0], margin[1], margin[2]))
         oriented, mask = geometry.crop(oriented, box), mask[box]
     channels = []

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.domain.preprocessing import PreparedVolume, voxel_hash
 from ssclf.domain.reference import fit_reference
+from ssclf.domain.tolerance import whole_near
 from ssclf.domain.volume import Mask
 
 FEATURE_AXES: Final = 8
@@ -92,7 +93,7 @@ def contrast_profiles(data: NDArray[np.float32], affine: NDArray[np.float64]) ->
     if not brain.any():
         return np.zeros((len(data), len(QUANTILES) + SHELLS))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    blocks = [max(1, round(SHELL_MM / float(mm))) for mm in spacing]
+    blocks = [max(1, whole_near(SHELL_MM / float(mm))) for mm in spacing]
     counts = _sum_blocks(brain.astype(np.float32), blocks)
     shells = _shells(counts > 0)
     profiles = []

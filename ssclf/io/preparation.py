@@ -12,6 +12,7 @@ from ssclf.config import PreprocessConfig, check_choice
 from ssclf.domain.intensity import check_finite, check_intensities, foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.stripping import judge_stripping
+from ssclf.domain.tolerance import length_at_least, length_at_most
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import VolumeError
 from ssclf.io.discovery.scans import Scan
@@ -119,7 +120,8 @@ def prepare_scan(
         )
         flags.append("stripped_by_ssclf")
     prepared = preprocess(original, config, brain)
-    if not PLAUSIBLE_BRAIN_ML[0] <= prepared.brain_ml <= PLAUSIBLE_BRAIN_ML[1]:
+    low, high = PLAUSIBLE_BRAIN_ML
+    if not (length_at_least(prepared.brain_ml, low) and length_at_most(prepared.brain_ml, high)):
         flags.append("implausible_brain_volume")
     prepared = dataclasses.replace(prepared, flags=tuple(dict.fromkeys(flags)))
     return PreparedScan(prepared, original, brain, engine)
