@@ -163,7 +163,9 @@ def _is_usable(affine: Affine) -> bool:
     if not np.isfinite(affine).all():
         return False
     spacing = np.linalg.norm(linear, axis=0)
-    return bool(length_at_least(spacing, MIN_SPACING_MM).all() and abs(np.linalg.det(linear)) > 1e-3 * spacing.prod())
+    return bool(
+        length_at_least(spacing, MIN_SPACING_MM).all() and abs(np.linalg.det(linear)) > 1e-3 * spacing.prod()
+    )
 
 
 def _size_conflict(first: Affine, second: Affine) -> float:

@@ -7,14 +7,14 @@ then resampled to 2 mm isotropic.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.config import PreprocessConfig
 from ssclf.domain import geometry
-from ssclf.domain.intensity import check_finite, foreground, scale_inside
+from ssclf.domain.intensity import fill_background, foreground, scale_inside
 from ssclf.domain.tolerance import whole_up
 from ssclf.domain.volume import Mask, Volume
 
@@ -45,9 +45,9 @@ def preprocess(volume: Volume, config: PreprocessConfig, brain: Mask | None = No
             differs from the background is brain.
 
     Raises:
-        VolumeError: not finite, no brain, constant, or smaller than one voxel of the new grid.
+        VolumeError: not finite inside, no brain, constant, or smaller than one voxel of the new grid.
     """
-    check_finite(volume.data)
+    volume = replace(volume, data=fill_background(volume.data))
     if brain is None:
         brain = foreground(volume.data)
     brain_ml = float(np.count_nonzero(brain)) * volume.voxel_ml

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from ssclf.config import PreprocessConfig, check_choice
-from ssclf.domain.intensity import check_finite, check_intensities, foreground
+from ssclf.domain.intensity import check_intensities, fill_background, foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.stripping import judge_stripping
 from ssclf.domain.tolerance import length_at_least, length_at_most
@@ -99,7 +99,7 @@ def prepare_scan(
         raise VolumeError(scan.problem)
     volumes = [read_volume(source, work) for source in scan.contrasts]
     original = stack_contrasts(volumes, config.contrasts)
-    check_finite(original.data)
+    original = dataclasses.replace(original, data=fill_background(original.data))
     check_intensities(original.data)
     flags = list(original.flags)
     looks_stripped = judge_stripping(original).stripped

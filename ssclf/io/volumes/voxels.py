@@ -27,6 +27,8 @@ from ssclf.errors import VolumeError
 #: Largest volume that is read, in bytes as stored and in voxels: 512³ of 64 bits; 645³.
 MAX_BYTES = 1 << 30
 MAX_VOXELS = 1 << 28
+#: Longest text header, in bytes: trackers write a line or more for every frame, and ITK reads them all.
+MAX_HEADER_BYTES = 1 << 24
 #: deflate makes at most 1032 bytes of one (RFC 1951).
 _DEFLATE_RATIO = 1032
 _GZIP_MAGIC = b"\x1f\x8b"
