@@ -1,9 +1,9 @@
-"""The voxels that dcm2niix gives, against the pixels of the frames themselves.
+"""The pixels of DICOM frames as their own headers place and scale them, and dcm2niix's voxels against them.
 
 dcm2niix knows vendors, but of an enhanced file it trusts some of them to store frames in the order of space, and of
 some it applies the first frame's intensity scaling to all. Where a frame lies and how it is scaled stands in its own
-functional groups (PS3.3 C.7.6.16), so each slice is compared with its frame, and where they differ the volume is put
-together from the frames.
+functional groups (PS3.3 C.7.6.16). So dcm2niix is not asked about such files: the volume is put together from the
+frames. All else that it converts is compared with the frames, and put together from them where it differs.
 """
 
 from __future__ import annotations
@@ -53,6 +53,35 @@ class _CannotDecodeError(Exception):
     """No decoder for the compression is installed, or the pixels are not what it takes."""
 
 
+def speak_for_themselves(frames: Sequence[Frame]) -> bool:
+    """Whether frames share a file and are not stored along the stack, or are scaled one by one.
+
+    Args:
+        frames: along the stack.
+    """
+    places = [frame.index for frame in frames]
+    if not any(places):
+        return False
+    files = {frame.file for frame in frames}
+    in_order = len(files) == 1 and places in (sorted(places), sorted(places, reverse=True))
+    return not in_order or len({frame.scaling for frame in frames}) > 1
+
+
+def own_voxels(frames: Sequence[Frame]) -> Array:
+    """The volume (slices, rows, columns) that frames make, scaled as each of them says.
+
+    Raises:
+        VolumeError: they cannot be decoded here.
+    """
+    try:
+        return np.stack(list(_values(frames)))
+    except _CannotDecodeError as exc:
+        raise VolumeError(
+            "expected frames stored in the order of space with one intensity scaling, or pixels that are decoded "
+            "here, found neither; decompress the file with dcmdjpeg or gdcmconv first."
+        ) from exc
+
+
 def checked_voxels(converted: Array, frames: Sequence[Frame]) -> Array | None:
     """Compare a converted volume with its frames.
 
@@ -62,17 +91,20 @@ def checked_voxels(converted: Array, frames: Sequence[Frame]) -> Array | None:
 
     Returns:
         None where the voxels are the frames' own, but for one factor and offset over the whole volume (vendors' own
-        scales); else the volume put together from the frames, of the same shape.
+        scales); else the volume put together from the frames, of the same shape. None too where nothing here decodes
+        them and there is nothing that dcm2niix is known to mistake: files of one frame are numbered along the stack,
+        frames of one file stored along it, and all have one scaling.
 
     Raises:
-        VolumeError: the pixels cannot be decoded here, and it takes more than the converter's word to believe them.
+        VolumeError: nothing here decodes them, and they are scaled one by one.
     """
     try:
         if all(_same(*pair) for pair in zip(converted, _values(frames), strict=True)):
             return None
         own = np.stack(list(_values(frames)))
-    except _CannotDecodeError as exc:
-        _check_undecoded(frames, exc)
+    except _CannotDecodeError:
+        if len({frame.scaling for frame in frames}) > 1:
+            return own_voxels(frames)
         return None
     return None if _same_but_for_scale(converted, own) else own
 
@@ -99,20 +131,6 @@ def _same_but_for_scale(converted: Array, own: Array) -> bool:
     )
 
 
-def _check_undecoded(frames: Sequence[Frame], cause: Exception) -> None:
-    """What can be said without pixels: files of one frame are sorted by their numbers, which follow the positions;
-    frames of one file are safe where they are stored in the order of space. Neither says how they were scaled.
-    """
-    places = [frame.index for frame in frames]
-    ordered = len(set(places)) == 1 or places in (sorted(places), sorted(places, reverse=True))
-    if not ordered or len({frame.scaling for frame in frames}) > 1:
-        what = "frames that are scaled one by one" if ordered else "frames out of the order of space"
-        raise VolumeError(
-            f"expected pixels that can be compared with the converted volume, found {what} in a compression that is "
-            "not decoded here; decompress the series with dcmdjpeg or gdcmconv first."
-        ) from cause
-
-
 def _values(frames: Sequence[Frame]) -> Iterator[Array]:
     """The pixels of each frame with its scaling: whole numbers where none is scaled, else 32-bit floats.
 
@@ -124,7 +142,7 @@ def _values(frames: Sequence[Frame]) -> Iterator[Array]:
         members = list(group)
         for frame, pixels in zip(members, _pixels(file, [frame.index for frame in members]), strict=True):
             if unscaled:
-                yield pixels
+                yield pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
             else:
                 yield (pixels * np.float64(frame.slope) + frame.intercept).astype(np.float32)
 

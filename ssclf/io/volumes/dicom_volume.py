@@ -29,7 +29,13 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
-from ssclf.io.volumes.dicom_pixels import Frame, checked_voxels, rescaling
+from ssclf.io.volumes.dicom_pixels import (
+    Frame,
+    checked_voxels,
+    own_voxels,
+    rescaling,
+    speak_for_themselves,
+)
 from ssclf.io.volumes.dicom_series import (
     MAX_ARCHIVE_BYTES,
     MAX_FILE_BYTES,
@@ -98,9 +104,11 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
             frames = _number_along_stack([found[index] for index in stack.order])
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
+        with quiet_pydicom():
+            if speak_for_themselves(frames):
+                return Volume(own_voxels(frames)[None], stack.affine, stack.flags)
         converted, doubts = _convert(source, target, Path(folder))
-        volume = read_nifti(converted)
-        volume = _on_the_grid_of(stack, volume)
+        volume = _on_the_grid_of(stack, read_nifti(converted))
         with quiet_pydicom():
             volume = _with_the_voxels_of(frames, stack, volume)
     flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
