@@ -43,9 +43,8 @@ def nearest_axes(affine: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray
     directions in space and not by the order in which the axes are stored, nor by the last bits of the header.
     """
     left, _, right = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
-    turn = (
-        left @ right
-    )  # the rotation (or reflection) nearest to a matrix that may be sheared; column: array axis
+    # The rotation (or reflection) nearest to a matrix that may be sheared; a column for each array axis.
+    turn = left @ right
     pairings = [np.array(axes) for axes in itertools.permutations(range(3))]  # world axis of each array axis
     pairings = _largest(pairings, [sorted(np.abs(turn[axes, range(3)]), reverse=True) for axes in pairings])
     signs = [_directions(turn, axes) for axes in pairings]

@@ -31,8 +31,11 @@ def check_finite(data: Array) -> None:
 
 
 def _is_finite(data: Array) -> bool:
-    # The sum is cheap, but that of finite numbers may overflow.
-    return data.dtype.kind != "f" or bool(np.isfinite(data.sum(dtype=np.float64)) or np.isfinite(data).all())
+    if data.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = data.sum(dtype=np.float64)  # cheap, but that of finite numbers may overflow
+    return bool(np.isfinite(total) or np.isfinite(data).all())
 
 
 def fill_background(data: Array) -> Array:

@@ -53,7 +53,7 @@ class _CannotDecodeError(Exception):
     """No decoder for the compression is installed, or the pixels are not what it takes."""
 
 
-def speak_for_themselves(frames: Sequence[Frame]) -> bool:
+def must_be_assembled(frames: Sequence[Frame]) -> bool:
     """Whether frames share a file and are not stored along the stack, or are scaled one by one.
 
     Args:

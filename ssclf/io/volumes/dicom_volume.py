@@ -32,9 +32,9 @@ from ssclf.errors import MissingDependencyError, VolumeError
 from ssclf.io.volumes.dicom_pixels import (
     Frame,
     checked_voxels,
+    must_be_assembled,
     own_voxels,
     rescaling,
-    speak_for_themselves,
 )
 from ssclf.io.volumes.dicom_series import (
     MAX_ARCHIVE_BYTES,
@@ -105,7 +105,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
         with quiet_pydicom():
-            if speak_for_themselves(frames):
+            if must_be_assembled(frames):
                 return Volume(own_voxels(frames)[None], stack.affine, stack.flags)
         converted, doubts = _convert(source, target, Path(folder))
         volume = _on_the_grid_of(stack, read_nifti(converted))
