@@ -86,8 +86,8 @@ def read_nrrd(path: Path) -> Volume:
         count = check_claim(shape, dtype, data_path, compressed=encoding in _GZIP)
         with data_path.open("rb") as data_file:
             data_file.seek(stream.position if data_path == path else 0)
-            _skip_lines(data_file, int(header.get("line skip", header.get("lineskip", 0))))
-            skip = int(header.get("byte skip", header.get("byteskip", 0)))
+            _skip_lines(data_file, _skipped(header, "line"))
+            skip = _skipped(header, "byte")
             if skip == -1 and encoding in _RAW:
                 data_file.seek(data_path.stat().st_size - count)
                 skip = 0
@@ -182,6 +182,12 @@ def _dtype(header: dict[str, Any]) -> np.dtype[np.generic]:
     if order is None and np.dtype(code).itemsize > 1:
         raise VolumeError("the header does not state the byte order of its voxels.")
     return np.dtype(f"{order or '='}{code}")
+
+
+def _skipped(header: dict[str, Any], what: str) -> int:
+    """How many lines or bytes lie before the voxels; what no file can hold is cut to a number that fits a message."""
+    stated = int(header.get(f"{what} skip", header.get(f"{what}skip", 0)))
+    return max(min(stated, 10**15), -(10**15))
 
 
 def _skip_lines(file: Any, lines: int) -> None:
