@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ssclf.domain.tolerance import angle_at_most, length_at_least, length_at_most
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
 
@@ -21,7 +22,8 @@ SHEAR_DEGREES, MAX_SHEAR_DEGREES = 1.0, 5.0
 OBLIQUE_DEGREES = 20.0
 #: How far two matrices of one volume may put a corner apart, in mm and in degrees.
 CONFLICT_MM, CONFLICT_DEGREES = 1.0, 2.0
-MAX_SIZE_CONFLICT = 0.2
+#: Beyond these the two name different body axes, or different sizes.
+MAX_CONFLICT_DEGREES, MAX_SIZE_CONFLICT = 45.0, 0.2
 
 Affine = NDArray[np.float64]
 Shape = tuple[int, int, int]
@@ -52,31 +54,31 @@ def geometry_flags(affine: Affine, shape: Shape) -> tuple[str, ...]:
     spacing = np.linalg.norm(linear, axis=0)
     extent = spacing * shape
     sizes = " x ".join(f"{size:.3g}" for size in spacing)
-    if spacing.max() > MAX_SPACING_MM:
+    if not length_at_most(spacing, MAX_SPACING_MM).all():
         raise VolumeError(
-            f"expected voxels of at most {MAX_SPACING_MM:g} mm, found {sizes} mm; "
+            f"expected voxels of at most {MAX_SPACING_MM:g} mm, found {spacing.max():.5g} mm; "
             "such slices are too far apart for a classifier of whole brains."
         )
-    if min(shape) < MIN_VOXELS or extent.min() < MIN_EXTENT_MM:
+    if min(shape) < MIN_VOXELS or not length_at_least(extent, MIN_EXTENT_MM).all():
         raise VolumeError(
             f"expected a whole brain (at least {MIN_VOXELS} voxels and {MIN_EXTENT_MM:g} mm along each axis), "
             f"found {' x '.join(map(str, shape))} voxels of {sizes} mm."
         )
-    if extent.max() > MAX_EXTENT_MM:
+    if not length_at_most(extent, MAX_EXTENT_MM).all():
         raise VolumeError(
             f"expected a head, found {extent.max():.4g} mm along one axis; check the voxel size in the header."
         )
     shear = shear_degrees(affine)
-    if shear > MAX_SHEAR_DEGREES:
+    if not angle_at_most(shear, MAX_SHEAR_DEGREES):
         raise VolumeError(
             f"expected perpendicular axes, found a shear of {shear:.1f} degrees (a tilted gantry, or a matrix "
             "from an affine registration); resample the volume onto a rectangular grid first."
         )
     flags = {
-        "shear": shear > SHEAR_DEGREES,
-        "oblique": oblique_degrees(affine) > OBLIQUE_DEGREES,
-        "thick_slices": spacing.max() > THICK_MM,
-        "partial_coverage": extent.min() < BRAIN_EXTENT_MM,
+        "shear": not angle_at_most(shear, SHEAR_DEGREES),
+        "oblique": not angle_at_most(oblique_degrees(affine), OBLIQUE_DEGREES),
+        "thick_slices": not length_at_most(spacing, THICK_MM).all(),
+        "partial_coverage": not length_at_least(extent, BRAIN_EXTENT_MM).all(),
     }
     return tuple(flag for flag, raised in flags.items() if raised)
 
@@ -106,14 +108,18 @@ def choose_affine(sform: Affine | None, qform: Affine | None, shape: Shape) -> t
     if len(usable) == 1:
         return usable[0], ("repaired_affine",) if len(stated) == 2 else ()
     first, second = usable
-    if not _same_axes(first, second) or _size_conflict(first, second) > MAX_SIZE_CONFLICT:
+    rotation = _rotation_degrees(first, second)
+    if not (
+        angle_at_most(rotation, MAX_CONFLICT_DEGREES)
+        and length_at_most(_size_conflict(first, second), MAX_SIZE_CONFLICT)
+    ):
         raise VolumeError(
             "the header's sform and qform contradict each other about which way the axes run or how large a "
             "voxel is; find out which is right and write it into both."
         )
     distance = np.abs(corners(first, shape) - corners(second, shape)).max()
-    conflict = distance > CONFLICT_MM or _rotation_degrees(first, second) > CONFLICT_DEGREES
-    return first, ("form_conflict",) if conflict else ()
+    agree = length_at_most(float(distance), CONFLICT_MM) and angle_at_most(rotation, CONFLICT_DEGREES)
+    return first, () if agree else ("form_conflict",)
 
 
 def check_affine(affine: Affine) -> None:
@@ -157,13 +163,9 @@ def _is_usable(affine: Affine) -> bool:
     if not np.isfinite(affine).all():
         return False
     spacing = np.linalg.norm(linear, axis=0)
-    return bool(spacing.min() >= MIN_SPACING_MM and abs(np.linalg.det(linear)) > 1e-3 * spacing.prod())
-
-
-def _same_axes(first: Affine, second: Affine) -> bool:
-    """Whether each array axis runs the same way in both, give or take 45 degrees."""
-    directions = [form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in (first, second)]
-    return bool(((directions[0] * directions[1]).sum(axis=0) > np.sqrt(0.5)).all())
+    return bool(
+        length_at_least(spacing, MIN_SPACING_MM).all() and abs(np.linalg.det(linear)) > 1e-3 * spacing.prod()
+    )
 
 
 def _size_conflict(first: Affine, second: Affine) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ssclf.domain.masks import fill_holes
 from ssclf.domain.volume import Array, Mask
 from ssclf.errors import VolumeError
 
@@ -13,19 +14,62 @@ from ssclf.errors import VolumeError
 #: has 15 values.
 MAX_LABELS = 8
 _LOOKED_AT = 50_000
+#: Of all voxels: a value that so many have is that of the air or of a mask's outside.
+_COMMON = 0.01
 
 
 def check_finite(data: Array) -> None:
     """Raises:
     VolumeError: a voxel is NaN or infinite.
     """
-    if data.dtype.kind == "f" and not np.isfinite(data.sum(dtype=np.float64)):
+    if not _is_finite(data):
         count = int(data.size - np.isfinite(data).sum())
-        if count:
+        raise VolumeError(
+            f"expected finite intensities, found {count} NaN or infinite voxels; "
+            "write the volume again with a background of 0."
+        )
+
+
+def _is_finite(data: Array) -> bool:
+    if data.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = data.sum(dtype=np.float64)  # cheap, but that of finite numbers may overflow
+    return bool(np.isfinite(total) or np.isfinite(data).all())
+
+
+def fill_background(data: Array) -> Array:
+    """Give the surroundings of a head or brain a number where the file has none.
+
+    Masked maps, and what SPM resliced, hold NaN (or infinity, as the logarithm of 0) outside. Voxels without a number
+    that hang together with the outside are background; others would have to be guessed.
+
+    Args:
+        data: (C, D, H, W), any real dtype.
+
+    Returns:
+        the same array where it is finite; else a copy with the background at 0, or below all other values where those
+        are negative too and 0 is none of the common ones.
+
+    Raises:
+        VolumeError: a voxel inside is NaN or infinite, or all of them are.
+    """
+    if _is_finite(data):
+        return data
+    filled = data.copy()
+    for channel in filled:
+        finite = np.isfinite(channel)
+        lost = int(np.count_nonzero(fill_holes(finite) & ~finite)) if finite.any() else channel.size
+        if lost:
             raise VolumeError(
-                f"expected finite intensities, found {count} NaN or infinite voxels; "
-                "write the volume again with a background of 0."
+                f"expected finite intensities, found {lost} NaN or infinite voxels inside the volume; "
+                "write the volume again with numbers there."
             )
+        values = channel[finite]
+        low, high = float(values.min()), float(values.max())
+        zero = low >= 0 or np.count_nonzero(values == 0) >= _COMMON * values.size
+        channel[~finite] = 0 if zero else low - max((high - low) / 100, abs(low) * 1e-6)
+    return filled
 
 
 def check_intensities(data: Array) -> None:

@@ -7,14 +7,15 @@ then resampled to 2 mm isotropic.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.config import PreprocessConfig
 from ssclf.domain import geometry
-from ssclf.domain.intensity import check_finite, foreground, scale_inside
+from ssclf.domain.intensity import fill_background, foreground, scale_inside
+from ssclf.domain.tolerance import whole_up
 from ssclf.domain.volume import Mask, Volume
 
 
@@ -44,9 +45,9 @@ def preprocess(volume: Volume, config: PreprocessConfig, brain: Mask | None = No
             differs from the background is brain.
 
     Raises:
-        VolumeError: not finite, no brain, constant, or smaller than one voxel of the new grid.
+        VolumeError: not finite inside, no brain, constant, or smaller than one voxel of the new grid.
     """
-    check_finite(volume.data)
+    volume = replace(volume, data=fill_background(volume.data))
     if brain is None:
         brain = foreground(volume.data)
     brain_ml = float(np.count_nonzero(brain)) * volume.voxel_ml
@@ -54,7 +55,7 @@ def preprocess(volume: Volume, config: PreprocessConfig, brain: Mask | None = No
     oriented = geometry.reorient(volume, codes)
     mask = geometry.reorient(Volume(brain[None], volume.affine), codes).data[0]
     if config.crop == "brain" and mask.any():
-        margin = [int(np.ceil(config.crop_margin_mm / mm)) for mm in oriented.spacing]
+        margin = [whole_up(config.crop_margin_mm / mm) for mm in oriented.spacing]
         box = geometry.mask_box(mask, (margin[0], margin[1], margin[2]))
         oriented, mask = geometry.crop(oriented, box), mask[box]
     channels = []

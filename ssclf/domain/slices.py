@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ssclf.domain.tolerance import angle_at_most, length_at_most
 from ssclf.errors import VolumeError
 
 #: Cosines of one series may differ by rounding only; 2e-3 are 0.1 degrees.
@@ -99,10 +100,10 @@ def stack_slices(slices: Sequence[Slice]) -> Stack:
     positions = positions[order]
     mean_step = (positions[-1] - positions[0]) / (len(slices) - 1)
     expected = positions[0] + np.arange(len(slices))[:, None] * mean_step
-    if np.abs(positions - expected).max() > max(_UNEVEN * step, 0.05):
+    if not length_at_most(np.abs(positions - expected), max(_UNEVEN * step, 0.05)).all():
         raise VolumeError("expected slices stacked along one line, found them shifted against each other.")
     tilt = float(np.degrees(np.arccos(min(mean_step @ normal / np.linalg.norm(mean_step), 1.0))))
-    if tilt > _MAX_TILT_DEGREES:
+    if not angle_at_most(tilt, _MAX_TILT_DEGREES):
         raise VolumeError(
             f"expected slices stacked at a right angle, found a tilt of {tilt:.1f} degrees (a tilted gantry, or "
             "a reformatted series); reformat it onto a rectangular grid first."
@@ -140,10 +141,10 @@ def _check_single(slices: Sequence[Slice], steps: NDArray[np.float64]) -> None:
 
 def _check_steps(steps: NDArray[np.float64], step: float) -> None:
     ratios = steps / step
-    if (np.abs(ratios - 1) <= _UNEVEN).all():
+    if length_at_most(np.abs(ratios - 1), _UNEVEN).all():
         return
     whole = np.round(ratios)
-    if (np.abs(ratios - whole) <= _UNEVEN * whole).all():
+    if length_at_most(np.abs(ratios / whole.clip(1) - 1), _UNEVEN).all():
         missing = int((whole - 1).sum())
         raise VolumeError(
             f"expected evenly spaced slices, found gaps: {missing} slice{'s' if missing > 1 else ''} missing; "

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ssclf.domain.geometry import reorient, resample
 from ssclf.domain.intensity import background_value
 from ssclf.domain.masks import fill_holes
+from ssclf.domain.tolerance import length_at_least, length_at_most, whole_down, whole_up
 from ssclf.domain.volume import Mask, Spacing, Volume
 
 GRID_MM = 3.0
@@ -62,8 +63,8 @@ def judge_stripping(volume: Volume) -> Stripping:
         return Stripping(False, first.data.size * volume.voxel_ml, 0.0)
     inside = Volume(first.data != background, first.affine)
     foreground_ml = float(np.count_nonzero(inside.data)) * volume.voxel_ml
-    d, h, w = first.spacing
-    grid = max(GRID_MM, d), max(GRID_MM, h), max(GRID_MM, w)
+    d, h, w = (GRID_MM if length_at_most(mm, GRID_MM) else mm for mm in first.spacing)
+    grid = d, h, w
     # Ventricles may share the background's value; depth is meant from the outside.
     coarse_mask = fill_holes(resample(inside, grid, order=0).data[0])
     coarse = resample(first, grid, order=0).data[
@@ -73,19 +74,22 @@ def judge_stripping(volume: Volume) -> Stripping:
     if occupied.size == 0:
         return Stripping(False, foreground_ml, 0.0)
     depth = _depth_mm(coarse_mask, grid)
-    top = slice(max(int(occupied[-1] + 1 - TOP_MM / grid[0]), 0), int(occupied[-1]) + 1)
+    top = slice(max(int(occupied[-1]) + 1 - whole_up(TOP_MM / grid[0]), 0), int(occupied[-1]) + 1)
     depth, values = depth[top], coarse[top] - background
-    core = values[(depth >= CORE_MM[0]) & (depth <= CORE_MM[1])]
+    core = values[length_at_least(depth, CORE_MM[0]) & length_at_most(depth, CORE_MM[1])]
     if core.size == 0 or core.mean() <= 0:
         return Stripping(False, foreground_ml, 0.0)
-    shells = {mm: values[(depth > mm - 1.5) & (depth <= mm + 1.5)] for mm in PROFILE_MM}
+    shells = {
+        mm: values[~length_at_most(depth, mm - 1.5) & length_at_most(depth, mm + 1.5)] for mm in PROFILE_MM
+    }
     profile = {mm: float(shell.mean() / core.mean()) for mm, shell in shells.items() if shell.size}
     ratio = min((value for mm, value in profile.items() if SKULL_MM[0] <= mm <= SKULL_MM[1]), default=0.0)
     means = np.array(list(profile.values()))
     drop = float((np.maximum.accumulate(means) - means).max())
     litres = foreground_ml / 1000
     stripped = (
-        STRIPPED_LITRES[0] <= litres <= STRIPPED_LITRES[1]
+        length_at_least(litres, STRIPPED_LITRES[0])
+        and length_at_most(litres, STRIPPED_LITRES[1])
         and ratio >= STRIPPED_RATIO
         and drop <= STRIPPED_DROP
     )
@@ -102,7 +106,7 @@ def _depth_mm(mask: Mask, spacing: Spacing) -> NDArray[np.float32]:
     for axis, step in enumerate(spacing):
         lines = np.moveaxis(squared, axis, 0)
         nearest = lines.copy()
-        for offset in range(1, min(int(MAX_DEPTH_MM / step) + 1, len(lines))):
+        for offset in range(1, min(whole_down(MAX_DEPTH_MM / step) + 1, len(lines))):
             cost = np.float32((offset * step) ** 2)
             np.minimum(nearest[offset:], lines[:-offset] + cost, out=nearest[offset:])
             np.minimum(nearest[:-offset], lines[offset:] + cost, out=nearest[:-offset])

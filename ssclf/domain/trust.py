@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.domain.preprocessing import PreparedVolume, voxel_hash
 from ssclf.domain.reference import fit_reference
+from ssclf.domain.tolerance import whole_near
 from ssclf.domain.volume import Mask
 
 FEATURE_AXES: Final = 8
@@ -21,6 +22,9 @@ QUANTILES: Final = (5, 25, 50, 75, 95)
 #: Shells of the brain from the outside in; the last one is all that is deeper.
 SHELL_MM: Final = 8.0
 SHELLS: Final = 4
+#: Where a voxel of the grid falls on the last one of the brain but for a header's rounding, interpolation leaves the
+#: next one with 0 or with a millionth of an intensity: whole layers of voxels that count as empty either way.
+TRACE: Final = 1e-3
 #: Fewer training volumes than this share do not count against an order of tissues that all others have.
 RARE: Final = 0.02
 
@@ -87,11 +91,11 @@ def contrast_profiles(data: NDArray[np.float32], affine: NDArray[np.float64]) ->
     Returns:
         (C, len(QUANTILES) + SHELLS) in [0, 1].
     """
-    brain: Mask = np.any(data, axis=0)
+    brain: Mask = np.any(data > TRACE, axis=0)
     if not brain.any():
         return np.zeros((len(data), len(QUANTILES) + SHELLS))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    blocks = [max(1, round(SHELL_MM / float(mm))) for mm in spacing]
+    blocks = [max(1, whole_near(SHELL_MM / float(mm))) for mm in spacing]
     counts = _sum_blocks(brain.astype(np.float32), blocks)
     shells = _shells(counts > 0)
     profiles = []

@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from ssclf.config import PreprocessConfig, SkullStrip, StripEngine
-from ssclf.domain.intensity import check_finite, check_intensities, foreground
+from ssclf.domain.intensity import check_intensities, fill_background, foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.stripping import judge_stripping
+from ssclf.domain.tolerance import length_at_least, length_at_most
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, VolumeError
 from ssclf.io.discovery.scans import Scan
@@ -78,7 +79,7 @@ def prepare_scan(
         raise VolumeError(scan.problem)
     volumes = [read_volume(source, work) for source in scan.contrasts]
     original = stack_contrasts(volumes, config.contrasts)
-    check_finite(original.data)
+    original = dataclasses.replace(original, data=fill_background(original.data))
     check_intensities(original.data)
     flags = list(original.flags)
     looks_stripped = judge_stripping(original).stripped
@@ -99,7 +100,8 @@ def prepare_scan(
         )
         flags.append("stripped_by_ssclf")
     prepared = preprocess(original, config, brain)
-    if not PLAUSIBLE_BRAIN_ML[0] <= prepared.brain_ml <= PLAUSIBLE_BRAIN_ML[1]:
+    low, high = PLAUSIBLE_BRAIN_ML
+    if not (length_at_least(prepared.brain_ml, low) and length_at_most(prepared.brain_ml, high)):
         flags.append("implausible_brain_volume")
     prepared = dataclasses.replace(prepared, flags=tuple(dict.fromkeys(flags)))
     return PreparedScan(prepared, original, brain, engine)

@@ -107,6 +107,31 @@ def test_unusable_voxels_are_named(
         preprocess(Volume(spoil(volume.data).astype(np.float32), volume.affine), COARSE)
 
 
+@pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("offset", [0.0, -450.0, 90000.0])
+def test_a_background_without_numbers_is_background(
+    outside: float, offset: float, make_volume: Callable[..., Volume]
+) -> None:
+    """SPM and masked maps hold NaN there; the voxels inside decide what the network sees, whatever their sign."""
+    volume = make_volume()
+    brain = volume.data > 0
+    masked = Volume(np.where(brain, volume.data + np.float32(offset), np.float32(outside)), volume.affine)
+    expected = preprocess(Volume(np.where(brain, volume.data + 1000, 0), volume.affine), COARSE)
+    found = preprocess(masked, COARSE)
+    np.testing.assert_allclose(found.data, expected.data, atol=1e-3)
+    assert found.brain_ml == expected.brain_ml
+
+
+def test_a_border_without_numbers_joins_the_background_inside_it(make_volume: Callable[..., Volume]) -> None:
+    """A stripped volume that was resliced into a larger field of view: NaN around, 0 within, brain."""
+    volume = make_volume()
+    resliced = Volume(volume.data.copy(), volume.affine)
+    resliced.data[:, :2] = resliced.data[:, :, -2:] = np.nan
+    resliced.data[:, 0, 0] = np.inf
+    resliced.data[:, 0, 1] = -np.inf
+    np.testing.assert_array_equal(preprocess(resliced, COARSE).data, preprocess(volume, COARSE).data)
+
+
 def test_the_settings_hash_is_stable_and_sees_every_setting() -> None:
     assert PreprocessConfig().hash == "4b4241f999061800"  # models of earlier versions rely on it
     changes: list[dict[str, object]] = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,21 @@ class WrittenSeries:
             datasets.append(ds)
         return datasets
 
-    def enhanced(self, order: Iterable[int]) -> Dataset:
-        """All slices as frames of one data set, in the order given."""
+    def enhanced(
+        self,
+        order: Iterable[int],
+        *,
+        scaling: Sequence[tuple[float, float]] | None = None,
+        numbered_as_stored: bool = False,
+        stacks: int = 1,
+    ) -> Dataset:
+        """All slices as frames of one data set, in the order given.
+
+        Args:
+            scaling: slope and intercept of each slice, in the order of space.
+            numbered_as_stored: positions in the stack and dimension indices follow the file instead of space.
+            stacks: how many stacks share the slices, cut in the order of space.
+        """
         order = list(order)
         ds = self._common()
         ds.SOPClassUID = EnhancedMRImageStorage
@@ -99,12 +112,16 @@ class WrittenSeries:
             index.DimensionIndexPointer, index.FunctionalGroupPointer = pointer, 0x00209111
             ds.DimensionIndexSequence.append(index)
         ds.PerFrameFunctionalGroupsSequence = []
-        for frame in order:
+        in_stack = -(-len(self.pixels) // stacks)
+        for stored, frame in enumerate(order):
             place, content, group = Dataset(), Dataset(), Dataset()
             place.ImagePositionPatient = _decimals(np.array(self.origin) + frame * self._step)
-            content.StackID, content.InStackPositionNumber = "1", frame + 1
-            content.DimensionIndexValues = [1, frame + 1]
+            stack, number = divmod(stored if numbered_as_stored else frame, in_stack)
+            content.StackID, content.InStackPositionNumber = str(stack + 1), number + 1
+            content.DimensionIndexValues = [stack + 1, number + 1]
             group.PlanePositionSequence, group.FrameContentSequence = [place], [content]
+            if scaling is not None:
+                group.PixelValueTransformationSequence = [_transformation(*scaling[frame])]
             ds.PerFrameFunctionalGroupsSequence.append(group)
         for keyword, value in self.attributes.items():
             setattr(ds, keyword, value)
@@ -139,6 +156,13 @@ def write(ds: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path
         path, FileDataset(path, ds, file_meta=meta, preamble=b"\0" * 128), enforce_file_format=True
     )
     return path
+
+
+def _transformation(slope: float, intercept: float) -> Dataset:
+    item = Dataset()
+    item.RescaleSlope, item.RescaleIntercept = _decimals([slope, intercept])
+    item.RescaleType = "US"
+    return item
 
 
 def _decimals(values: Iterable[float]) -> list[str]:

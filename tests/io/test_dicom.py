@@ -15,6 +15,9 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_writer import PRIVATE, WrittenSeries, write
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pydicom.pixels.decoders import RLELosslessDecoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, generate_uid
 
 from ssclf.domain.geometry import reorient
@@ -90,6 +93,149 @@ def test_enhanced_multiframe(
     series = make_series(attributes={"Manufacturer": manufacturer})
     write(series.enhanced(order), tmp_path / "in" / "one.dcm")
     assert_same(the_only(tmp_path / "in", tmp_path), series.volume)
+
+
+MAKERS = (
+    "SIEMENS",
+    "GE MEDICAL SYSTEMS",
+    "Philips Medical Systems",
+    "TOSHIBA_MEC",
+    "CANON_MEC",
+    "UIH",
+    "Bruker BioSpin MRI GmbH",
+    "Hitachi, Ltd.",
+    None,
+)
+
+
+@st.composite
+def enhanced_files(draw: Any) -> tuple[WrittenSeries, dict[str, Any]]:
+    """A series with a random order of frames, scalings, maker and number of stacks."""
+    maker = draw(st.sampled_from(MAKERS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(10, 16))
+    series = WrittenSeries(
+        rng.integers(0, 1000, (count, 14, 18)).astype(np.uint16),
+        directions=oblique(draw(st.integers(-20, 20)), sagittal=draw(st.booleans())),
+        attributes={"Manufacturer": maker},
+    )
+    kind = draw(st.sampled_from(["none", "one", "each"]))
+    slopes = {"none": None, "one": [1.5] * count, "each": rng.uniform(0.25, 4, count).round(3).tolist()}[kind]
+    scaling = slopes and [(slope, draw(st.sampled_from([0.0, -7.0]))) for slope in slopes]
+    order = draw(st.permutations(range(count)) | st.sampled_from([range(count), range(count - 1, -1, -1)]))
+    return series, {
+        "order": list(order),
+        "scaling": scaling,
+        "numbered_as_stored": draw(st.booleans()),
+        "stacks": draw(st.sampled_from([1, 1, 2])),
+    }
+
+
+def check_the_frames_are_the_volume(
+    series: WrittenSeries, options: dict[str, Any], folder: Path, *, single: bool = False
+) -> bool:
+    """Right voxels in the right place, but for one factor and offset, or a refusal; whether they were read."""
+    if single:  # one enhanced file for each frame
+        for number, frame in enumerate(options["order"]):
+            ds = series.enhanced(**{**options, "order": [frame]})
+            ds.InstanceNumber = number + 1
+            write(ds, folder / "in" / f"{number}.dcm")
+    else:
+        write(series.enhanced(**options), folder / "in" / "one.dcm")
+    scaling = np.array(options["scaling"] or [(1.0, 0.0)] * len(series.pixels))[..., None, None]
+    own = Volume((series.pixels * scaling[:, 0] + scaling[:, 1])[None], series.volume.affine)
+    try:
+        found = reorient(the_only(folder / "in", folder), "SAR")
+    except VolumeError:
+        return False
+    expected = reorient(own, "SAR")
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-3)
+    places = [
+        np.unravel_index(end, expected.data.shape) for end in (expected.data.argmin(), expected.data.argmax())
+    ]
+    (a, b), (x, y) = ([float(v.data[place]) for place in places] for v in (expected, found))
+    factor = (y - x) / (b - a)
+    assert factor > 0
+    np.testing.assert_allclose(found.data, x + factor * (expected.data - a), atol=1e-4 * (abs(x) + abs(y)))
+    return True
+
+
+FEW = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+)
+
+
+@settings(FEW, max_examples=40)
+@given(file=enhanced_files(), single=st.booleans())
+def test_enhanced_frames_come_to_their_place_with_their_scaling(
+    file: tuple[WrittenSeries, dict[str, Any]], single: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """dcm2niix left 2 of 77 slices in place, or gave all frames the scaling of the first, and the row was ok."""
+    check_the_frames_are_the_volume(*file, tmp_path_factory.mktemp("case"), single=single)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_enhanced_files_of_every_maker_are_read(maker: str | None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    series = WrittenSeries(
+        rng.integers(0, 1000, (12, 14, 18)).astype(np.uint16), attributes={"Manufacturer": maker}
+    )
+    shuffled = rng.permutation(12).tolist()
+    slopes = [(1 + n / 8, 0.0) for n in range(12)]
+    for number, (order, scaling) in enumerate(((range(12), None), (shuffled, None), (shuffled, slopes))):
+        options = {"order": list(order), "scaling": scaling, "numbered_as_stored": True}
+        assert check_the_frames_are_the_volume(series, options, tmp_path / str(number))
+
+
+def test_enhanced_files_of_several_volumes_are_refused(
+    make_series: Callable[..., WrittenSeries], tmp_path: Path
+) -> None:
+    series = make_series(12)
+    for name, order, reason in (
+        ("twice", [*range(12), *range(12)], "slices where another one lies"),
+        ("gap", [*range(4), *range(6, 12)], "2 slices missing"),
+    ):
+        write(series.enhanced(order), tmp_path / name / "one.dcm")
+        with pytest.raises(VolumeError, match=reason):
+            the_only(tmp_path / name, tmp_path)
+    for keyword, group, values in (
+        ("TemporalPositionIndex", "FrameContentSequence", (1, 2)),
+        ("EffectiveEchoTime", "MREchoSequence", (3.0, 90.0)),
+    ):
+        ds = series.enhanced([*range(12), *range(12)])
+        for index, frame in enumerate(ds.PerFrameFunctionalGroupsSequence):
+            item = frame.get(group, [pydicom.Dataset()])[0]
+            setattr(item, keyword, values[index // 12])
+            setattr(frame, group, [item])
+        write(ds, tmp_path / keyword / "one.dcm")
+        with pytest.raises(VolumeError, match=r"a series of 2 (time points|echoes)"):
+            the_only(tmp_path / keyword, tmp_path)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_pixels_that_nothing_here_decodes_are_believed_only_in_order(
+    make_series: Callable[..., WrittenSeries],
+    tmp_path: Path,
+    ordered: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What pydicom cannot decode, dcm2niix may: of frames out of order its word is not enough."""
+    monkeypatch.setattr(RLELosslessDecoder, "_available", {})
+    series = make_series(12)
+    ds = write(series.enhanced(range(12) if ordered else [*range(6, 12), *range(6)]), tmp_path / "a")
+    packed = pydicom.dcmread(ds)
+    packed.compress(RLELossless, generate_instance_uid=False)
+    (tmp_path / "in").mkdir()
+    packed.save_as(tmp_path / "in" / "one.dcm")
+    if ordered:
+        assert_same(the_only(tmp_path / "in", tmp_path), series.volume)
+    else:
+        with pytest.raises(VolumeError, match="frames stored in the order of space"):
+            the_only(tmp_path / "in", tmp_path)
 
 
 def test_nested_folders_and_archives_give_the_same(

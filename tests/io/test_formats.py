@@ -246,6 +246,104 @@ def test_nrrd_with_one_channel_in_front(volume: Volume, tmp_path: Path) -> None:
     assert_same(read_volume(path), volume)
 
 
+@pytest.mark.parametrize("fields", [300, 20_000])
+def test_metaimage_with_a_line_for_every_frame(volume: Volume, tmp_path: Path, fields: int) -> None:
+    """Over 256 fields the header counted as no MetaImage header."""
+    more = {f"Seq_Frame{n:05d}_ImageStatus": "OK" for n in range(fields)}
+    assert_same(read_volume(write_metaimage(volume, tmp_path / "a.mha", **more)), volume)
+
+
+def test_headers_have_an_end(volume: Volume, tmp_path: Path) -> None:
+    text = b"".join(b"Frame%d = %s\n" % (n, b"x" * 60_000) for n in range(300))
+    (tmp_path / "a.mha").write_bytes(text)
+    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n" + text.replace(b" = ", b":="))
+    for name in ("a.mha", "a.nrrd"):
+        with pytest.raises(VolumeError, match="header of at most 16 MiB"):
+            read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "space", ["space dimension: 4", "space: left-posterior-superior-time", "space: LPST"]
+)
+def test_nrrd_of_one_time_point(volume: Volume, tmp_path: Path, space: str) -> None:
+    """ITK writes the first; as MetaImage and NIfTI the same volume was read."""
+    path = write_nrrd(volume, tmp_path / "a.nrrd", header={"encoding": "raw"})
+    raw = path.read_bytes().replace(b"dimension: 3", b"dimension: 4", 1)
+    raw = re.sub(rb"space: [^\n]*", space.encode(), raw, count=1)
+    raw = re.sub(rb"(sizes: [^\n]*)", rb"\1 1", raw, count=1)
+    raw = re.sub(rb"(space (directions|origin): )([^\n]*)", _with_time, raw)
+    path.write_bytes(raw)
+    assert_same(read_volume(path), volume)
+
+
+def _with_time(line: re.Match[bytes]) -> bytes:
+    vectors = line[3].replace(b")", b",0)")
+    return line[1] + (vectors + b" (0,0,0,1)" if line[2] == b"directions" else vectors)
+
+
+def test_itk_writes_one_time_point_in_every_format(volume: Volume, tmp_path: Path) -> None:
+    itk = pytest.importorskip("SimpleITK", reason="SimpleITK comes with training only")
+    affine = RAS_TO_LPS @ file_affine(volume)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = np.eye(4)
+    directions[:3, :3] = affine[:3, :3] / spacing
+    image = itk.JoinSeries([itk.GetImageFromArray(volume.data[0])])
+    image.SetOrigin([*affine[:3, 3].tolist(), 0.0])
+    image.SetSpacing([*spacing.tolist(), 1.0])
+    image.SetDirection(directions.ravel().tolist())
+    for ending in ("nrrd", "nhdr", "mha", "nii.gz"):
+        itk.WriteImage(image, str(tmp_path / f"a.{ending}"))
+        assert_same(read_volume(tmp_path / f"a.{ending}"), volume)
+
+
+def test_nrrd_vectors_may_hold_blanks(volume: Volume, tmp_path: Path) -> None:
+    path = write_nrrd(volume, tmp_path / "a.nrrd", header={"encoding": "raw"})
+    header, blank, voxels = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(
+        header.replace(b",", b" ,\t ").replace(b"(", b"( ").replace(b")", b" )") + blank + voxels
+    )
+    assert_same(read_volume(path), volume)
+
+
+def test_reasons_of_a_nrrd_header_are_our_own(volume: Volume, tmp_path: Path) -> None:
+    """A line that pynrrd cannot parse ended as pynrrd's own words, which quote the header."""
+    good = write_nrrd(volume, tmp_path / "a.nrrd", header={"encoding": "raw"}).read_bytes()
+    start = good.index(b"\n\n")
+    rng = np.random.default_rng(6)
+    values = (
+        b"secret",
+        b"(secret,1,2)",
+        b"(1,2",
+        b"",
+        b"9" * 400,
+        b"none none none",
+        b'"',
+        b"\xff\xfe",
+        b"-1",
+        b"nan",
+    )
+    for _ in range(300):
+        lines = good[:start].split(b"\n")
+        for place in rng.integers(1, len(lines), 2):
+            key = lines[place].partition(b":")[0]
+            lines[place] = key + b": " + values[rng.integers(len(values))]
+        (tmp_path / "b.nrrd").write_bytes(b"\n".join(lines) + good[start:])
+        try:
+            read_volume(tmp_path / "b.nrrd")
+        except VolumeError as exc:
+            assert "secret" not in str(exc) and "\n" not in str(exc)
+
+
+def test_mgh_of_every_type(volume: Volume, tmp_path: Path) -> None:
+    """Unsigned shorts are known to nibabel from 5.4 on only."""
+    good = write_mgh(volume, tmp_path / "a.mgh").read_bytes()
+    for code, dtype in ((0, "u1"), (1, ">i4"), (3, ">f4"), (4, ">i2"), (10, ">u2")):
+        values = (volume.data // 16).astype(dtype)
+        header = good[:20] + code.to_bytes(4, "big") + good[24:284]
+        (tmp_path / "b.mgh").write_bytes(header + values.tobytes())
+        assert_same(read_volume(tmp_path / "b.mgh"), Volume(values, volume.affine))
+
+
 def test_mgh_that_cannot_be(volume: Volume, tmp_path: Path) -> None:
     good = write_mgh(volume, tmp_path / "a.mgh").read_bytes()
     for start, value, reason in (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ Cell = str | float | None
 TABLE_ENDINGS = (".csv", ".tsv")
 #: A spreadsheet runs cells that begin so (OWASP, "CSV Injection").
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+#: Excel's own way to say what separates cells.
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?[,;\t]*', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV or TSV file: UTF-8 (or Latin-1), separated by comma, semicolon or tab, header first.
+    """Read a CSV or TSV file: UTF-8, UTF-16 or Latin-1, separated by comma, semicolon or tab, header first.
+
+    A line such as "sep=;" before the header, as spreadsheets write it, says what separates cells.
 
     Cells come back as they were before `write_table` kept them from running as formulas.
 
@@ -60,22 +67,19 @@ def read_table(path: Path) -> Table:
         raw = path.read_bytes()
     except OSError as exc:
         raise DatasetError(f"{path}: cannot be read ({exc.strerror or exc}).") from exc
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
+    text, delimiter, start = _table_text(raw)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     lines: list[tuple[int, list[str]]] = []
-    start = 1
+    skipped = start - 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 lines.append((start, [undefuse(cell.strip()) for cell in cells]))
-            start = reader.line_num + 1
+            start = reader.line_num + 1 + skipped
     except csv.Error as exc:
-        raise DatasetError(f"{path.name} line {reader.line_num}: expected a table, found {exc}.") from exc
+        raise DatasetError(
+            f"{path.name} line {reader.line_num + skipped}: expected a table, found {exc}."
+        ) from exc
     if not lines:
         raise DatasetError(f"{path.name}: expected a table with a header line, found an empty file.")
     columns = tuple(name.lower() for name in lines[0][1])
@@ -90,6 +94,24 @@ def read_table(path: Path) -> Table:
             )
     rows = tuple(TableRow(line, dict(zip(columns, cells, strict=False))) for line, cells in lines[1:])
     return Table(path, columns, rows)
+
+
+def _table_text(raw: bytes) -> tuple[str, str, int]:
+    """The text of a table from its header on, what separates its cells, and the line where the header stands."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = raw.decode("utf-16", "replace")
+    elif b"\0" in raw[:2]:  # no mark, but a header's first character is ASCII
+        text = raw.decode("utf-16-le" if raw[:1] != b"\0" else "utf-16-be", "replace")
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+    first, _, rest = text.partition("\n")
+    stated = _SEPARATOR_LINE.fullmatch(first.rstrip("\r"))
+    if stated:
+        return rest, stated[1], 2
+    return text, max(",;\t", key=first.count), 1
 
 
 def write_table(

@@ -3,7 +3,7 @@
 dcm2niix knows vendors and transfer syntaxes, but it stacks what it is given: with slices missing it warns,
 ends with code 0 and writes a volume. Given one file, it converts the folder around it. So it sees a private
 folder with the files of one series only, and its result counts only where it is a single volume on the grid
-that the headers give.
+that the headers give, and its slices are compared with the pixels of their frames.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
+from ssclf.io.volumes.dicom_pixels import (
+    Frame,
+    checked_voxels,
+    must_be_assembled,
+    own_voxels,
+    rescaling,
+)
 from ssclf.io.volumes.dicom_series import (
     MAX_ARCHIVE_BYTES,
     MAX_FILE_BYTES,
@@ -93,12 +101,16 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         with quiet_pydicom():
             found = list(_read_slices(files))
             stack = stack_slices([piece for _, piece in found])
-            _number_along_stack([found[index] for index in stack.order])
+            frames = _number_along_stack([found[index] for index in stack.order])
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
+        with quiet_pydicom():
+            if must_be_assembled(frames):
+                return Volume(own_voxels(frames)[None], stack.affine, stack.flags)
         converted, doubts = _convert(source, target, Path(folder))
-        volume = read_nifti(converted)
-    volume = _on_the_grid_of(stack, volume)
+        volume = _on_the_grid_of(stack, read_nifti(converted))
+        with quiet_pydicom():
+            volume = _with_the_voxels_of(frames, stack, volume)
     flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
     return Volume(volume.data, volume.affine, tuple(flags))
 
@@ -133,8 +145,8 @@ def _copy(member: Any, out: Any, limit: int) -> int:
     return copied
 
 
-def _read_slices(files: list[Path]) -> Iterator[tuple[Path, Slice]]:
-    """The slices of a series, each with its file; a file that repeats another byte for byte is removed."""
+def _read_slices(files: list[Path]) -> Iterator[tuple[Frame, Slice]]:
+    """The slices of a series, each with where its pixels are; a file that repeats another byte for byte is removed."""
     instances: dict[str, Path] = {}
     for file in files:
         try:
@@ -147,33 +159,40 @@ def _read_slices(files: list[Path]) -> Iterator[tuple[Path, Slice]]:
                 continue
         except OSError as exc:
             raise VolumeError(f"a file of the series cannot be read ({exc.strerror or exc}).") from exc
-        for piece in _slices_of(header, rest):
-            yield file, piece
+        for index, (piece, scaling) in enumerate(_slices_of(header, rest)):
+            yield Frame(file, index, *scaling), piece
 
 
-def _number_along_stack(found: list[tuple[Path, Slice]]) -> None:
+def _number_along_stack(found: list[tuple[Frame, Slice]]) -> list[Frame]:
     """Where instance numbers do not follow the positions, put copies that do in the place of the links.
 
     dcm2niix sorts by them, for some vendors without looking at the positions (Siemens: "Slices skipped").
+
+    Returns:
+        the frames, where their pixels are now.
     """
+    frames = [frame for frame, _ in found]
     steps = np.diff([piece.number for _, piece in found])
-    if (steps > 0).all() or (steps < 0).all() or len({file for file, _ in found}) < len(found):
-        return
-    for number, (file, _) in enumerate(found, start=1):
+    if (steps > 0).all() or (steps < 0).all() or len({frame.file for frame in frames}) < len(found):
+        return frames
+    for number, frame in enumerate(frames, start=1):
+        # A new name: writing to the link would write to the user's own file.
+        copy = frame.file.with_suffix(f".{number}.dcm")
         try:
-            header = pydicom.dcmread(file, force=True)
+            header = pydicom.dcmread(frame.file, force=True)
             header.InstanceNumber = number
-            # A new name: writing to the link would write to the user's own file.
-            header.save_as(file.with_suffix(f".{number}.dcm"))
+            header.save_as(copy)
         except Exception as exc:  # pydicom raises what its parts raise
             raise VolumeError(
                 "the slices are numbered out of order, and a header is too damaged to mend that."
             ) from exc
-        file.unlink()
+        frame.file.unlink()
+        frames[number - 1] = replace(frame, file=copy)
+    return frames
 
 
-def _slices_of(header: pydicom.Dataset, rest: int) -> list[Slice]:
-    """The slices in one file, of which `rest` bytes follow the header."""
+def _slices_of(header: pydicom.Dataset, rest: int) -> list[tuple[Slice, tuple[float, float]]]:
+    """The slices in one file, of which `rest` bytes follow the header; each with its slope and intercept."""
     frames = _whole(header, "NumberOfFrames", 1)
     rows, columns = _whole(header, "Rows"), _whole(header, "Columns")
     if _whole(header, "SamplesPerPixel", 1) != 1 or get(header, "PhotometricInterpretation") != "MONOCHROME2":
@@ -203,8 +222,10 @@ def _flatten(group: pydicom.Dataset) -> list[pydicom.Dataset]:
     return [item for element in group if element.VR == "SQ" and element.value for item in element.value[:1]]
 
 
-def _read_slice(header: pydicom.Dataset, places: list[pydicom.Dataset], shape: tuple[int, int]) -> Slice:
-    """One slice from the data sets that describe it, the nearest first."""
+def _read_slice(
+    header: pydicom.Dataset, places: list[pydicom.Dataset], shape: tuple[int, int]
+) -> tuple[Slice, tuple[float, float]]:
+    """One slice and its scaling from the data sets that describe it, the nearest first."""
 
     def find(*keywords: str) -> Any:
         return next((v for p in places for k in keywords if (v := get(p, k)) is not None), None)
@@ -217,7 +238,7 @@ def _read_slice(header: pydicom.Dataset, places: list[pydicom.Dataset], shape: t
     spacing = _numbers(find("PixelSpacing"), 2)
     if position is None or directions is None or spacing is None or min(spacing) <= 0:
         raise VolumeError("a slice states no position, direction or pixel size.")
-    return Slice(
+    piece = Slice(
         position=position,
         directions=directions,
         spacing=spacing,
@@ -228,6 +249,7 @@ def _read_slice(header: pydicom.Dataset, places: list[pydicom.Dataset], shape: t
         time=str(find("TemporalPositionIndex", "TemporalPositionIdentifier", "AcquisitionNumber") or ""),
         announced=_whole(header, "ImagesInAcquisition"),
     )
+    return piece, rescaling(find("RescaleSlope"), find("RescaleIntercept"))
 
 
 def _kind(image_type: list[str], component: Any) -> str:
@@ -319,6 +341,25 @@ def _on_the_grid_of(stack: Stack, volume: Volume) -> Volume:
     exact = np.eye(4)
     exact[:3, :3], exact[:3, 3] = turn, start
     return Volume(volume.data, stack.affine @ exact, volume.flags)
+
+
+def _with_the_voxels_of(frames: list[Frame], stack: Stack, volume: Volume) -> Volume:
+    """The converted volume, or one put together from the frames where its voxels are not theirs.
+
+    Args:
+        frames: along the stack.
+        volume: on the stack's grid, its axes turned as dcm2niix chose.
+
+    Raises:
+        VolumeError: see `checked_voxels`.
+    """
+    turn = np.round((np.linalg.inv(stack.affine) @ volume.affine)[:3, :3])
+    order = [int(axis) for axis in np.abs(turn).argmax(axis=1)]  # of the volume's axes, as the stack has them
+    flips = tuple(slice(None, None, -1 if turn[row, axis] < 0 else 1) for row, axis in enumerate(order))
+    voxels = checked_voxels(volume.data[0].transpose(order)[flips], frames)
+    if voxels is None:
+        return volume
+    return replace(volume, data=voxels[flips].transpose(np.argsort(order))[None])
 
 
 def _several(value: Any) -> list[Any]:

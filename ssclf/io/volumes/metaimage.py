@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.volumes.voxels import Inflated, check_claim, detached_file, file_volume, named, spatial_shape
+from ssclf.io.volumes.voxels import (
+    MAX_HEADER_BYTES,
+    Inflated,
+    check_claim,
+    detached_file,
+    file_volume,
+    named,
+    spatial_shape,
+)
 
-_MAX_HEADER_LINES = 256
 _LOCAL = "LOCAL"
 _TYPES = {
     "MET_CHAR": "i1",
@@ -68,10 +75,14 @@ def read_metaimage(path: Path) -> Volume:
 
 def _parse_header(stream: Inflated) -> dict[str, str]:
     fields: dict[str, str] = {}
-    for _ in range(_MAX_HEADER_LINES):
+    while True:
         key, equals, value = stream.line().decode("latin-1").partition("=")
         if not equals:
             break
+        if stream.position > MAX_HEADER_BYTES:
+            raise VolumeError(
+                f"expected a header of at most {MAX_HEADER_BYTES >> 20} MiB, found a longer one."
+            )
         fields[key.strip().lower()] = value.strip()
         if key.strip().lower() == "elementdatafile":  # always the last one: the voxels may follow
             break

@@ -14,6 +14,8 @@ from ssclf.io.volumes.voxels import Inflated, check_claim, file_volume, is_gzip,
 _HEADER_BYTES = 284
 _VERSION = 1
 _GOOD_RAS = slice(28, 30)
+#: MRI_UCHAR, MRI_INT, MRI_FLOAT, MRI_SHORT, MRI_USHRT (FreeSurfer, mri.h); nibabel knows the last one from 5.4 on.
+_TYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 
 
 def read_mgh(path: Path) -> Volume:
@@ -34,10 +36,10 @@ def read_mgh(path: Path) -> Volume:
             raise VolumeError("the header states no orientation (goodRASFlag is 0); set it with mri_convert.")
         header = nib.freesurfer.mghformat.MGHHeader(block, check=False)
         shape = spatial_shape([int(n) for n in header["dims"]])
-        try:
-            dtype = np.dtype(header.get_data_dtype()).newbyteorder(">")
-        except KeyError as exc:
-            raise VolumeError(f"unknown data type code {int(header['type'])} in the header.") from exc
+        code = int(header["type"])
+        if code not in _TYPES:
+            raise VolumeError(f"unknown data type code {code} in the header.")
+        dtype = np.dtype(f">{_TYPES[code]}")
         affine = np.asarray(header.get_affine(), np.float64)
         count = check_claim(shape, dtype, path, compressed=is_gzip(path))
         raw = stream.read(count)

@@ -3,6 +3,7 @@ that no stream is inflated further than its header claims."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.volumes.voxels import Inflated, check_claim, detached_file, file_volume, named, spatial_shape
+from ssclf.io.volumes.voxels import (
+    MAX_HEADER_BYTES,
+    Inflated,
+    check_claim,
+    detached_file,
+    file_volume,
+    named,
+    spatial_shape,
+)
 
-_MAX_HEADER_LINES = 4096
+_MAX_SKIPPED_LINES = 4096
 _TYPES = {
     "i1": ("signed char", "int8", "int8_t"),
     "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
@@ -36,7 +45,17 @@ _SPACES = {
     "las": (-1, 1, 1),
     "left-posterior-superior": (-1, -1, 1),
     "lps": (-1, -1, 1),
+    "right-anterior-superior-time": (1, 1, 1),
+    "rast": (1, 1, 1),
+    "left-anterior-superior-time": (-1, 1, 1),
+    "last": (-1, 1, 1),
+    "left-posterior-superior-time": (-1, -1, 1),
+    "lpst": (-1, -1, 1),
 }
+#: ITK writes and reads a volume of one time point in a space of four dimensions without a name, and means its own.
+_ITK_4D = (-1, -1, 1)
+#: A vector with its blanks: "(2, 0, 0)"; ITK and teem read it, pynrrd takes every blank for the next vector.
+_VECTOR = re.compile(rb"\([^()]*\)")
 _GZIP, _RAW = ("gzip", "gz"), ("raw",)
 
 
@@ -67,8 +86,8 @@ def read_nrrd(path: Path) -> Volume:
         count = check_claim(shape, dtype, data_path, compressed=encoding in _GZIP)
         with data_path.open("rb") as data_file:
             data_file.seek(stream.position if data_path == path else 0)
-            _skip_lines(data_file, int(header.get("line skip", header.get("lineskip", 0))))
-            skip = int(header.get("byte skip", header.get("byteskip", 0)))
+            _skip_lines(data_file, _skipped(header, "line"))
+            skip = _skipped(header, "byte")
             if skip == -1 and encoding in _RAW:
                 data_file.seek(data_path.stat().st_size - count)
                 skip = 0
@@ -80,22 +99,30 @@ def read_nrrd(path: Path) -> Volume:
 
 
 def _parse_header(stream: Inflated) -> dict[str, Any]:
-    lines = []
-    for _ in range(_MAX_HEADER_LINES):
-        line = stream.line()
-        if not line or not line.strip():
-            break
-        lines.append(line)
-    if not lines or not lines[0].startswith(b"NRRD"):
+    lines = [stream.line()]
+    if not lines[0].startswith(b"NRRD"):
         raise VolumeError("expected a NRRD header, found something else.")
+    while (line := stream.line()).strip():
+        if stream.position > MAX_HEADER_BYTES:
+            raise VolumeError(
+                f"expected a header of at most {MAX_HEADER_BYTES >> 20} MiB, found a longer one."
+            )
+        lines.append(_without_blanks(line))
     try:
         header: dict[str, Any] = dict(nrrd.read_header(lines))
-    except (nrrd.NRRDError, ValueError, IndexError, OverflowError) as exc:
+    except Exception as exc:  # whatever a damaged line raises in pynrrd: its words quote the header
         raise VolumeError("the NRRD header is damaged or of a newer version than is read.") from exc
     missing = [key for key in ("dimension", "type", "encoding", "sizes") if key not in header]
     if missing:
         raise VolumeError(f"the NRRD header lacks {', '.join(missing)}.")
     return header
+
+
+def _without_blanks(line: bytes) -> bytes:
+    """A header line with nothing between the numbers of a vector but commas."""
+    if not line.lower().startswith((b"space", b"measurement frame")) or b"(" not in line:
+        return line
+    return _VECTOR.sub(lambda vector: re.sub(rb"\s+", b"", vector[0]), line)
 
 
 def _spatial_axes(header: dict[str, Any]) -> list[int]:
@@ -110,7 +137,7 @@ def _spatial_axes(header: dict[str, Any]) -> list[int]:
     kept = [
         axis
         for axis, direction in enumerate(directions)
-        if direction is not None and not np.isnan(direction).all()
+        if direction is not None and not np.isnan(direction).all() and not _is_time(direction, sizes[axis])
     ]
     others = [size for axis, size in enumerate(sizes) if axis not in kept]
     if len(kept) != 3 or max(others, default=1) > 1:
@@ -120,17 +147,27 @@ def _spatial_axes(header: dict[str, Any]) -> list[int]:
     return kept
 
 
+def _is_time(direction: NDArray[np.float64], size: int) -> bool:
+    """Whether an axis is the only point in time of a space of four dimensions."""
+    return len(direction) == 4 and size == 1 and not np.any(direction[:3])
+
+
 def _affine(header: dict[str, Any], kept: list[int]) -> NDArray[np.float64]:
+    vectors = [header["space directions"][axis] for axis in kept]
+    in_time = all(len(vector) == 4 and vector[3] == 0 for vector in vectors)
     signs = _SPACES.get(str(header.get("space", "")).lower())
+    if signs is None and in_time and "space" not in header:
+        signs = _ITK_4D
     if signs is None:
         raise VolumeError("the header does not say which way its space runs (left or right, front or back).")
-    units = {str(unit).lower() for unit in header.get("space units", ())}
+    units = {str(unit).lower() for unit in list(header.get("space units", ()))[:3]}
     if units - {"mm", "millimeter", "millimeters", ""}:
         raise VolumeError("expected lengths in millimetres, found another unit.")
     affine = np.eye(4)
     try:
-        affine[:3, :3] = np.array([header["space directions"][axis] for axis in kept], np.float64).T
-        affine[:3, 3] = header.get("space origin", np.zeros(3))
+        size = 4 if in_time else 3
+        affine[:3, :3] = np.array(vectors, np.float64).reshape(3, size)[:, :3].T
+        affine[:3, 3] = np.array(header.get("space origin", np.zeros(size)), np.float64).reshape(size)[:3]
     except (ValueError, TypeError) as exc:
         raise VolumeError("the header's space directions or origin are no vectors of three numbers.") from exc
     affine[:3] *= np.array(signs)[:, None]
@@ -147,8 +184,14 @@ def _dtype(header: dict[str, Any]) -> np.dtype[np.generic]:
     return np.dtype(f"{order or '='}{code}")
 
 
+def _skipped(header: dict[str, Any], what: str) -> int:
+    """How many lines or bytes lie before the voxels; what no file can hold is cut to a number that fits a message."""
+    stated = int(header.get(f"{what} skip", header.get(f"{what}skip", 0)))
+    return max(min(stated, 10**15), -(10**15))
+
+
 def _skip_lines(file: Any, lines: int) -> None:
-    if not 0 <= lines <= _MAX_HEADER_LINES:
+    if not 0 <= lines <= _MAX_SKIPPED_LINES:
         raise VolumeError(f"the header skips {lines} lines before the voxels.")
     for _ in range(lines):
         file.readline(1 << 16)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.fitness import corners, judge_geometry
 from ssclf.domain.geometry import reorient
+from ssclf.domain.tolerance import length_at_most
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series, is_dicom
@@ -105,4 +106,4 @@ def stack_contrasts(volumes: Sequence[Volume], contrasts: Sequence[str]) -> Volu
 
 
 def _near(volume: Volume, places: NDArray[np.float64]) -> bool:
-    return bool(np.abs(corners(volume.affine, volume.shape) - places).max() <= SAME_GRID_MM)
+    return bool(length_at_most(np.abs(corners(volume.affine, volume.shape) - places), SAME_GRID_MM).all())

@@ -27,12 +27,17 @@ from ssclf.errors import VolumeError
 #: Largest volume that is read, in bytes as stored and in voxels: 512³ of 64 bits; 645³.
 MAX_BYTES = 1 << 30
 MAX_VOXELS = 1 << 28
+#: Longest text header, in bytes: trackers write a line or more for every frame, and ITK reads them all.
+MAX_HEADER_BYTES = 1 << 24
 #: deflate makes at most 1032 bytes of one (RFC 1951).
 _DEFLATE_RATIO = 1032
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP = 31
 _WBITS: dict[str | None, int | None] = {None: None, "gzip": _GZIP, "zlib": 15}
 _CHUNK = 1 << 20
+#: What is handed to a gzip member after the first. The inflater copies what a member leaves over: handed all the rest
+#: each time, files of many members (bgzip, pgzip) took time that grew with the square of their size.
+_MEMBER_CHUNK = 1 << 17
 
 Compression = Literal["none", "gzip", "zlib"]
 
@@ -69,6 +74,8 @@ class Inflated:
             raise VolumeError("expected gzipped voxels as the header says, found something else.")
         self._wbits = None if compression == "none" else _GZIP if gzipped else _WBITS[compression]
         self._inflater = None if self._wbits is None else isal_zlib.decompressobj(self._wbits)
+        self._members = 1
+        self._waiting = memoryview(b"")  # compressed bytes that were read and not yet taken
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes.
@@ -107,35 +114,40 @@ class Inflated:
         for _ in range(16):
             if self._inflater is None or self._inflater.eof:
                 return
-            rest = self._inflater.unconsumed_tail or self._file.read(_CHUNK)
-            if not rest:
+            if not self._waiting:
+                self._waiting = memoryview(self._file.read(_CHUNK))
+            if not self._waiting:
                 raise VolumeError("the compressed data end before their checksum; the file is cut short.")
-            self._decompress(rest, _CHUNK)
+            self._decompress(_CHUNK)
 
     def _inflate(self, count: int) -> bytes:
+        """Up to `count` bytes; none at the end."""
         assert self._inflater is not None and self._wbits is not None
         # As much as `count` bytes take where nothing can be compressed, so that one call does: joining is a copy.
         enough = count + count // 512 + _CHUNK
         while True:
+            if len(self._waiting) < len(_GZIP_MAGIC):
+                self._waiting = memoryview(bytes(self._waiting) + self._file.read(enough))
             if self._inflater.eof:  # several gzip members may follow each other (RFC 1952)
-                rest = self._inflater.unused_data
-                rest += self._file.read(max(enough - len(rest), 0))
-                if self._wbits != _GZIP or not rest.startswith(_GZIP_MAGIC):
+                if self._wbits != _GZIP or self._waiting[: len(_GZIP_MAGIC)] != _GZIP_MAGIC:
                     return b""
                 self._inflater = isal_zlib.decompressobj(self._wbits)
-            else:
-                rest = self._inflater.unconsumed_tail
-                rest += self._file.read(max(enough - len(rest), 0))
-            part = self._decompress(rest, count)
-            if part or (not rest and not self._inflater.eof):
+                self._members += 1
+            at_end = not self._waiting
+            part = self._decompress(count)
+            if part or (at_end and not self._inflater.eof):
                 return part
 
-    def _decompress(self, data: bytes, count: int) -> bytes:
+    def _decompress(self, count: int) -> bytes:
+        """Hand some of the waiting bytes to the inflater; those that it leaves go on waiting."""
         assert self._inflater is not None
+        some = self._waiting if self._members == 1 else self._waiting[:_MEMBER_CHUNK]
         try:
-            part: bytes = self._inflater.decompress(data, count)
+            part: bytes = self._inflater.decompress(some, count)
         except IsalError as exc:  # type: ignore[misc]  # the stubs declare it as an instance
             raise VolumeError(f"the compressed data are corrupt ({exc}).") from exc
+        left = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+        self._waiting = self._waiting[len(some) - len(left) :]
         return part
 
 
