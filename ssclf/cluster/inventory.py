@@ -32,7 +32,8 @@ from ssclf.io.discovery.naming import group_contrasts
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.discovery.sources import discover, folder_scans, manifest_columns, manifest_scan, named_rows
 from ssclf.io.records.tables import TABLE_ENDINGS, TableRow, read_table
-from ssclf.io.volumes.dicom_series import DicomSeries, looks_like_dicom
+from ssclf.io.volumes.dicom_headers import looks_like_dicom
+from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.endings import volume_ending
 
 _REPEATED = "the same file or series again"

@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import re
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from ssclf.errors import ConfigError, VolumeError
+from ssclf.io.volumes.dicom_headers import get, looks_like_dicom, quiet_pydicom, read_header
 
 #: SOP classes with MR pixels on a spatial grid (PS3.4 B.5): classic, enhanced, legacy converted enhanced.
 _MR_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.4{end}" for end in ("", ".1", ".4"))
@@ -34,7 +32,6 @@ MAX_FILE_BYTES = 2 << 30
 #: Enough for the header of nearly every slice; longer ones are read whole.
 _HEADER_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 26
-_DEFLATED, _META_BYTES = b"1.2.840.10008.1.2.1.99", 1 << 10
 _CUT_SHORT = "the DICOM file is cut short before its image, or states no series."
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
@@ -134,58 +131,6 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
         tuple(series for search in searches for series in search.series),
         tuple(left for search in searches for left in search.left_out),
     )
-
-
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Hospitals' headers break the standard in small ways all the time; that is no news to a user."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def read_header(file: BinaryIO) -> pydicom.Dataset:
-    """Read everything before the pixels; the file is left where they start.
-
-    Raises:
-        VolumeError: not DICOM, cut short, or deflated.
-    """
-    if _DEFLATED in file.read(_META_BYTES):
-        # pydicom would inflate all of it, however much that is, and dcm2niix does not read it
-        raise VolumeError("the data set is deflated as a whole, which is not read; inflate it with dcmconv.")
-    file.seek(0)
-    try:
-        # force: data sets without preamble; what they are was decided by `is_dicom`
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True)
-    except (InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise VolumeError("the DICOM header is damaged or cut short.") from exc
-    except Exception as exc:  # pydicom raises what its parts raise: struct, zlib, unicode, recursion errors
-        raise VolumeError(f"the DICOM header cannot be read ({type(exc).__name__}).") from exc
-
-
-def get(header: pydicom.Dataset, keyword: str, default: Any = None) -> Any:
-    """A header value; one that cannot be converted counts as absent."""
-    try:
-        value = header.get(keyword)
-    except Exception:  # lazily converted by pydicom, which raises whatever the conversion raises
-        return default
-    return default if value is None or value == "" else value
-
-
-def looks_like_dicom(start: bytes) -> bool:
-    if start[128:132] == b"DICM":
-        return True
-    # Without preamble a data set starts with group 0002 or 0008: tag, then explicit VR or implicit length.
-    if len(start) < 132 or start[:2] not in (b"\x02\x00", b"\x08\x00") or start[3] != 0:
-        return False
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return explicit or int.from_bytes(start[4:8], "little") <= 128
 
 
 def _walk(folder: Path) -> Iterator[Path]:

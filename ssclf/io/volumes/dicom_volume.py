@@ -28,14 +28,8 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
-from ssclf.io.volumes.dicom_series import (
-    MAX_ARCHIVE_BYTES,
-    MAX_FILE_BYTES,
-    DicomSeries,
-    get,
-    quiet_pydicom,
-    read_header,
-)
+from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
+from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries
 from ssclf.io.volumes.nifti import read_nifti
 from ssclf.io.volumes.voxels import MAX_VOXELS
 
