@@ -28,8 +28,9 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
+from ssclf.io.volumes.dicom_archive import copy_member
 from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
-from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries
+from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, open_archive
 from ssclf.io.volumes.nifti import read_nifti
 from ssclf.io.volumes.voxels import MAX_VOXELS
 
@@ -85,7 +86,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         target.mkdir()
         files = _gather(series, source)
         with quiet_pydicom():
-            found = list(_read_slices(files))
+            found = list(_read_slices(series, files))
             stack = stack_slices([piece for _, piece in found])
             _number_along_stack([found[index] for index in stack.order])
         if math.prod(stack.shape) > MAX_VOXELS:
@@ -93,41 +94,32 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         converted, doubts = _convert(source, target, Path(folder))
         volume = read_nifti(converted)
     volume = _on_the_grid_of(stack, volume)
-    flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
+    lost = ("incomplete_series",) if series.lost else ()
+    flags = dict.fromkeys((*volume.flags, *stack.flags, *lost, *doubts))
     return Volume(volume.data, volume.affine, tuple(flags))
 
 
 def _gather(series: DicomSeries, target: Path) -> list[Path]:
     """Link the files of a series, or extract them from their archive, under names of our own."""
-    names = {name: target / f"{index:06d}.dcm" for index, name in enumerate(series.files)}
+    files = [target / f"{index:06d}.dcm" for index in range(len(series.files))]
     if not series.in_archive:
-        for name, file in names.items():
+        for name, file in zip(series.files, files, strict=True):
             file.symlink_to((series.root / name).resolve())
-        return list(names.values())
+        return files
     left = MAX_ARCHIVE_BYTES
     try:
-        with zipfile.ZipFile(series.root) as archive:
-            for name, file in names.items():
-                with archive.open(name) as member, file.open("wb") as out:
-                    left -= _copy(member, out, min(left, MAX_FILE_BYTES))
+        with open_archive(series.root) as archive:
+            for entry, file in zip(series.entries, files, strict=True):
+                with archive.open(entry) as member, file.open("wb") as out:
+                    left -= copy_member(member, out, min(left, MAX_FILE_BYTES))
     except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as exc:
         raise VolumeError(f"the archive is damaged or has changed ({type(exc).__name__}).") from exc
     except OSError as exc:
         raise VolumeError(f"the archive cannot be read ({exc.strerror or exc}).") from exc
-    return list(names.values())
+    return files
 
 
-def _copy(member: Any, out: Any, limit: int) -> int:
-    copied = 0
-    while part := member.read(1 << 20):
-        copied += len(part)
-        if copied > limit:
-            raise VolumeError("the archive inflates to more than is opened.")
-        out.write(part)
-    return copied
-
-
-def _read_slices(files: list[Path]) -> Iterator[tuple[Path, Slice]]:
+def _read_slices(series: DicomSeries, files: list[Path]) -> Iterator[tuple[Path, Slice]]:
     """The slices of a series, each with its file; a file that repeats another byte for byte is removed."""
     instances: dict[str, Path] = {}
     for file in files:
@@ -141,6 +133,8 @@ def _read_slices(files: list[Path]) -> Iterator[tuple[Path, Slice]]:
                 continue
         except OSError as exc:
             raise VolumeError(f"a file of the series cannot be read ({exc.strerror or exc}).") from exc
+        if not series.holds(str(get(header, "SeriesInstanceUID", ""))):
+            raise VolumeError("a file of the series is one of another series by now; run again.")
         for piece in _slices_of(header, rest):
             yield file, piece
 
