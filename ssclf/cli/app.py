@@ -393,8 +393,9 @@ def doctor(
     checks = examine(models, device=device, engine=engine, bench=bench)  # type: ignore[arg-type]
     for check in checks:
         sign = {True: "[green]ok[/]     ", False: "[red]failed[/] ", None: "[yellow]absent[/] "}[check.ok]
-        console.print(f"{sign}{check.name}: ", end="")
-        console.print(check.detail, markup=False, highlight=False)
+        console.print(sign, end="")
+        console.print(f"{check.name}: ", markup=False, emoji=False, end="")
+        console.print(check.detail, markup=False, emoji=False, highlight=False)
         failed = failed or (check.required and not check.ok)
     if json and not failed:
         from ssclf.workflows.bench import measure_rates
@@ -403,7 +404,7 @@ def doctor(
         (chosen, *_) = choose_bundles(model or [], os.environ)
         rates = measure_rates(chosen, device=device, engine=engine, typical=typical or ())  # type: ignore[arg-type]
         write_rates(json, rates)
-        console.print(f"rates: {json}", markup=False)
+        console.print(f"rates: {json}", markup=False, emoji=False)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -892,17 +893,18 @@ def demo(
     """The whole way on SYNTHETIC volumes: make, preprocess, train, export, predict. A few minutes."""
     _start(False, "warning")
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ssclf.reporting.console import NOTICE
     from ssclf.workflows.demo import read_first_rows, run_demo
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)  # file names are text
     result = run_demo(
         out,
         seed=seed,
         workers=_count(workers),
-        on_stage=lambda title: console.print(f"[bold]SYNTHETIC DEMO[/]: {title}"),
+        on_stage=lambda title: console.print(f"[bold]SYNTHETIC DEMO[/]: {escape(title)}", markup=True),
         on_epoch=lambda e: console.print(
             f"  epoch {e.epoch}: loss {e.train_loss:.3f} (synthetic), {e.seconds:.0f} s"
         ),

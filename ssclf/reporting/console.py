@@ -40,11 +40,16 @@ NOTICE = "Research use only, not a medical device. The model knows only its own 
 log = logging.getLogger(__name__)
 
 
+def plain_console() -> Console:
+    """A console on stderr that shows text as it is: "[b]" or ":key:" in a name is no markup."""
+    return Console(stderr=True, markup=False, emoji=False)
+
+
 class Counting:
     """Counts finished items: a bar on a terminal, log lines elsewhere. Use as a context manager."""
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True)
+        self.console = plain_console()
         self._quiet = quiet
         self._title = title
         self._done = self._failed = self._total = 0
@@ -204,7 +209,7 @@ class TrainDisplay:
     def __init__(self, epochs: int, *, quiet: bool = False) -> None:
         self._epochs = epochs
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = plain_console()
         self._progress: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._progress = Progress(
@@ -274,7 +279,7 @@ class CvDisplay:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = plain_console()
         self._cell = ""
 
     def __enter__(self) -> CvDisplay:
@@ -298,7 +303,7 @@ class CvDisplay:
 
 def log_to_stderr(level: int) -> None:
     """Send ssclf's log to stderr: coloured on a terminal, plain lines with a time stamp elsewhere."""
-    console = Console(stderr=True)
+    console = plain_console()
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)

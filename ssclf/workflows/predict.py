@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,11 +20,12 @@ from ssclf import __version__
 from ssclf.config import PredictConfig, config_to_dict
 from ssclf.domain.shards import Shard
 from ssclf.errors import DatasetError, OutputError
-from ssclf.io.discovery.scans import Scan
+from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.paths import check_output_file, holds_something, watched_folder
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
@@ -88,6 +89,7 @@ def predict(
             What one volume cannot do is a row.
     """
     begin = time.perf_counter()
+    check_output_file("out", out)
     details = out.with_suffix(".json")
     if details == out:
         raise OutputError(
@@ -123,7 +125,8 @@ def predict(
             log.info("done again: %d volumes %s", count, reason)
         todo = [scan for scan in discovery.scans if (scan.path, scan.series) not in rows]
         reused = len(rows)
-        given = [path for path in paths if path.is_file() or next(path.iterdir(), None)]
+        given = {watched_folder(path) for path in paths if path.exists()}
+        given = {folder for folder in given if holds_something(folder)}
         on_start(discovery, len(todo))
         with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:
             for row in run.rows(todo, lambda: bool(stopped)) if todo else ():
@@ -151,8 +154,9 @@ def predict(
                 gone = [
                     row for key, row in kept.items() if key not in run.fingerprints and "map" in row.extra
                 ]
+                kept_maps = {(maps / row.extra["map"]).resolve() for row in ordered if "map" in row.extra}
                 for path in ((maps / row.extra["map"]).resolve() for row in gone):
-                    if path.is_relative_to(maps.resolve()):
+                    if path.is_relative_to(maps.resolve()) and path not in kept_maps:
                         path.unlink(missing_ok=True)
             finished = True
             if report:
@@ -222,15 +226,9 @@ def _describe_run(
 
 def _check_output(out: Path, details: Path, report: Path | None, maps: Path | None) -> None:
     """A CSV that is not ours is not overwritten, and nothing is begun whose results could not be written."""
-    for option, path in (("out", out), ("report", report)):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise OutputError(f"{path}: --{option} names the file to write, found a folder; add a file name.")
-        if not path.parent.is_dir():
-            raise OutputError(
-                f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
-            )
+    for option, path in (("out", details), ("report", report)):
+        if path is not None:
+            check_output_file(option, path)
     for option, folder in (("report", report and report.parent), ("maps", maps)):
         try:
             if folder:
@@ -248,18 +246,14 @@ def _check_output(out: Path, details: Path, report: Path | None, maps: Path | No
             raise OutputError(f"{out}: exists and was not written by ssclf; choose another --out.")
 
 
-def _check_still_there(paths: Sequence[Path]) -> None:
+def _check_still_there(folders: Iterable[Path]) -> None:
     """Raises:
     DatasetError: an input has gone since it was listed, as when a file server does: no reason to fail its volumes.
     """
-    for path in paths:
-        try:
-            there = next(path.iterdir(), None) is not None if path.is_dir() else path.exists()
-        except OSError:
-            there = False
-        if not there:
+    for folder in folders:
+        if not holds_something(folder):
             raise DatasetError(
-                f"{path}: is gone or empty, and was not at the start; rows finished before are kept, bring it back "
+                f"{folder}: is gone or empty, and was not at the start; rows finished before are kept, bring it back "
                 "and run the same command again to continue."
             )
 
@@ -274,7 +268,7 @@ def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -
             else scan
             for scan in mine
         ]
-    return tuple(mine)
+    return tuple(with_own_keys(mine))
 
 
 def _nothing_found(paths: Sequence[Path], discovery: Discovery) -> str:
