@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig
-from ssclf.errors import ConfigError, SsclfError
+from ssclf.errors import ConfigError, OutputError, SsclfError
 
 
 class ErrorsAsMessages(TyperGroup):
@@ -26,6 +26,7 @@ class ErrorsAsMessages(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # older typers hand over click.Context, newer ones their own
         try:
+            _check_working_folder()
             return super().invoke(ctx)
         except SsclfError as exc:
             typer.echo(f"error: {exc}", err=True)
@@ -44,6 +45,18 @@ class ErrorsAsMessages(TyperGroup):
                 err=True,
             )
             raise typer.Exit(1) from exc
+
+
+def _check_working_folder() -> None:
+    """Raises:
+    OutputError: it has been removed; then no relative path means anything, and no process can be started.
+    """
+    try:
+        Path.cwd()
+    except OSError as exc:
+        raise OutputError(
+            f"the working folder is gone ({exc.strerror or exc}); change to one that is there and run again."
+        ) from exc
 
 
 _TRAIN_PACKAGES = {

@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ssclf.errors import MissingDependencyError, VolumeError
 from ssclf.io.volumes.dicom_archive import copy_member
 from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
 from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, open_archive
+from ssclf.io.volumes.dicom_uniform import make_uniform, parting_values
 from ssclf.io.volumes.nifti import read_nifti
 from ssclf.io.volumes.voxels import MAX_VOXELS
 
@@ -86,16 +88,19 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         target.mkdir()
         files = _gather(series, source)
         with quiet_pydicom():
-            found = list(_read_slices(series, files))
+            values: dict[Path, dict[str, str]] = {}
+            found = list(_read_slices(series, files, values))
             stack = stack_slices([piece for _, piece in found])
+            make_uniform(values)
+        if series.lost:
+            stack = replace(stack, flags=(*stack.flags, "incomplete_series"))
             _number_along_stack([found[index] for index in stack.order])
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
         converted, doubts = _convert(source, target, Path(folder))
         volume = read_nifti(converted)
     volume = _on_the_grid_of(stack, volume)
-    lost = ("incomplete_series",) if series.lost else ()
-    flags = dict.fromkeys((*volume.flags, *stack.flags, *lost, *doubts))
+    flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
     return Volume(volume.data, volume.affine, tuple(flags))
 
 
@@ -119,8 +124,14 @@ def _gather(series: DicomSeries, target: Path) -> list[Path]:
     return files
 
 
-def _read_slices(series: DicomSeries, files: list[Path]) -> Iterator[tuple[Path, Slice]]:
-    """The slices of a series, each with its file; a file that repeats another byte for byte is removed."""
+def _read_slices(
+    series: DicomSeries, files: list[Path], values: dict[Path, dict[str, str]]
+) -> Iterator[tuple[Path, Slice]]:
+    """The slices of a series, each with its file; a file that repeats another byte for byte is removed.
+
+    Args:
+        values: gets what of each file's header dcm2niix parts by.
+    """
     instances: dict[str, Path] = {}
     for file in files:
         try:
@@ -135,6 +146,7 @@ def _read_slices(series: DicomSeries, files: list[Path]) -> Iterator[tuple[Path,
             raise VolumeError(f"a file of the series cannot be read ({exc.strerror or exc}).") from exc
         if not series.holds(str(get(header, "SeriesInstanceUID", ""))):
             raise VolumeError("a file of the series is one of another series by now; run again.")
+        values[file] = parting_values(header)
         for piece in _slices_of(header, rest):
             yield file, piece
 
