@@ -29,12 +29,22 @@ def why_missing(path: Path) -> str:
     except PermissionError:
         return "may not be looked at by this user."
     except OSError as exc:
-        if os.path.islink(path):  # noqa: PTH114 - answers where a Path raises
+        if is_link(path):
             return "is a link to nothing."
         return "is not there." if exc.errno in (errno.ENOENT, errno.ENOTDIR) else f"{exc.strerror or exc}."
     except ValueError:  # a NUL in the name
         return "is no name that a file can have."
     return ""
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, for any name."""
+    return os.path.isfile(path)  # noqa: PTH113 - answers where a Path raises, for a name that is too long
+
+
+def is_link(path: Path) -> bool:
+    """As `Path.is_symlink`, for any name."""
+    return os.path.islink(path)  # noqa: PTH114
 
 
 def names_a_file(path: Path) -> bool:
@@ -62,7 +72,7 @@ def holds_something(path: Path) -> bool:
 
 def watched_folder(path: Path) -> Path:
     """The folder without which an input has gone as a whole: itself, or that of a file."""
-    return path if path.is_dir() else path.parent
+    return path if os.path.isdir(path) else path.parent  # noqa: PTH112 - as in `is_file`
 
 
 def check_output_file(option: str, path: Path) -> None:

@@ -25,7 +25,7 @@ from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
-from ssclf.io.paths import check_output_file, holds_something, watched_folder
+from ssclf.io.paths import check_output_file, holds_something, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
@@ -125,7 +125,7 @@ def predict(
             log.info("done again: %d volumes %s", count, reason)
         todo = [scan for scan in discovery.scans if (scan.path, scan.series) not in rows]
         reused = len(rows)
-        given = {watched_folder(path) for path in paths if path.exists()}
+        given = {watched_folder(path) for path in paths if not why_missing(path)}
         given = {folder for folder in given if holds_something(folder)}
         on_start(discovery, len(todo))
         with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ssclf.io.paths import is_file
 from ssclf.io.volumes.dicom_series import DicomSeries
 
 VoxelSource = Path | DicomSeries
@@ -71,7 +72,7 @@ def stored_files(source: VoxelSource) -> list[Path]:
     if isinstance(source, DicomSeries):
         return [source.root] if source.in_archive else [source.root / name for name in source.files]
     others = (source.with_name(name) for name in companions(source.name))
-    return [source, *(path for path in others if path.is_file())]
+    return [source, *(path for path in others if is_file(path))]
 
 
 def companions(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer
 from ssclf.io.own_output import START_BYTES, own_volume
-from ssclf.io.paths import is_manifest, names_a_file, why_missing
+from ssclf.io.paths import is_file, is_link, is_manifest, names_a_file, why_missing
 from ssclf.io.records.tables import Table, TableRow, read_table
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
 from ssclf.io.volumes.dicom_series import DICOM_ENDINGS, DicomSeries, SeriesSearch, find_series
@@ -177,7 +177,7 @@ def _file_scans(
 
 def _unfit(path: Path) -> str:
     """Why a file that was named is no volume or slice, "" where it may be one."""
-    if not path.is_file():
+    if not is_file(path):
         return "expected a file, found a pipe or a device."
     try:
         with path.open("rb") as file:
@@ -271,7 +271,7 @@ def table_source(table: Path, row: TableRow, column: str, series: str | None = N
     if why := why_missing(path):
         what = f"no file {cell}" if why == "is not there." else f"{cell}, which {why.rstrip('.')}"
         raise DatasetError(f"{place}: expected a volume in column {column}, found {what}.")
-    if path.is_file() and volume_ending(path.name):
+    if is_file(path) and volume_ending(path.name):
         return path
     found = find_series(path, matching=series)
     if len(found.series) != 1:
@@ -286,13 +286,13 @@ def source_identity(source: VoxelSource) -> str:
     """Equal for two names of one file or series."""
     if isinstance(source, DicomSeries):
         return f"{source_identity(source.root / source.files[0])} {source.name}"
-    if source.is_symlink():
+    if is_link(source):
         return os.path.realpath(source)
     return f"{_real_folder(str(source.parent))}/{source.name}"
 
 
 def _is_link(scan: Scan) -> bool:
-    return any(isinstance(source, Path) and source.is_symlink() for source in scan.contrasts)
+    return any(isinstance(source, Path) and is_link(source) for source in scan.contrasts)
 
 
 @lru_cache(maxsize=1024)
