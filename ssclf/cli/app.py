@@ -5,6 +5,7 @@ Heavy imports live inside the commands, so that `ssclf --help` answers at once.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
 from ssclf.cli.train import cv, evaluate, export, train, weights_app
-from ssclf.errors import SsclfError
+from ssclf.errors import OutputError, SsclfError
 
 
 class ErrorsAsMessages(TyperGroup):
@@ -23,6 +24,7 @@ class ErrorsAsMessages(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # older typers hand over click.Context, newer ones their own
         try:
+            _check_working_folder()
             return super().invoke(ctx)
         except SsclfError as exc:
             typer.echo(f"error: {exc}", err=True)
@@ -41,6 +43,18 @@ class ErrorsAsMessages(TyperGroup):
                 err=True,
             )
             raise typer.Exit(1) from exc
+
+
+def _check_working_folder() -> None:
+    """Raises:
+    OutputError: it has been removed; then no relative path means anything, and no process can be started.
+    """
+    try:
+        Path.cwd()
+    except OSError as exc:
+        raise OutputError(
+            f"the working folder is gone ({exc.strerror or exc}); change to one that is there and run again."
+        ) from exc
 
 
 _TRAIN_PACKAGES = {

@@ -15,23 +15,22 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ssclf.cluster.partitions import Planned, decode_plan, encode_plan
 from ssclf.cluster.store import Store
 from ssclf.errors import DatasetError, SsclfError
-from ssclf.io.discovery.folders import (
-    PREPROCESSED_FOLDER,
-    FolderContent,
-    is_hidden,
-    is_preprocessed,
-    walk_folders,
-)
+from ssclf.io.discovery.folders import PREPROCESSED_FOLDER, FolderContent, is_preprocessed, walk_folders
 from ssclf.io.discovery.naming import group_contrasts
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.discovery.sources import discover, folder_scans, manifest_columns, manifest_scan, named_rows
+from ssclf.io.junk import junk_name, junk_path
+from ssclf.io.own_output import START_BYTES
+from ssclf.io.records.map_names import MAP_ENDING
 from ssclf.io.records.tables import TABLE_ENDINGS, TableRow, read_table
-from ssclf.io.volumes.dicom_series import DicomSeries, looks_like_dicom
+from ssclf.io.volumes.dicom_headers import looks_like_dicom
+from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.endings import volume_ending
 
 _REPEATED = "the same file or series again"
@@ -245,8 +244,7 @@ def _without_links(
             target = os.path.realpath(root / path)
             below = os.path.relpath(target, top)
             own = FolderContent()
-            hidden = any(is_hidden(part) for part in PurePosixPath(below).parts)
-            if not hidden and volume_ending(below):
+            if not junk_path(below) and volume_ending(below):
                 own.sort(below, frozenset(), selection.pattern, _Unseen())
             if own.volumes or target in seen:
                 other[_REPEATED] += 1
@@ -256,6 +254,9 @@ def _without_links(
 
 
 class _Unseen:
+    def start(self) -> bytes:
+        return b""
+
     def is_dicom(self) -> bool:
         return False
 
@@ -268,11 +269,21 @@ class _RemoteFile:
     store: Store
     path: str
 
-    def is_dicom(self) -> bool:
+    def start(self) -> bytes:
+        # A request each: of a million volumes only those are looked into that have the name of a map.
+        if volume_ending(self.path) and not self.path.endswith(MAP_ENDING):
+            return b""
+        return self._start
+
+    @cached_property
+    def _start(self) -> bytes:
         try:
-            return looks_like_dicom(self.store.read(self.path, first=132))
+            return self.store.read(self.path, first=START_BYTES)
         except (OSError, DatasetError):
-            return False
+            return b""
+
+    def is_dicom(self) -> bool:
+        return looks_like_dicom(self._start)
 
     def is_readable(self) -> bool:
         return True
@@ -292,13 +303,14 @@ def _walk_remote(root: Store, pattern: str | None) -> Iterator[tuple[FolderConte
         folders = []
         for entry in listed:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if is_hidden(entry.name):
-                content.other["hidden"] += 1
+            if junk := junk_name(entry.name):
+                content.other[junk] += 1
             elif entry.is_folder:
                 folders.append(path)
             else:
                 stamps[path] = entry.stamp
                 content.sort(path, names, pattern, _RemoteFile(root, path))
+        content.close_folder(folder)
         pending += reversed(folders)
         yield content, stamps
 

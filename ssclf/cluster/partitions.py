@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,7 @@ def scan_to_json(scan: Scan, base: Path) -> str:
         return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
 
     contrasts = [
-        {"root": place(one.root), "name": one.name, "files": one.files, "uid": one.uid}
-        if isinstance(one, DicomSeries)
-        else place(one)
+        {**asdict(one), "root": place(one.root)} if isinstance(one, DicomSeries) else place(one)
         for one in scan.contrasts
     ]
     return json.dumps(
@@ -67,7 +65,16 @@ def scan_from_json(text: str, base: Path) -> Scan:
     def source(value: Any) -> VoxelSource:
         if isinstance(value, str):
             return base / value
-        return DicomSeries(value["name"], base / value["root"], tuple(value["files"]), value["uid"])
+        return DicomSeries(
+            value["name"],
+            base / value["root"],
+            tuple(value["files"]),
+            value["uid"],
+            entries=tuple(map(tuple, value["entries"])),
+            other_uids=tuple(value["other_uids"]),
+            place=value["place"],
+            lost=value["lost"],
+        )
 
     contrasts = tuple(source(value) for value in values["contrasts"])
     return Scan(values["path"], contrasts, values["series"], values["problem"])

@@ -47,11 +47,16 @@ NOTICE = "Research use only, not a medical device. The model knows only its own 
 log = logging.getLogger(__name__)
 
 
+def plain_console(*, stderr: bool = True) -> Console:
+    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup."""
+    return Console(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
+
+
 class Counting:
     """Counts finished items: a bar on a terminal, log lines elsewhere. Use as a context manager."""
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True)
+        self.console = plain_console()
         self._quiet = quiet
         self._title = title
         self._done = self._failed = self._total = 0
@@ -211,7 +216,7 @@ class TrainDisplay:
     def __init__(self, epochs: int, *, quiet: bool = False) -> None:
         self._epochs = epochs
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = plain_console()
         self._progress: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._progress = Progress(
@@ -281,7 +286,7 @@ class CvDisplay:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = plain_console()
         self._cell = ""
 
     def __enter__(self) -> CvDisplay:
@@ -307,10 +312,11 @@ class DemoDisplay:
     """What `ssclf demo` shows: every line says that the volumes are synthetic."""
 
     def __init__(self) -> None:
-        self._console = Console(soft_wrap=True)
+        self._console = plain_console(stderr=False)
 
     def stage(self, title: str) -> None:
-        self._console.print(f"[bold]SYNTHETIC DEMO[/]: {title}")
+        self._console.print("SYNTHETIC DEMO", style="bold", end="")
+        self._console.print(f": {title}")
 
     def epoch(self, record: EpochRecord) -> None:
         self._console.print(
@@ -343,12 +349,13 @@ class DemoDisplay:
 
 def print_checks(checks: Iterable[Check]) -> bool:
     """Print what `ssclf doctor` finds, each as it comes; returns whether something that was asked for is missing."""
-    console = Console(soft_wrap=True)
+    console = plain_console(stderr=False)
     failed = False
     for check in checks:
-        sign = {True: "[green]ok[/]     ", False: "[red]failed[/] ", None: "[yellow]absent[/] "}[check.ok]
-        console.print(f"{sign}{check.name}: ", end="")
-        console.print(check.detail, markup=False, highlight=False)
+        word, style = {True: ("ok", "green"), False: ("failed", "red"), None: ("absent", "yellow")}[check.ok]
+        console.print(f"{word:8}", style=style, end="")
+        console.print(f"{check.name}: ", end="")
+        console.print(check.detail, highlight=False)
         failed = failed or check.failed
     return failed
 
@@ -395,7 +402,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
 
 def log_to_stderr(level: int) -> None:
     """Send ssclf's log to stderr: coloured on a terminal, plain lines with a time stamp elsewhere."""
-    console = Console(stderr=True)
+    console = plain_console()
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)

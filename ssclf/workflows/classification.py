@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,12 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.models.ensemble import Ensemble, Verdict
+from ssclf.io.own_output import MAP_MARK
+from ssclf.io.paths import is_about_the_name
 from ssclf.io.preparation import brain_extractor, prepare_scan
+from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL
@@ -198,7 +201,10 @@ class RowMaker:
             output = views[0].output
             features = None if output.features is None else output.features[0]
             flags += trust_flags(bundle.spec, prepared, inputs.extraction, features)
-        extra = self._explain(scan, inputs, verdict)
+        try:
+            extra = self._explain(scan, inputs, verdict)
+        except VolumeError as exc:
+            return self.origin.failed(scan, str(exc))
         row = self.origin.row(
             scan,
             "ok",
@@ -217,15 +223,18 @@ class RowMaker:
         if self.maps is not None and inputs.grid is not None:
             grid = inputs.grid
             heat = map_to_scan(verdict.evidence(), grid)
-            path = self.maps / map_name(scan)
+            name = map_name(scan.path, scan.series)
+            path = self.maps / name
             try:
-                write_nifti(Volume(heat[None], grid.affine), path)
+                write_nifti(Volume(heat[None], grid.affine), path, mark=MAP_MARK)
             except OSError as exc:
+                if is_about_the_name(exc):
+                    raise VolumeError(f"{name}: the map cannot be written ({exc.strerror or exc}).") from exc
                 raise OutputError(
                     f"{path}: the map cannot be written ({exc.strerror or exc}); rows finished before are kept, "
                     "run the same command again to continue."
                 ) from exc
-            extra["map"] = map_name(scan)
+            extra["map"] = name
         if self.pictures:
             prepared = inputs.first
             _, d, h, w = prepared.data.shape
@@ -245,15 +254,6 @@ def reviewed(row: ResultRow, below: float) -> ResultRow:
     if row.confidence is not None and row.confidence < below:
         flags.append("low_confidence")
     return replace(row, flags=tuple(flags))
-
-
-def map_name(scan: Scan) -> str:
-    """Where a scan's map lies below `--maps`: the scan's own path with another ending."""
-    parts = [part for part in PurePosixPath(scan.path).parts if part not in ("/", "..")]
-    ending = volume_ending(parts[-1])
-    stem = parts[-1].removesuffix(ending)
-    series = f".{scan.series}" if scan.series else ""
-    return str(PurePosixPath(*parts[:-1], f"{stem}{series}{ending.replace('.', '-')}.map.nii.gz"))
 
 
 def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
@@ -280,4 +280,6 @@ def scan_fingerprint(scan: Scan, method: bytes) -> str:
         name = path.name.encode("utf-8", "surrogateescape")
         digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
     digest.update(json.dumps(scan.problem).encode())
+    if lost := sum(source.lost for source in scan.contrasts if isinstance(source, DicomSeries)):
+        digest.update(f"{lost} lost\n".encode())
     return digest.hexdigest()[:32]

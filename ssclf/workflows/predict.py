@@ -20,11 +20,12 @@ from ssclf import __version__
 from ssclf.config import PredictConfig, config_to_dict
 from ssclf.domain.shards import Shard
 from ssclf.errors import DatasetError, OutputError
-from ssclf.io.discovery.scans import Scan
+from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.paths import check_output_file, holds_something, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
@@ -73,6 +74,7 @@ class Outputs:
     maps: Path | None = None
 
     def __post_init__(self) -> None:
+        check_output_file("out", self.out)
         if self.details == self.out:
             raise OutputError(
                 f"{self.out}: --out names the CSV; results.json is written beside it, so choose another ending."
@@ -89,9 +91,9 @@ class Outputs:
         Raises:
             OutputError: an output names a folder, lies in none, cannot be written, or is somebody else's.
         """
-        for option, path in (("out", self.out), ("report", self.report)):
+        for option, path in (("out", self.details), ("report", self.report)):
             if path is not None:
-                _check_place(option, path)
+                check_output_file(option, path)
         for option, folder in (("report", self.report and self.report.parent), ("maps", self.maps)):
             if folder is not None:
                 _check_writable(option, folder)
@@ -274,7 +276,8 @@ def _classify(
     """
     rows = dict(reuse.rows)
     # a folder that was empty all along has not gone
-    given = [path for path in paths if path.is_file() or next(path.iterdir(), None)]
+    given = {watched_folder(path) for path in paths if not why_missing(path)}
+    given = {folder for folder in given if holds_something(folder)}
     with note_signals("finishing the volumes in flight; the same command goes on later") as stopped:
         # without anything to do no worker is started and no network loaded
         for made in maker.rows(reuse.todo, lambda: bool(stopped)) if reuse.todo else ():
@@ -305,19 +308,19 @@ def _report(
     write_csv(outputs.out, summary.rows, summary.class_names)
     write_details(outputs.details, about, summary.rows)
     if outputs.maps:
-        _remove_maps(outputs.maps, gone)
+        _remove_maps(outputs.maps, gone, kept=summary.rows)
     journal.finish()  # before the page: where that cannot be written, the rows are in their table all the same
     if outputs.report:
         write_results_page(outputs.report, summary.rows, summary.class_names, about)
 
 
-def _remove_maps(maps: Path, rows: Iterable[ResultRow]) -> None:
-    for row in rows:
-        if "map" in row.extra:
-            path = (maps / row.extra["map"]).resolve()
-            # the name comes from a file that anybody may have edited
-            if path.is_relative_to(maps.resolve()):
-                path.unlink(missing_ok=True)
+def _remove_maps(maps: Path, gone: Iterable[ResultRow], *, kept: Iterable[ResultRow]) -> None:
+    """Remove the maps of scans that are gone; a name that another scan's map has now stays."""
+    there = {(maps / row.extra["map"]).resolve() for row in kept if "map" in row.extra}
+    for path in ((maps / row.extra["map"]).resolve() for row in gone if "map" in row.extra):
+        # the name comes from a file that anybody may have edited
+        if path.is_relative_to(maps.resolve()) and path not in there:
+            path.unlink(missing_ok=True)
 
 
 def _describe_run(
@@ -352,15 +355,6 @@ def _describe_run(
     }
 
 
-def _check_place(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path}: --{option} names the file to write, found a folder; add a file name.")
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
-        )
-
-
 def _check_writable(option: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -372,18 +366,14 @@ def _check_writable(option: str, folder: Path) -> None:
         ) from exc
 
 
-def _check_still_there(paths: Sequence[Path]) -> None:
+def _check_still_there(folders: Iterable[Path]) -> None:
     """Raises:
     DatasetError: an input has gone since it was listed, as when a file server does: no reason to fail its volumes.
     """
-    for path in paths:
-        try:
-            there = next(path.iterdir(), None) is not None if path.is_dir() else path.exists()
-        except OSError:
-            there = False
-        if not there:
+    for folder in folders:
+        if not holds_something(folder):
             raise DatasetError(
-                f"{path}: is gone or empty, and was not at the start; rows finished before are kept, bring it back "
+                f"{folder}: is gone or empty, and was not at the start; rows finished before are kept, bring it back "
                 "and run the same command again to continue."
             )
 
@@ -398,7 +388,7 @@ def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -
             else scan
             for scan in mine
         ]
-    return tuple(mine)
+    return tuple(with_own_keys(mine))
 
 
 def _nothing_found(paths: Sequence[Path], discovery: Discovery) -> str:

@@ -40,6 +40,7 @@ from ssclf.io.extraction.engines import available_engines
 from ssclf.io.files import write_whole
 from ssclf.io.locks import Lock
 from ssclf.io.models.checksums import file_sha256
+from ssclf.io.own_output import PREPARED_MARK
 from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
 from ssclf.io.records.tables import read_table, write_table
@@ -267,7 +268,8 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
         "pictures": pictures,
     }
     try:
-        write_nifti(Volume(prepared.volume.data, prepared.volume.affine), job.volume(task.name))
+        volume = Volume(prepared.volume.data, prepared.volume.affine)
+        write_nifti(volume, job.volume(task.name), mark=PREPARED_MARK)
         write_whole(record, json.dumps({**values, "bytes": _size(job.volume(task.name))}))
     except OSError as exc:
         return "unwritable", f"{job.out}: cannot be written ({exc.strerror or exc})."

@@ -369,7 +369,8 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Pl
     for left in found.left_out:
         search.left_out[left.reason.rstrip(".")] += left.files
     for series in found.series:
-        *folders, name = series.location.relative_to(root).parts or ("",)
+        place = series.root if series.in_archive else series.location  # copies in one archive are one case
+        *folders, name = place.relative_to(root).parts or ("",)
         if series.in_archive or len(series.files) == 1:
             yield _Place(tuple(folders), Path(name).stem, series)
         else:

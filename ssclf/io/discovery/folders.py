@@ -15,8 +15,12 @@ from typing import Protocol
 
 from ssclf.errors import DatasetError
 from ssclf.io.image_hints import image_hint
+from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_name
+from ssclf.io.own_output import START_BYTES, own_text, own_volume
 from ssclf.io.records.tables import TABLE_ENDINGS
-from ssclf.io.volumes.dicom_series import is_dicom
+from ssclf.io.volumes.dicom_grouping import may_be_slices
+from ssclf.io.volumes.dicom_headers import looks_like_dicom
+from ssclf.io.volumes.dicom_series import DICOM_ENDINGS
 from ssclf.io.volumes.endings import volume_ending
 
 #: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
@@ -25,6 +29,7 @@ _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".t
 _NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vtk", ".vti", ".mif")
 _LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
 PREPROCESSED_FOLDER = "a folder that ssclf preprocess wrote"
+_NOT_READABLE = "a file that may not be read"
 
 
 @dataclass
@@ -33,11 +38,12 @@ class FolderContent:
 
     Attributes:
         volumes: files with the ending of a volume; the header of a .hdr/.img pair.
-        dicom: files that are DICOM by content.
+        dicom: files that are DICOM by content, and those that claim to be and are not.
         archives: zip files.
         tables: CSV and TSV files.
         problems: path → why a volume, link or folder cannot be looked at.
         other: reason → number of files.
+        unknown: files of the folder at hand that are nothing known: name, first bytes, reason in `other`.
     """
 
     volumes: list[str] = field(default_factory=list)
@@ -46,6 +52,7 @@ class FolderContent:
     tables: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
+    unknown: list[tuple[str, bytes, str]] = field(default_factory=list)
 
     def add(self, part: FolderContent) -> None:
         """Take in what another folder holds."""
@@ -76,23 +83,60 @@ class FolderContent:
         elif ending := volume_ending(lower):
             stem = lower[: -len(ending)]
             if not ending.startswith(".img"):
-                self.volumes.append(path)
+                self._sort_volume(path, file)
             elif not names & {stem + ".hdr", stem + ".hdr.gz"}:
-                (self.dicom if file.is_dicom() else self.volumes).append(path)
+                if file.is_dicom():
+                    self.dicom.append(path)
+                else:
+                    self._sort_volume(path, file)
         elif lower.endswith(".zip"):
             self.archives.append(path)
         elif lower.endswith(_NOT_READ):
             self.other[f"a volume in a format that is not read ({PurePosixPath(lower).suffix})"] += 1
-        elif file.is_dicom():
+        elif file.is_dicom() or lower.endswith(DICOM_ENDINGS):
             self.dicom.append(path)
-        elif not file.is_readable():
-            self.other["a file that may not be read"] += 1
         else:
-            suffix = PurePosixPath(lower).suffix
+            self._sort_other(path, file)
+
+    def _sort_volume(self, path: str, file: StoredFile) -> None:
+        start = file.start()
+        if is_lfs_pointer(start):
+            self.problems[path] = f"expected a volume, found something else: {LFS_POINTER}"
+        elif ours := own_volume(start):
+            self.other[ours] += 1
+        else:
+            self.volumes.append(path)
+
+    def _sort_other(self, path: str, file: StoredFile) -> None:
+        name = path.rpartition("/")[2]
+        suffix = PurePosixPath(name.lower()).suffix
+        start = b""
+        if not file.is_readable():
+            reason = _NOT_READABLE
+        else:
+            start = file.start()
+            kind = suffix if 1 < len(suffix) <= 6 and suffix[1:].isalnum() else "no ending of a volume"
+            reason = own_text(start) or f"not a volume ({kind})"
             if suffix in TABLE_ENDINGS:
                 self.tables.append(path)
-            kind = suffix if 1 < len(suffix) <= 6 and suffix[1:].isalnum() else "no ending of a volume"
-            self.other[f"not a volume ({kind})"] += 1
+        self.other[reason] += 1
+        self.unknown.append((name, start, reason))
+
+    def close_folder(self, folder: str) -> None:
+        """Take what may be damaged slices to the slices beside it; to be called when all files of a folder are in.
+
+        Args:
+            folder: its path, "" for the one that was given.
+        """
+        if self.dicom and self.unknown:
+            slices = [path.rpartition("/")[2] for path in self.dicom]
+            lost = set(may_be_slices(slices, [(name, start) for name, start, _ in self.unknown]))
+            for name, _, reason in self.unknown:
+                if name in lost:
+                    self.dicom.append(f"{folder}/{name}" if folder else name)
+                    self.other[reason] -= 1
+            self.other = +self.other
+        self.unknown.clear()
 
 
 def walk_folder(root: Path, pattern: str | None = None) -> FolderContent:
@@ -135,8 +179,8 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
             listed = []
         for entry in listed:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if is_hidden(entry.name):
-                content.other["hidden"] += 1
+            if junk := junk_name(entry.name):
+                content.other[junk] += 1
             elif entry.is_symlink() and (reason := _bad_link(entry, inside, content.other)) is not None:
                 if reason:
                     content.problems[path] = reason
@@ -145,13 +189,10 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
             elif not entry.is_file():
                 content.other["neither a file nor a folder"] += 1
             else:
-                content.sort(path, names, pattern, _LocalFile(Path(entry.path)))
+                content.sort(path, names, pattern, LocalFile(entry.path))
+        content.close_folder(folder)
         pending += reversed(folders)
         yield content
-
-
-def is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_preprocessed(folder: str, names: Set[str]) -> bool:
@@ -162,20 +203,36 @@ def is_preprocessed(folder: str, names: Set[str]) -> bool:
 class StoredFile(Protocol):
     """What sorting a file may ask beyond its name."""
 
+    def start(self) -> bytes:
+        """Its first `START_BYTES` bytes; none where it cannot be read."""
+        ...
+
     def is_dicom(self) -> bool: ...
 
     def is_readable(self) -> bool: ...
 
 
-@dataclass(frozen=True)
-class _LocalFile:
-    path: Path
+class LocalFile:
+    """A regular file of this machine, opened at most once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._start: bytes | None = None
+
+    def start(self) -> bytes:
+        if self._start is None:
+            try:
+                with open(self._path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path each costs more than the rest
+                    self._start = file.read(START_BYTES)
+            except OSError:
+                self._start = b""
+        return self._start
 
     def is_dicom(self) -> bool:
-        return is_dicom(self.path)
+        return looks_like_dicom(self.start())
 
     def is_readable(self) -> bool:
-        return os.access(self.path, os.R_OK)
+        return os.access(self._path, os.R_OK)
 
 
 def matches_pattern(path: str, name: str, pattern: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ssclf.io.paths import is_file
 from ssclf.io.volumes.dicom_series import DicomSeries
 
 VoxelSource = Path | DicomSeries
@@ -32,6 +34,28 @@ class Scan:
     problem: str = ""
 
 
+def with_own_keys(scans: Iterable[Scan]) -> list[Scan]:
+    """Scans sorted by key, of which no two are equal: of those that were, all but the first get a number.
+
+    A row is found by its key, so of two scans with one key one would vanish from the table.
+    """
+    ordered = sorted(scans, key=lambda scan: (scan.path, scan.series, str(scan.contrasts)))
+    taken = {(scan.path, scan.series) for scan in ordered}
+    seen: Counter[tuple[str, str]] = Counter()
+    told_apart = []
+    for scan in ordered:
+        key = scan.path, scan.series
+        seen[key] += 1
+        if seen[key] > 1:
+            number = seen[key]
+            while (f"{scan.path}#{number}", scan.series) in taken:
+                number += 1
+            scan = replace(scan, path=f"{scan.path}#{number}")
+            taken.add((scan.path, scan.series))
+        told_apart.append(scan)
+    return sorted(told_apart, key=lambda scan: (scan.path, scan.series))
+
+
 @dataclass(frozen=True)
 class Case:
     """A labelled scan of a cohort, for training and evaluation."""
@@ -48,7 +72,7 @@ def stored_files(source: VoxelSource) -> list[Path]:
     if isinstance(source, DicomSeries):
         return [source.root] if source.in_archive else [source.root / name for name in source.files]
     others = (source.with_name(name) for name in companions(source.name))
-    return [source, *(path for path in others if path.is_file())]
+    return [source, *(path for path in others if is_file(path))]
 
 
 def companions(name: str) -> list[str]:

@@ -16,10 +16,14 @@ from pathlib import Path, PurePosixPath
 from ssclf.errors import DatasetError, SsclfError
 from ssclf.io.discovery.folders import FolderContent, matches_pattern, walk_folder
 from ssclf.io.discovery.naming import ITSELF, canonical_contrast, group_contrasts, needs_manifest
-from ssclf.io.discovery.scans import Scan, VoxelSource
+from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.image_hints import image_hint
-from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
-from ssclf.io.volumes.dicom_series import DicomSeries, SeriesSearch, find_series, is_dicom
+from ssclf.io.junk import LFS_POINTER, is_lfs_pointer
+from ssclf.io.own_output import START_BYTES, own_volume
+from ssclf.io.paths import is_file, is_link, is_manifest, names_a_file, why_missing
+from ssclf.io.records.tables import Table, TableRow, read_table
+from ssclf.io.volumes.dicom_headers import looks_like_dicom
+from ssclf.io.volumes.dicom_series import DICOM_ENDINGS, DicomSeries, SeriesSearch, find_series
 from ssclf.io.volumes.endings import volume_ending
 
 
@@ -54,41 +58,51 @@ def discover(
         pattern: shell pattern on file names, or on paths below the folder; takes matching files only.
         series: regular expression on the series description of DICOM.
 
+    A volume, slice or archive that was named and is not there becomes a scan with a `problem`, as one that goes
+    while it is being read does. Where nothing that was named is there, or a name is that of a manifest or of what
+    may be a folder, all rows of which would go with it, nothing is classified.
+
     Raises:
-        DatasetError: a path does not exist, or a folder or manifest that was given cannot be read.
+        DatasetError: none of the paths can be looked at, or one that may be a folder or is a manifest cannot.
         ConfigError: `series` is no regular expression.
     """
-    for path in paths:
-        try:
-            path.stat()
-        except PermissionError as exc:
-            raise DatasetError(f"{path}: may not be looked at by this user.{image_hint('user')}") from exc
-        except OSError as exc:
-            what = "a link to nothing" if path.is_symlink() else "nothing there"
-            raise DatasetError(
-                f"{path}: expected a file or a folder, found {what}; check the path.{image_hint('scans')}"
-            ) from exc
+    missing = {path: why for path in paths if (why := why_missing(path))}
+    for path, why in missing.items():
+        if len(missing) == len(paths) or not names_a_file(path):
+            raise DatasetError(_missing(path, why))
     scans: list[Scan] = []
     other: Counter[str] = Counter()
     files: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if path in missing:
+            scans.append(Scan(path.as_posix(), (path,), problem=_missing(path, missing[path])))
+        elif path.is_dir():
             content = walk_folder(path, pattern)
             inside = list(folder_scans(path, content, contrasts, series))
             scans += _keyed(path.as_posix(), inside, alone=len(paths) == 1)
             other += content.other
-        elif path.name.lower().endswith(TABLE_ENDINGS):
+        elif is_manifest(path):
             scans += _manifest_scans(path, contrasts, series, alone=len(paths) == 1)
         else:
             files.append(path)
     scans += _file_scans(files, contrasts, pattern, series, other)
     distinct: dict[object, Scan] = {}
     for scan in sorted(scans, key=_is_link):  # a file is known by its own name rather than by a link's
-        identity = scan.path if scan.problem else (scan.series, *map(source_identity, scan.contrasts))
+        identity = (
+            (scan.path, scan.problem)
+            if scan.problem
+            else (scan.series, *map(source_identity, scan.contrasts))
+        )
         if distinct.setdefault(identity, scan) is not scan:
             other["the same file or series again"] += 1
-    ordered = sorted(distinct.values(), key=lambda scan: (scan.path, scan.series))
-    return Discovery(tuple(ordered), dict(sorted(other.items())))
+    return Discovery(tuple(with_own_keys(distinct.values())), dict(sorted(other.items())))
+
+
+def _missing(path: Path, why: str) -> str:
+    hint = image_hint("user" if "user" in why else "scans")
+    return (
+        f"{path}: expected a file or a folder, found nothing that can be read: it {why} Check the path.{hint}"
+    )
 
 
 def folder_scans(
@@ -140,13 +154,14 @@ def _file_scans(
     for path in files:
         if pattern and not matches_pattern(path.as_posix(), path.name, pattern):
             other["not matching --pattern"] += 1
+        elif path.name.lower().endswith(".zip"):
+            slices.append(path)
+        elif problem := _unfit(path):
+            yield Scan(path.as_posix(), (path,), problem=problem)
         elif volume_ending(path.name):
             volumes.append(path)
-        elif path.name.lower().endswith(".zip") or (path.is_file() and is_dicom(path)):
-            slices.append(path)
         else:
-            reason = "expected a volume (NIfTI, MGZ, NRRD, MHA, DICOM), found another kind of file."
-            yield Scan(path.as_posix(), (path,), problem=reason)
+            slices.append(path)
     if len(contrasts) == 1:
         yield from (Scan(path.as_posix(), (path,)) for path in volumes)
     else:
@@ -158,6 +173,25 @@ def _file_scans(
         if path in reasons and not any(scan.root == path for scan in found.series):
             yield Scan(path.as_posix(), (path,), problem=reasons[path])
     yield from _series_scans(SeriesSearch(found.series), contrasts, other)
+
+
+def _unfit(path: Path) -> str:
+    """Why a file that was named is no volume or slice, "" where it may be one."""
+    if not is_file(path):
+        return "expected a file, found a pipe or a device."
+    try:
+        with path.open("rb") as file:
+            start = file.read(START_BYTES)
+    except OSError as exc:
+        return f"cannot be read ({exc.strerror or exc})."
+    if is_lfs_pointer(start):
+        return f"expected a volume, found something else: {LFS_POINTER}"
+    if volume_ending(path.name):
+        ours = own_volume(start)
+        return f"expected a scan, found {ours}; give the scan it was made from." if ours else ""
+    if looks_like_dicom(start) or path.name.lower().endswith(DICOM_ENDINGS):
+        return ""
+    return "expected a volume (NIfTI, MGZ, NRRD, MHA, DICOM), found another kind of file."
 
 
 def _manifest_scans(
@@ -234,9 +268,10 @@ def table_source(table: Path, row: TableRow, column: str, series: str | None = N
     if not cell:
         raise DatasetError(f"{place}: expected a path in column {column}, found an empty cell.")
     path = table.parent / cell
-    if not path.exists():
-        raise DatasetError(f"{place}: expected a volume in column {column}, found no file {cell}.")
-    if path.is_file() and volume_ending(path.name):
+    if why := why_missing(path):
+        what = f"no file {cell}" if why == "is not there." else f"{cell}, which {why.rstrip('.')}"
+        raise DatasetError(f"{place}: expected a volume in column {column}, found {what}.")
+    if is_file(path) and volume_ending(path.name):
         return path
     found = find_series(path, matching=series)
     if len(found.series) != 1:
@@ -251,13 +286,13 @@ def source_identity(source: VoxelSource) -> str:
     """Equal for two names of one file or series."""
     if isinstance(source, DicomSeries):
         return f"{source_identity(source.root / source.files[0])} {source.name}"
-    if source.is_symlink():
+    if is_link(source):
         return os.path.realpath(source)
     return f"{_real_folder(str(source.parent))}/{source.name}"
 
 
 def _is_link(scan: Scan) -> bool:
-    return any(isinstance(source, Path) and source.is_symlink() for source in scan.contrasts)
+    return any(isinstance(source, Path) and is_link(source) for source in scan.contrasts)
 
 
 @lru_cache(maxsize=1024)

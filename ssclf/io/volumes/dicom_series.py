@@ -9,24 +9,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import re
-import warnings
-import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from ssclf.errors import ConfigError, VolumeError
+from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_name, junk_path
+from ssclf.io.volumes.dicom_archive import DicomArchive, Entry, damage
+from ssclf.io.volumes.dicom_grouping import Member, Single, join_single_slices, may_be_slices, split_copies
+from ssclf.io.volumes.dicom_headers import (
+    get,
+    instance_of,
+    looks_like_dicom,
+    place_of_slice,
+    quiet_pydicom,
+    read_header,
+    reason_to_leave_out,
+)
 
-#: SOP classes with MR pixels on a spatial grid (PS3.4 B.5): classic, enhanced, legacy converted enhanced.
-_MR_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.4{end}" for end in ("", ".1", ".4"))
-_DIRECTORY = "1.2.840.10008.1.3.10"
 #: An archive may hold as much and inflate to as much; a series of 1,000 slices of 512² takes 0.5 GB.
 MAX_ARCHIVE_FILES = 100_000
 MAX_ARCHIVE_BYTES = 16 << 30
@@ -34,39 +40,55 @@ MAX_FILE_BYTES = 2 << 30
 #: Enough for the header of nearly every slice; longer ones are read whole.
 _HEADER_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 26
-_DEFLATED, _META_BYTES = b"1.2.840.10008.1.2.1.99", 1 << 10
+_START_BYTES = 132
 _CUT_SHORT = "the DICOM file is cut short before its image, or states no series."
-_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+_NO_MATCH = "the series description does not match --series."
+_AGAIN = "a slice of a series that lies elsewhere whole."
+#: Files that end so claim to be DICOM.
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """One series: files of one SeriesInstanceUID.
+    """One series: files of one SeriesInstanceUID, or of one each where a scanner gives every slice its own.
 
     Attributes:
         name: series number and a short hash of the UID, such as "3-1f0c9a2e"; tells nothing of a person.
         root: folder or zip archive that `files` are relative to.
-        files: POSIX paths below `root`, or member names of the archive; sorted.
+        files: POSIX paths below `root`, or member names of the archive, which need not differ; sorted.
         uid: the SeriesInstanceUID itself; written out only where the user asks for UIDs.
+        entries: where each of `files` lies in the archive; () for a folder.
+        other_uids: further ones, where slices have one each.
+        place: folder in the archive, where that holds several copies of the series.
+        lost: how many files beside these cannot be read and may have been part of the series, or share its UID
+            and are no MR image.
     """
 
     name: str
     root: Path
     files: tuple[str, ...] = field(repr=False)
     uid: str = field(repr=False, default="")
+    entries: tuple[Entry, ...] = field(repr=False, default=())
+    other_uids: tuple[str, ...] = field(repr=False, default=())
+    place: str = ""
+    lost: int = 0
 
     @property
     def location(self) -> Path:
         """What a person would call the place of the series: archive, file, or deepest common folder."""
         if self.in_archive:
-            return self.root
+            return self.root / self.place
         if len(self.files) == 1:
             return self.root / self.files[0]
-        return self.root / os.path.commonpath([str(PurePosixPath(name).parent) for name in self.files])
+        return self.root / _common_folder(self.files)
 
     @property
     def in_archive(self) -> bool:
         return self.root.is_file()
+
+    def holds(self, uid: str) -> bool:
+        """Whether a file of this SeriesInstanceUID can be one of the series."""
+        return not self.uid or uid == self.uid or uid in self.other_uids
 
 
 @dataclass(frozen=True)
@@ -78,12 +100,14 @@ class LeftOut:
         reason: one line without header contents.
         files: how many files this stands for.
         broken: the file claims to be DICOM and cannot be read: worth a failed row, not just a count.
+        dicom: whether it is DICOM, or claims to be.
     """
 
     path: Path
     reason: str
     files: int = 1
     broken: bool = False
+    dicom: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,7 +122,7 @@ def is_dicom(path: Path) -> bool:
         if not path.is_file():  # opening a pipe would wait for a writer
             return False
         with path.open("rb") as file:
-            return looks_like_dicom(file.read(132))
+            return looks_like_dicom(file.read(_START_BYTES))
     except OSError:
         return False
 
@@ -106,8 +130,8 @@ def is_dicom(path: Path) -> bool:
 def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) -> SeriesSearch:
     """Find the MR series in a folder of any nesting, a zip archive, or a list of files and archives.
 
-    A series whose files lie in several folders is one series, unless its instances are there more than
-    once: then each folder holds a copy of its own.
+    A series whose files lie in several folders is one series. A folder that holds all images of a series of
+    which others hold all, too, is a copy of its own; one that repeats some of them is none.
 
     Args:
         sources: folder (links are not followed out of it), DICOM file, `.zip`, or several files.
@@ -120,130 +144,114 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
         pattern = re.compile(matching, re.IGNORECASE) if matching else None
     except re.error as exc:
         raise ConfigError(f"--series: {matching!r} is no regular expression ({exc}).") from exc
+    walked = isinstance(sources, Path) and sources.is_dir()
     if isinstance(sources, Path):
-        root = sources if sources.is_dir() else sources.parent
-        files = list(_walk(sources)) if sources.is_dir() else [sources]
+        root = sources if walked else sources.parent
+        files = list(_walk(sources)) if walked else [sources]
     else:
         files = sorted(sources)
         root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     slices = [file for file in files if file.suffix.lower() != ".zip"]
-    searches = [_group(_folder_headers(slices, root), root, pattern)]
-    searches += [_search_archive(archive, pattern) for archive in archives]
+    with quiet_pydicom():
+        searches = [_sort(_folder_headers(slices, root, meant=not walked), root, pattern)]
+        searches += [_search_archive(archive, pattern) for archive in archives]
     return SeriesSearch(
         tuple(series for search in searches for series in search.series),
         tuple(left for search in searches for left in search.left_out),
     )
 
 
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Hospitals' headers break the standard in small ways all the time; that is no news to a user."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def read_header(file: BinaryIO) -> pydicom.Dataset:
-    """Read everything before the pixels; the file is left where they start.
-
-    Raises:
-        VolumeError: not DICOM, cut short, or deflated.
-    """
-    if _DEFLATED in file.read(_META_BYTES):
-        # pydicom would inflate all of it, however much that is, and dcm2niix does not read it
-        raise VolumeError("the data set is deflated as a whole, which is not read; inflate it with dcmconv.")
-    file.seek(0)
-    try:
-        # force: data sets without preamble; what they are was decided by `is_dicom`
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True)
-    except (InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise VolumeError("the DICOM header is damaged or cut short.") from exc
-    except Exception as exc:  # pydicom raises what its parts raise: struct, zlib, unicode, recursion errors
-        raise VolumeError(f"the DICOM header cannot be read ({type(exc).__name__}).") from exc
-
-
-def get(header: pydicom.Dataset, keyword: str, default: Any = None) -> Any:
-    """A header value; one that cannot be converted counts as absent."""
-    try:
-        value = header.get(keyword)
-    except Exception:  # lazily converted by pydicom, which raises whatever the conversion raises
-        return default
-    return default if value is None or value == "" else value
-
-
-def looks_like_dicom(start: bytes) -> bool:
-    if start[128:132] == b"DICM":
-        return True
-    # Without preamble a data set starts with group 0002 or 0008: tag, then explicit VR or implicit length.
-    if len(start) < 132 or start[:2] not in (b"\x02\x00", b"\x08\x00") or start[3] != 0:
-        return False
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return explicit or int.from_bytes(start[4:8], "little") <= 128
-
-
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, sorted; links that leave it are not followed."""
+    """Files below a folder, sorted, without junk; links that leave it are not followed."""
     inside = folder.resolve()
     for parent, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not junk_name(name))
         for name in sorted(names):
             path = Path(parent, name)
-            if not path.is_symlink() or path.resolve().is_relative_to(inside):
+            if not junk_name(name) and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
                 yield path
 
 
 @dataclass(frozen=True)
 class _Found:
+    """A file that was looked at.
+
+    Attributes:
+        header: None where there is no header, with the `reason`.
+        start: first bytes of a file that is no DICOM and does not claim to be; it may be a damaged slice.
+        junk: why the file is not looked at.
+    """
+
     name: str
-    header: pydicom.Dataset | None
+    header: pydicom.Dataset | None = None
     reason: str = ""
+    entry: Entry = ()
+    start: bytes | None = None
+    junk: str = ""
 
 
-def _folder_headers(files: Iterable[Path], root: Path) -> Iterator[_Found]:
+def _folder_headers(files: Iterable[Path], root: Path, *, meant: bool) -> Iterator[_Found]:
+    """Args:
+    meant: every file is a slice by what is known of it, whatever its name.
+    """
     for file in files:
         name = file.relative_to(root).as_posix()
-        if not is_dicom(file):
-            if file.suffix.lower() in _DICOM_ENDINGS:
-                yield _Found(name, None, "expected DICOM, found something else under its ending.")
-            continue
         try:
-            with file.open("rb") as stream, quiet_pydicom():
-                yield _Found(name, read_header(stream))
+            if not file.is_file():  # opening a pipe would wait for a writer
+                continue
+            with file.open("rb") as stream:
+                start = stream.read(_START_BYTES)
+                if looks_like_dicom(start):
+                    stream.seek(0)
+                    yield _Found(name, read_header(stream))
+                else:
+                    yield _no_dicom(name, start, (), meant=meant)
         except OSError as exc:
             yield _Found(name, None, f"cannot be read ({exc.strerror or exc}).")
         except VolumeError as exc:
             yield _Found(name, None, str(exc))
 
 
-def _archive_headers(archive: zipfile.ZipFile) -> Iterator[_Found]:
-    for member in sorted(archive.infolist(), key=lambda info: info.filename):
-        name = member.filename
-        if member.is_dir() or name.startswith("__MACOSX/") or member.file_size > MAX_FILE_BYTES:
-            continue
-        try:
-            with archive.open(member) as stream:
-                start = stream.read(_HEADER_BYTES)
-                if not looks_like_dicom(start[:132]):
-                    if name.lower().endswith(_DICOM_ENDINGS):
-                        yield _Found(name, None, "expected DICOM, found something else under its ending.")
-                    continue
-                with quiet_pydicom():
-                    yield _Found(name, _read_start(start, stream))
-        except VolumeError as exc:
-            yield _Found(name, None, str(exc))
-        except Exception as exc:  # zipfile's own, and what each of its decompressors raises
-            reason = "is encrypted" if "password" in str(exc) else "cannot be read from the archive"
-            yield _Found(name, None, f"{reason}.")
+def _archive_headers(archive: DicomArchive) -> Iterator[_Found]:
+    for member in archive.members():
+        name, entry = member.name, member.entry
+        if junk := junk_path(name):
+            yield _Found(name, entry=entry, junk=junk)
+        elif member.problem:
+            yield _Found(name, None, member.problem, entry)
+        else:
+            try:
+                with archive.open(entry) as stream:
+                    start = stream.read(_HEADER_BYTES)
+                    if looks_like_dicom(start[:_START_BYTES]):
+                        yield _Found(name, _read_start(start, stream), entry=entry)
+                    else:
+                        yield _no_dicom(name, start[:_START_BYTES], entry)
+            except VolumeError as exc:
+                yield _Found(name, None, str(exc), entry)
+            except Exception as exc:  # zipfile's own, and what each of its decompressors raises
+                yield _Found(name, None, damage(exc), entry)
 
 
-def _read_start(start: bytes, rest: Any) -> pydicom.Dataset:
+def _no_dicom(name: str, start: bytes, entry: Entry, *, meant: bool = False) -> _Found:
+    if meant or name.lower().endswith(DICOM_ENDINGS):
+        return _Found(name, None, what_instead(start), entry)
+    return _Found(name, entry=entry, start=start)
+
+
+def what_instead(start: bytes) -> str:
+    """What a file that should be DICOM holds, from its first 132 bytes."""
+    if not start:
+        return "expected DICOM, found an empty file."
+    if is_lfs_pointer(start):
+        return f"expected DICOM, found something else: {LFS_POINTER}"
+    if not start.strip(b"\0"):
+        return "expected DICOM, found nothing but zeros; the file is damaged."
+    return "expected DICOM, found something else under its ending."
+
+
+def _read_start(start: bytes, rest: IO[bytes]) -> pydicom.Dataset:
     """A header from the first bytes of a file, or from all of it where it does not end there."""
     if len(start) == _HEADER_BYTES:
         with contextlib.suppress(VolumeError):
@@ -255,97 +263,240 @@ def _read_start(start: bytes, rest: Any) -> pydicom.Dataset:
     return read_header(io.BytesIO(start))
 
 
+def open_archive(path: Path) -> DicomArchive:
+    """As `DicomArchive`, with our limits."""
+    return DicomArchive(
+        path, max_files=MAX_ARCHIVE_FILES, max_bytes=MAX_ARCHIVE_BYTES, max_file_bytes=MAX_FILE_BYTES
+    )
+
+
 def _search_archive(path: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            total = sum(member.file_size for member in members)
-            if len(members) > MAX_ARCHIVE_FILES or total > MAX_ARCHIVE_BYTES:
-                reason = (
-                    f"the archive holds {len(members)} files of {total / 1e9:.3g} GB, more than is opened."
-                )
-                return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
-            found = _group(_archive_headers(archive), path, pattern)
+        with open_archive(path) as archive:
+            found = _sort(_archive_headers(archive), path, pattern)
+    except VolumeError as exc:
+        return SeriesSearch(left_out=(LeftOut(path, str(exc), broken=True),))
+    except OSError as exc:
+        reason = f"the archive cannot be read ({exc.strerror or exc})."
+        return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
     except Exception as exc:  # a damaged list of contents makes zipfile raise nearly anything
         reason = f"expected a zip archive, found a damaged one ({type(exc).__name__})."
         return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
-    if not found.series and not found.left_out:
+    if not found.series and not any(left.broken for left in found.left_out) and not _has_dicom(found):
         return SeriesSearch(left_out=(LeftOut(path, "the archive holds no DICOM."),))
     return found
 
 
-def _group(found: Iterable[_Found], root: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
-    left_out: list[LeftOut] = []
-    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}  # (UID, reason) -> (instance UID, file name)
-    numbers: dict[str, str] = {}
-    for item in found:
-        reason, broken, uid, instance, number = item.reason, True, "", "", ""
-        if item.header is not None:
-            with quiet_pydicom():
-                uid = str(get(item.header, "SeriesInstanceUID", ""))
-                instance = str(get(item.header, "SOPInstanceUID", item.name))
-                number = str(get(item.header, "SeriesNumber", ""))
-                reason = _reason_to_leave_out(item.header, pattern)
-                broken = not reason and not (uid and get(item.header, "Rows"))
-        if broken or not uid:
-            place = root if root.is_file() else root / item.name
-            left_out.append(LeftOut(place, reason or _CUT_SHORT, broken=broken))
+def _has_dicom(found: SeriesSearch) -> bool:
+    return any(left.dicom for left in found.left_out)
+
+
+@dataclass
+class _Group:
+    """Files of one SeriesInstanceUID.
+
+    Attributes:
+        numbers: series numbers found.
+        described: whether one matches `--series`, which is asked of a series: descriptions vary inside of one.
+        others: reason to leave them out → names of files with this UID.
+        single: where the first image lies, while there is no other.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    numbers: set[int] = field(default_factory=set)
+    described: bool = False
+    others: dict[str, list[str]] = field(default_factory=dict)
+    single: Single | None = None
+
+
+class _Sorter:
+    """Takes files one after the other and keeps of each what a series needs; headers go again."""
+
+    def __init__(self, root: Path, pattern: re.Pattern[str] | None) -> None:
+        self._root = root
+        self._pattern = pattern
+        self._groups: dict[str, _Group] = defaultdict(_Group)
+        self._left_out: list[LeftOut] = []
+        self._junk: Counter[str] = Counter()
+        self._no_dicom: dict[str, list[tuple[str, bytes]]] = defaultdict(list)  # by folder
+        self._lost: Counter[str] = Counter()  # by folder: files that may have been slices
+        self._lost_of: Counter[str] = Counter()  # by UID
+
+    def take(self, item: _Found) -> None:
+        if item.junk:
+            self._junk[item.junk] += 1
+        elif item.start is not None:
+            self._no_dicom[_folder(item.name)].append((item.name.rpartition("/")[2], item.start))
+        elif item.header is None:
+            self._break(item.name, item.reason)
         else:
-            groups.setdefault((uid, reason), []).append((instance, item.name))
-            numbers.setdefault(uid, number if number.isdigit() else "0")
-    series: list[DicomSeries] = []
-    for (uid, reason), instances in groups.items():
-        name = f"{numbers[uid]}-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
-        for files in _copies(instances):
-            one = DicomSeries(name, root, tuple(sorted(files)), uid)
+            self._take_header(item.name, item.entry, item.header)
+
+    def _take_header(self, name: str, entry: Entry, header: pydicom.Dataset) -> None:
+        uid = str(get(header, "SeriesInstanceUID", ""))
+        reason = reason_to_leave_out(header)
+        if not reason and not (uid and get(header, "Rows")):
+            self._break(name, _CUT_SHORT, uid)
+        elif not uid:
+            self._left_out.append(LeftOut(self._place(name), reason))
+        else:
+            group = self._groups[uid]
             if reason:
-                left_out.append(LeftOut(one.location, reason, len(files)))
-            else:
-                series.append(one)
-    return SeriesSearch(tuple(sorted(series, key=lambda s: (s.files[0], s.name))), _gathered(left_out))
+                group.others.setdefault(reason, []).append(name)
+                return
+            number = str(get(header, "SeriesNumber", ""))
+            group.numbers.add(int(number) if number.isdecimal() else 0)
+            pattern = self._pattern
+            if pattern and not group.described:
+                group.described = bool(pattern.search(str(get(header, "SeriesDescription", ""))))
+            member = Member(name, instance_of(header), entry)
+            if not group.members:
+                group.single = place_of_slice(header, uid)
+            elif group.single and member.instance != group.members[0].instance:
+                group.single = None
+            group.members.append(member)
+
+    def _break(self, name: str, reason: str, uid: str = "") -> None:
+        self._left_out.append(LeftOut(self._place(name), reason, broken=True))
+        if uid:
+            self._lost_of[uid] += 1
+        else:
+            self._lost[_folder(name)] += 1
+
+    def _place(self, name: str) -> Path:
+        return self._root if self._root.is_file() else self._root / name
+
+    def result(self) -> SeriesSearch:
+        self._tell_damaged_slices()
+        series: list[DicomSeries] = []
+        for uids in self._volumes():
+            series += self._series(uids)
+        for group in self._groups.values():
+            self._left_out += [
+                LeftOut(self._common(names), reason, len(names)) for reason, names in group.others.items()
+            ]
+        self._left_out += [
+            LeftOut(self._root, junk, count, dicom=False) for junk, count in self._junk.items()
+        ]
+        series.sort(key=lambda one: (one.files[0], one.name, one.place))
+        return SeriesSearch(tuple(_told_apart(series)), _gathered(self._left_out))
+
+    def _tell_damaged_slices(self) -> None:
+        """Of files that are no DICOM, those with names like the slices beside them were slices."""
+        slices: dict[str, list[str]] = defaultdict(list)
+        for group in self._groups.values():
+            for member in group.members:
+                folder, _, name = member.name.rpartition("/")
+                slices[folder].append(name)
+        others = 0
+        for folder, found in self._no_dicom.items():
+            lost = set(may_be_slices(slices[folder], found)) if folder in slices else set()
+            for name, start in found:
+                if name in lost:
+                    self._break(f"{folder}/{name}" if folder else name, what_instead(start))
+                else:
+                    others += 1
+        if others and self._root.is_file():
+            self._left_out.append(
+                LeftOut(self._root, "a file in an archive that is no DICOM.", others, dicom=False)
+            )
+
+    def _volumes(self) -> Iterator[list[str]]:
+        """UIDs of what is one series: one each, or many where each slice has its own."""
+        kept = {}
+        for uid, group in self._groups.items():
+            if group.members and self._pattern and not group.described:
+                names = [member.name for member in group.members]
+                self._left_out.append(LeftOut(self._common(names), _NO_MATCH, len(names)))
+            elif group.members:
+                kept[uid] = group
+        joined, loose = join_single_slices(group.single for group in kept.values() if group.single)
+        for uids in joined:
+            yield uids
+        for uids in loose:
+            names = [member.name for uid in uids for member in kept[uid].members]
+            reason = (
+                f"expected the slices of a volume, found {len(uids)} series of one slice each which make no whole "
+                "volume together; export them again as one series."
+            )
+            self._left_out.append(LeftOut(self._common(names), reason, len(names), broken=True))
+        for uid in kept.keys() - {uid for uids in (*joined, *loose) for uid in uids}:
+            yield [uid]
+
+    def _series(self, uids: list[str]) -> Iterator[DicomSeries]:
+        groups = [self._groups[uid] for uid in uids]
+        members = sorted(
+            (member for group in groups for member in group.members), key=lambda one: (one.name, one.entry)
+        )
+        number = min(number for group in groups for number in group.numbers)
+        name = f"{number}-{hashlib.sha256(chr(92).join(uids).encode()).hexdigest()[:8]}"
+        copies, again = split_copies(members)
+        if again:
+            self._left_out.append(LeftOut(self._common([m.name for m in again]), _AGAIN, len(again)))
+        elsewhere = sum(self._lost_of[uid] for uid in uids)
+        elsewhere += sum(len(names) for group in groups for names in group.others.values())
+        in_archive = self._root.is_file()
+        for copy in copies:
+            files = tuple(member.name for member in copy)
+            lost = sum(self._lost[folder] for folder in {_folder(file) for file in files})
+            yield DicomSeries(
+                name,
+                self._root,
+                files,
+                uids[0],
+                entries=tuple(member.entry for member in copy) if in_archive else (),
+                other_uids=tuple(uids[1:]),
+                place=_common_folder(files) if in_archive and len(copies) > 1 else "",
+                lost=lost + elsewhere,
+            )
+
+    def _common(self, names: list[str]) -> Path:
+        """What a person would call the place of some files."""
+        if self._root.is_file():
+            return self._root
+        return self._root / (names[0] if len(names) == 1 else _common_folder(names))
+
+
+def _sort(found: Iterable[_Found], root: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
+    sorter = _Sorter(root, pattern)
+    for item in found:
+        sorter.take(item)
+    return sorter.result()
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _common_folder(names: Iterable[str]) -> str:
+    """The deepest folder that holds all of them, "" where that is the root; never one above it."""
+    folders = {_folder(name) for name in names}
+    inside = [[part for part in PurePosixPath(one).parts if part not in ("/", "..")] for one in folders]
+    return os.path.commonpath(["/".join(parts) for parts in inside])
+
+
+def _told_apart(series: list[DicomSeries]) -> Iterator[DicomSeries]:
+    """Two copies of a series may share a folder with parts of each other; their names must differ all the same."""
+    seen: Counter[tuple[Path, str]] = Counter()
+    for one in series:
+        key = (one.location, one.name)
+        seen[key] += 1
+        yield one if seen[key] == 1 else replace(one, name=f"{one.name}-{seen[key]}")
 
 
 def _gathered(left_out: list[LeftOut]) -> tuple[LeftOut, ...]:
     """One entry for all broken files of a folder that share a reason: they would have been one series."""
-    together: dict[tuple[Path, str], list[Path]] = {}
+    together: dict[tuple[Path, str], list[LeftOut]] = {}
     for left in left_out:
         if left.broken:
-            together.setdefault((left.path.parent, left.reason), []).append(left.path)
+            together.setdefault((left.path.parent, left.reason), []).append(left)
     broken = (
-        LeftOut(paths[0] if len(set(paths)) == 1 else folder, reason, len(paths), broken=True)
-        for (folder, reason), paths in together.items()
+        LeftOut(
+            lost[0].path if len({left.path for left in lost}) == 1 else folder,
+            reason,
+            sum(left.files for left in lost),
+            broken=True,
+        )
+        for (folder, reason), lost in together.items()
     )
     return (*(left for left in left_out if not left.broken), *broken)
-
-
-def _copies(instances: list[tuple[str, str]]) -> list[list[str]]:
-    """One list of files; one per folder where several folders hold a copy of the same instances."""
-    deepest = max(len(PurePosixPath(name).parts) for _, name in instances)
-    for depth in range(deepest):
-        folders: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-        for uid, name in instances:
-            folders.setdefault(PurePosixPath(name).parts[:-1][:depth], []).append((uid, name))
-        if all(len({uid for uid, _ in inside}) == len(inside) for inside in folders.values()):
-            break
-    return [[name for _, name in inside] for inside in folders.values()]
-
-
-def _reason_to_leave_out(header: pydicom.Dataset, pattern: re.Pattern[str] | None) -> str:
-    """Why a file is no MR image that could be part of a volume; empty where it could be."""
-    sop_class = str(get(header, "SOPClassUID", ""))
-    modality = str(get(header, "Modality", ""))
-    if sop_class == _DIRECTORY or get(header, "DirectoryRecordSequence") is not None:
-        return "a DICOMDIR index, no image."
-    if not get(header, "Rows"):
-        # an MR image without rows is no other kind of object, it is cut short
-        return "" if sop_class in _MR_IMAGES or not sop_class else "a DICOM object without an image."
-    if modality not in ("MR", ""):
-        return f"the modality is {modality if modality.isalnum() else 'unknown'}, not MR."
-    if sop_class not in _MR_IMAGES and (sop_class or not modality):
-        return "no MR image (a secondary capture or another kind of object)."
-    image_type = get(header, "ImageType", ())
-    if "LOCALIZER" in {str(value).upper() for value in image_type}:
-        return "a localiser."
-    if pattern and not pattern.search(str(get(header, "SeriesDescription", ""))):
-        return "the series description does not match --series."
-    return ""

@@ -29,21 +29,11 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
-from ssclf.io.volumes.dicom_pixels import (
-    Frame,
-    checked_voxels,
-    must_be_assembled,
-    own_voxels,
-    rescaling,
-)
-from ssclf.io.volumes.dicom_series import (
-    MAX_ARCHIVE_BYTES,
-    MAX_FILE_BYTES,
-    DicomSeries,
-    get,
-    quiet_pydicom,
-    read_header,
-)
+from ssclf.io.volumes.dicom_archive import copy_member
+from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
+from ssclf.io.volumes.dicom_pixels import Frame, checked_voxels, must_be_assembled, own_voxels, rescaling
+from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, open_archive
+from ssclf.io.volumes.dicom_uniform import make_uniform, parting_values
 from ssclf.io.volumes.nifti import read_nifti
 from ssclf.io.volumes.voxels import MAX_VOXELS
 
@@ -99,9 +89,13 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         target.mkdir()
         files = _gather(series, source)
         with quiet_pydicom():
-            found = list(_read_slices(files))
+            values: dict[Path, dict[str, str]] = {}
+            found = list(_read_slices(series, files, values))
             stack = stack_slices([piece for _, piece in found])
+            make_uniform(values)
             frames = _number_along_stack([found[index] for index in stack.order])
+        if series.lost:
+            stack = replace(stack, flags=(*stack.flags, "incomplete_series"))
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
         with quiet_pydicom():
@@ -117,36 +111,32 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
 
 def _gather(series: DicomSeries, target: Path) -> list[Path]:
     """Link the files of a series, or extract them from their archive, under names of our own."""
-    names = {name: target / f"{index:06d}.dcm" for index, name in enumerate(series.files)}
+    files = [target / f"{index:06d}.dcm" for index in range(len(series.files))]
     if not series.in_archive:
-        for name, file in names.items():
+        for name, file in zip(series.files, files, strict=True):
             file.symlink_to((series.root / name).resolve())
-        return list(names.values())
+        return files
     left = MAX_ARCHIVE_BYTES
     try:
-        with zipfile.ZipFile(series.root) as archive:
-            for name, file in names.items():
-                with archive.open(name) as member, file.open("wb") as out:
-                    left -= _copy(member, out, min(left, MAX_FILE_BYTES))
+        with open_archive(series.root) as archive:
+            for entry, file in zip(series.entries, files, strict=True):
+                with archive.open(entry) as member, file.open("wb") as out:
+                    left -= copy_member(member, out, min(left, MAX_FILE_BYTES))
     except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, EOFError) as exc:
         raise VolumeError(f"the archive is damaged or has changed ({type(exc).__name__}).") from exc
     except OSError as exc:
         raise VolumeError(f"the archive cannot be read ({exc.strerror or exc}).") from exc
-    return list(names.values())
+    return files
 
 
-def _copy(member: Any, out: Any, limit: int) -> int:
-    copied = 0
-    while part := member.read(1 << 20):
-        copied += len(part)
-        if copied > limit:
-            raise VolumeError("the archive inflates to more than is opened.")
-        out.write(part)
-    return copied
+def _read_slices(
+    series: DicomSeries, files: list[Path], values: dict[Path, dict[str, str]]
+) -> Iterator[tuple[Frame, Slice]]:
+    """The slices of a series, each with where its pixels are; a file that repeats another byte for byte is removed.
 
-
-def _read_slices(files: list[Path]) -> Iterator[tuple[Frame, Slice]]:
-    """The slices of a series, each with where its pixels are; a file that repeats another byte for byte is removed."""
+    Args:
+        values: gets what of each file's header dcm2niix parts by.
+    """
     instances: dict[str, Path] = {}
     for file in files:
         try:
@@ -159,6 +149,9 @@ def _read_slices(files: list[Path]) -> Iterator[tuple[Frame, Slice]]:
                 continue
         except OSError as exc:
             raise VolumeError(f"a file of the series cannot be read ({exc.strerror or exc}).") from exc
+        if not series.holds(str(get(header, "SeriesInstanceUID", ""))):
+            raise VolumeError("a file of the series is one of another series by now; run again.")
+        values[file] = parting_values(header)
         for index, (piece, scaling) in enumerate(_slices_of(header, rest)):
             yield Frame(file, index, *scaling), piece
 

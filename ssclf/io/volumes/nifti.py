@@ -53,17 +53,19 @@ def read_nifti(path: Path) -> Volume:
         return file_volume(raw, dtype, shape, affine, scaling=scaling, flags=flags)
 
 
-def write_nifti(volume: Volume, path: Path) -> None:
+def write_nifti(volume: Volume, path: Path, *, mark: str = "") -> None:
     """Write one contrast, or several along the fourth dimension; appears whole or not at all.
 
     Args:
         volume: (C, D, H, W); float data is stored as float32, masks as uint8.
+        mark: by which `ssclf.io.own_output` knows the file again.
     """
     data = volume.data.transpose(3, 2, 1, 0)
     data = data[..., 0] if data.shape[-1] == 1 else data
     dtype = np.uint8 if data.dtype == bool else np.float32 if data.dtype.kind == "f" else data.dtype
     image = nib.Nifti1Image(np.asarray(data, dtype), volume.affine[:, [2, 1, 0, 3]], dtype=dtype)
     image.header.set_xyzt_units("mm")
+    image.header["intent_name"] = mark.encode("ascii")
     path.parent.mkdir(parents=True, exist_ok=True)
     # nibabel packs the file, or not, by its ending
     with whole_path(path, ending=volume_ending(path.name)) as partial:

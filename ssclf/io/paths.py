@@ -1,0 +1,109 @@
+"""What lies at a path that somebody typed, without ever waiting or raising; and where results may be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ssclf.errors import OutputError
+from ssclf.io.image_hints import image_hint
+from ssclf.io.records.tables import TABLE_ENDINGS
+from ssclf.io.volumes.dicom_series import DICOM_ENDINGS
+from ssclf.io.volumes.endings import volume_ending
+
+#: What a file system says of one name, however healthy the disk is.
+_ABOUT_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+
+
+def is_about_the_name(exc: OSError) -> bool:
+    """Whether an error belongs to one file and its name: the next file may well be written."""
+    return exc.errno in _ABOUT_THE_NAME
+
+
+def why_missing(path: Path) -> str:
+    """Why nothing can be looked at under a path, "" where something can."""
+    try:
+        path.stat()
+    except PermissionError:
+        return "may not be looked at by this user."
+    except OSError as exc:
+        if is_link(path):
+            return "is a link to nothing."
+        return "is not there." if exc.errno in (errno.ENOENT, errno.ENOTDIR) else f"{exc.strerror or exc}."
+    except ValueError:  # a NUL in the name
+        return "is no name that a file can have."
+    return ""
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, for any name."""
+    return os.path.isfile(path)  # noqa: PTH113 - answers where a Path raises, for a name that is too long
+
+
+def is_link(path: Path) -> bool:
+    """As `Path.is_symlink`, for any name."""
+    return os.path.islink(path)  # noqa: PTH114
+
+
+def names_a_file(path: Path) -> bool:
+    """Whether a name, of which nothing more is known, is that of one volume, slice or archive.
+
+    A manifest is none: what it lists is not known without it. Nor is a name without an ending: it may be a
+    folder's.
+    """
+    name = path.name.lower()
+    return bool(volume_ending(name)) or name.endswith((".zip", *DICOM_ENDINGS))
+
+
+def is_manifest(path: Path) -> bool:
+    return path.name.lower().endswith(TABLE_ENDINGS)
+
+
+def holds_something(path: Path) -> bool:
+    """Whether a folder can be listed and has something in it."""
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+def watched_folder(path: Path) -> Path:
+    """The folder without which an input has gone as a whole: itself, or that of a file."""
+    return path if os.path.isdir(path) else path.parent  # noqa: PTH112 - as in `is_file`
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """A result must have a name of its own, in a folder that is there, and lie there as a plain file.
+
+    Args:
+        option: for messages, such as "out".
+
+    Raises:
+        OutputError: it names a folder, a link, a pipe or a device, or nothing at all.
+    """
+    if path.name in ("", ".."):
+        raise OutputError(f'"{path}": --{option} names the file to write, found a folder; add a file name.')
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        mode = 0
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise OutputError(f"{path}: --{option} cannot be written ({why}).") from exc
+    if stat.S_ISLNK(mode):
+        raise OutputError(
+            f"{path}: --{option} names the file to write, found a link; give the name of the file itself."
+        )
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{path}: --{option} names the file to write, found a folder; add a file name.")
+    if mode and not stat.S_ISREG(mode):
+        raise OutputError(
+            f"{path}: --{option} names the file to write, found a pipe or a device; choose another."
+        )
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
+        )
