@@ -102,7 +102,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
             if must_be_assembled(frames):
                 return Volume(own_voxels(frames)[None], stack.affine, stack.flags)
         converted, doubts = _convert(source, target, Path(folder))
-        volume = _on_the_grid_of(stack, read_nifti(converted))
+        volume = _on_the_grid_of(stack, _read_converted(converted))
         with quiet_pydicom():
             volume = _with_the_voxels_of(frames, stack, volume)
     flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
@@ -294,6 +294,15 @@ def _convert(source: Path, target: Path, work: Path) -> tuple[Path, tuple[str, .
             "compressed in a way that it does not know; decompress it with dcmdjpeg or gdcmconv first."
         )
     return volumes[0], ("incomplete_series",) if any(sign in said for sign in _LACKING) else ()
+
+
+def _read_converted(path: Path) -> Volume:
+    """What dcm2niix wrote; a reason says so instead of naming a file that nobody knows."""
+    try:
+        return read_nifti(path)
+    except VolumeError as exc:
+        reason = str(exc).removeprefix(f"{path.name}: ")
+        raise VolumeError(f"dcm2niix made no single volume of the series: {reason}") from exc
 
 
 def _program() -> str:
