@@ -596,9 +596,10 @@ class _Run:
                 else:
                     return
         finally:
-            left.set()
-            # Ray's reading should not outlive the connection, where an error ends it early; a signal waits for nothing
+            # Where an error ends it early, Ray's reading should not outlive the connection. A signal waits for nothing:
+            # the thread goes with this process, and is told nothing, or it would close what is being torn down.
             if not self.stop():
+                left.set()
                 pulling.join(timeout=10)
 
     def clean_nodes(self) -> None:
