@@ -251,7 +251,7 @@ def kill():
     while len(list(Path(out).glob("_stage/*/*.parquet"))) < int(after):
         waiting.wait(0.05)
     cluster.remove_node(nodes[0], allow_graceful=False)
-    print("killed", flush=True)
+    print("\\nkilled\\n", flush=True)  # a raylet's last words come on the same stream, without an end of line
 
 killer = threading.Thread(target=kill)
 killer.start()
