@@ -378,7 +378,6 @@ def usage_errors(scans: Path, tmp_path: Path, bundle: Path) -> dict[str, tuple[l
         "foreign output": ([scans, *good, "--out", tmp_path / "foreign.csv"], "not written by ssclf"),
         "output folder": ([scans, *good, "--out", tmp_path / "no" / "r.csv"], "does not exist"),
         "no cuda": ([scans, *good, *out, "--device", "cuda"], "CUDA"),
-        "bad device": ([scans, *good, *out, "--device", "tpu"], "auto, cpu or cuda"),
         "manifest without the contrast": ([table, *good, *out], "t1ce"),
     }
 
