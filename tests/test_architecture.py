@@ -115,6 +115,17 @@ def test_what_has_one_home_is_there() -> None:
     assert "csv.writer/*" in calls(PACKAGE / ONLY["tables"])
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_function_fits_a_screen(path: Path) -> None:
+    long = [
+        f"{node.name}: {length} lines"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not long
+
+
 def test_init_files_are_bare() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:
