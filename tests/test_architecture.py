@@ -61,7 +61,7 @@ def test_what_prediction_needs_imports_nothing_heavy(path: Path) -> None:
     parts = path.relative_to(PACKAGE).parts
     training = {"train.py", "export.py", "demo.py", "cross_validate.py", "evaluate.py"}
     pictures = {"figures.py", "cv_report.py"}
-    if parts[0] == "learning" or parts[0] == "workflows" and path.name in training or path.name in pictures:
+    if parts[0] == "learning" or (parts[0] == "workflows" and path.name in training) or path.name in pictures:
         pytest.skip("only used where training is installed")
     heavy = {name.split(".")[0] for name in imports(path, top_only=True)} & HEAVY
     assert not heavy
