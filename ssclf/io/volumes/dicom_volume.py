@@ -92,9 +92,9 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
             found = list(_read_slices(series, files, values))
             stack = stack_slices([piece for _, piece in found])
             make_uniform(values)
+            _number_along_stack([found[index] for index in stack.order])
         if series.lost:
             stack = replace(stack, flags=(*stack.flags, "incomplete_series"))
-            _number_along_stack([found[index] for index in stack.order])
         if math.prod(stack.shape) > MAX_VOXELS:
             raise VolumeError(f"expected at most {MAX_VOXELS:.1g} voxels, found {stack.shape}.")
         converted, doubts = _convert(source, target, Path(folder))
