@@ -368,7 +368,13 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Pl
     )
     for left in found.left_out:
         search.left_out[left.reason.rstrip(".")] += left.files
+    least: dict[str, int] = {}
     for series in found.series:
+        least[series.uid] = min(series.lost, least.get(series.uid, series.lost))
+    for series in found.series:
+        if series.lost > least[series.uid]:
+            search.left_out["a part of a DICOM series that lies elsewhere whole"] += 1
+            continue
         place = series.root if series.in_archive else series.location  # copies in one archive are one case
         *folders, name = place.relative_to(root).parts or ("",)
         if series.in_archive or len(series.files) == 1:

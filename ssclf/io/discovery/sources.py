@@ -154,8 +154,6 @@ def _file_scans(
     for path in files:
         if pattern and not matches_pattern(path.as_posix(), path.name, pattern):
             other["not matching --pattern"] += 1
-        elif path.name.lower().endswith(".zip"):
-            slices.append(path)
         elif problem := _unfit(path):
             yield Scan(path.as_posix(), (path,), problem=problem)
         elif volume_ending(path.name):
@@ -179,6 +177,8 @@ def _unfit(path: Path) -> str:
     """Why a file that was named is no volume or slice, "" where it may be one."""
     if not is_file(path):
         return "expected a file, found a pipe or a device."
+    if path.name.lower().endswith(".zip"):
+        return ""
     try:
         with path.open("rb") as file:
             start = file.read(START_BYTES)

@@ -60,8 +60,8 @@ class DicomSeries:
         entries: where each of `files` lies in the archive; () for a folder.
         other_uids: further ones, where slices have one each.
         place: folder in the archive, where that holds several copies of the series.
-        lost: how many files beside these cannot be read and may have been part of the series, or share its UID
-            and are no MR image.
+        lost: how many files beside these cannot be read and may have been part of the series, share its UID
+            and are no MR image, or hold images of it that lie elsewhere only.
     """
 
     name: str
@@ -131,7 +131,7 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
     """Find the MR series in a folder of any nesting, a zip archive, or a list of files and archives.
 
     A series whose files lie in several folders is one series. A folder that holds all images of a series of
-    which others hold all, too, is a copy of its own; one that repeats some of them is none.
+    which others hold all, too, is a copy of its own; one that repeats some of them is known to lack the others.
 
     Args:
         sources: folder (links are not followed out of it), DICOM file, `.zip`, or several files.
@@ -145,6 +145,7 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
     except re.error as exc:
         raise ConfigError(f"--series: {matching!r} is no regular expression ({exc}).") from exc
     walked = isinstance(sources, Path) and sources.is_dir()
+    meant = not isinstance(sources, Path)
     if isinstance(sources, Path):
         root = sources if walked else sources.parent
         files = list(_walk(sources)) if walked else [sources]
@@ -154,7 +155,7 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     slices = [file for file in files if file.suffix.lower() != ".zip"]
     with quiet_pydicom():
-        searches = [_sort(_folder_headers(slices, root, meant=not walked), root, pattern)]
+        searches = [_sort(_folder_headers(slices, root, meant=meant), root, pattern)]
         searches += [_search_archive(archive, pattern) for archive in archives]
     return SeriesSearch(
         tuple(series for search in searches for series in search.series),
@@ -272,6 +273,10 @@ def open_archive(path: Path) -> DicomArchive:
 
 def _search_archive(path: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
     try:
+        with path.open("rb") as file:
+            if is_lfs_pointer(file.read(_START_BYTES)):
+                reason = f"expected a zip archive, found something else: {LFS_POINTER}"
+                return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
         with open_archive(path) as archive:
             found = _sort(_archive_headers(archive), path, pattern)
     except VolumeError as exc:
@@ -330,7 +335,10 @@ class _Sorter:
         elif item.header is None:
             self._break(item.name, item.reason)
         else:
-            self._take_header(item.name, item.entry, item.header)
+            try:
+                self._take_header(item.name, item.entry, item.header)
+            except Exception as exc:  # values of any kind where text was expected
+                self._break(item.name, f"the DICOM header cannot be understood ({type(exc).__name__}).")
 
     def _take_header(self, name: str, entry: Entry, header: pydicom.Dataset) -> None:
         uid = str(get(header, "SeriesInstanceUID", ""))
@@ -420,8 +428,8 @@ class _Sorter:
                 "volume together; export them again as one series."
             )
             self._left_out.append(LeftOut(self._common(names), reason, len(names), broken=True))
-        for uid in kept.keys() - {uid for uids in (*joined, *loose) for uid in uids}:
-            yield [uid]
+        told = {uid for uids in (*joined, *loose) for uid in uids}
+        yield from ([uid] for uid in kept if uid not in told)
 
     def _series(self, uids: list[str]) -> Iterator[DicomSeries]:
         groups = [self._groups[uid] for uid in uids]
@@ -431,23 +439,26 @@ class _Sorter:
         number = min(number for group in groups for number in group.numbers)
         name = f"{number}-{hashlib.sha256(chr(92).join(uids).encode()).hexdigest()[:8]}"
         copies, again = split_copies(members)
-        if again:
-            self._left_out.append(LeftOut(self._common([m.name for m in again]), _AGAIN, len(again)))
+        images = len({member.instance for member in copies[0]})
         elsewhere = sum(self._lost_of[uid] for uid in uids)
         elsewhere += sum(len(names) for group in groups for names in group.others.values())
         in_archive = self._root.is_file()
-        for copy in copies:
-            files = tuple(member.name for member in copy)
+        for part in (*copies, *again):
+            files = tuple(member.name for member in part)
+            missing = images - len({member.instance for member in part})
+            if missing and missing == images - 1:
+                self._left_out.append(LeftOut(self._common(list(files)), _AGAIN, len(files)))
+                continue
             lost = sum(self._lost[folder] for folder in {_folder(file) for file in files})
             yield DicomSeries(
                 name,
                 self._root,
                 files,
                 uids[0],
-                entries=tuple(member.entry for member in copy) if in_archive else (),
+                entries=tuple(member.entry for member in part) if in_archive else (),
                 other_uids=tuple(uids[1:]),
-                place=_common_folder(files) if in_archive and len(copies) > 1 else "",
-                lost=lost + elsewhere,
+                place=_common_folder(files) if in_archive and len(copies) + len(again) > 1 else "",
+                lost=lost + elsewhere + missing,
             )
 
     def _common(self, names: list[str]) -> Path:
