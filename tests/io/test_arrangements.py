@@ -18,7 +18,7 @@ from pydicom.uid import generate_uid
 
 from ssclf.domain.geometry import reorient
 from ssclf.errors import VolumeError
-from ssclf.io.discovery.cohorts import find_cases
+from ssclf.io.discovery.cohorts import CohortQuery, find_cases
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.volumes.dicom_grouping import Member, split_copies
@@ -301,7 +301,7 @@ def test_a_part_beside_the_whole_is_no_training_volume(made: WrittenSeries, tmp_
         files = list(files_of(one, tmp_path / label / "slices").items())
         root = tmp_path / "in" / label / f"{label} 1"
         put(root, [(f"whole/{n}", c) for n, c in files] + [(f"part/{n}", c) for n, c in files[:11]])
-    cohort = find_cases([tmp_path / "in"], contrasts=("t1",))
+    cohort = find_cases(CohortQuery(sources=(tmp_path / "in",), contrasts=("t1",)))
     assert [Path(case.scan.path).name for case in cohort.cases] == ["whole", "whole"]
     assert cohort.left_out["a part of a DICOM series that lies elsewhere whole"] == 2
 
