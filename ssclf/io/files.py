@@ -38,9 +38,10 @@ def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     Raises:
         OutputError: it cannot be written.
     """
+    # "x": what somebody has put at that name, a link above all, is not written to
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        with whole_path(path) as partial, partial.open("wb") if binary else partial.open("w", **text) as file:
+        with whole_path(path) as partial, partial.open("xb") if binary else partial.open("x", **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

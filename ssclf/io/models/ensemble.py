@@ -13,7 +13,7 @@ from ssclf.domain.explanation import class_evidence, place_map
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
-from ssclf.errors import ModelError
+from ssclf.errors import ModelError, VolumeError
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.runtime import Classifier, ClassifierOutput, open_classifier
 
@@ -110,11 +110,30 @@ class Ensemble:
             for mirrored in (None, left_right_axis(spec.preprocess))[: 2 if self._config.flip else 1]:
                 data = volume.data if mirrored is None else np.flip(volume.data, mirrored + 1)
                 output = classifier.classify(np.ascontiguousarray(data)[None])
+                _check_answer(output, classifier)
                 _, d, h, w = volume.data.shape
                 views.append(View(output, (d, h, w), volume.affine, mirrored))
                 probabilities.append(softmax(output.logits[0], spec.temperature))
             models.append(tuple(views))
         return Verdict(np.mean(probabilities, axis=0), tuple(models))
+
+
+def _check_answer(output: ClassifierOutput, classifier: Classifier) -> None:
+    """Raises:
+    ModelError: the network has another number of outputs than its description has classes.
+    VolumeError: it answers with what is no number.
+    """
+    classes = len(classifier.spec.class_names)
+    if output.logits.shape != (1, classes) or output.cam.shape[:2] != (1, classes):
+        raise ModelError(
+            f"{classifier.spec.name}: expected one score for each of {classes} classes, found shapes "
+            f"{output.logits.shape} and {output.cam.shape}; its file and its spec.json do not belong together."
+        )
+    if not (np.isfinite(output.logits).all() and np.isfinite(output.cam).all()):
+        raise VolumeError(
+            f"the network {classifier.spec.name} answers with what is no number; its weights are damaged, or it "
+            "cannot take this volume in half precision."
+        )
 
 
 def left_right_axis(config: PreprocessConfig) -> int:

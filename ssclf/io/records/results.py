@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class ResultRow:
 
 
 def row_to_json(row: ResultRow) -> str:
-    return json.dumps(asdict(row), ensure_ascii=True)
+    return json.dumps(asdict(row), ensure_ascii=True, allow_nan=False)
 
 
 def row_from_dict(values: dict[str, Any]) -> ResultRow:
@@ -158,6 +159,7 @@ class Journal:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_ours()
             self.folder.chmod(0o700)
             lock = Lock(self.folder / "lock")
             if not lock.take():
@@ -181,6 +183,15 @@ class Journal:
                 f"give --out a place where this user may write.{image_hint('user')}"
             ) from exc
         return rows
+
+    def _check_ours(self) -> None:
+        """In a folder that others write to, what has this name may lead elsewhere, and is about to be emptied."""
+        found = self.folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise OutputError(
+                f"{self.folder}: expected this user's own working folder, found a link or somebody else's; "
+                "remove it, or choose another --out."
+            )
 
     @property
     def scratch(self) -> Path:
