@@ -10,8 +10,7 @@ from pathlib import Path
 from ssclf.errors import OutputError
 from ssclf.io.image_hints import image_hint
 from ssclf.io.records.tables import TABLE_ENDINGS
-from ssclf.io.volumes.dicom_series import DICOM_ENDINGS
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 #: What a file system says of one name, however healthy the disk is.
 _ABOUT_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})

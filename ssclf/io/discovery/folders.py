@@ -20,8 +20,7 @@ from ssclf.io.own_output import START_BYTES, own_text, own_volume
 from ssclf.io.records.tables import TABLE_ENDINGS
 from ssclf.io.volumes.dicom_grouping import may_be_slices
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
-from ssclf.io.volumes.dicom_series import DICOM_ENDINGS
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 #: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
 PREPROCESSED = frozenset({"settings.json", "records", "volumes"})

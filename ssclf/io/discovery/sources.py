@@ -23,8 +23,8 @@ from ssclf.io.own_output import START_BYTES, own_volume
 from ssclf.io.paths import is_file, is_link, is_manifest, names_a_file, why_missing
 from ssclf.io.records.tables import Table, TableRow, read_table
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
-from ssclf.io.volumes.dicom_series import DICOM_ENDINGS, DicomSeries, SeriesSearch, find_series
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.dicom_series import DicomSeries, SeriesSearch, find_series
+from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 
 @dataclass(frozen=True)

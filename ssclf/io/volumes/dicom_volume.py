@@ -30,9 +30,10 @@ from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
 from ssclf.io.volumes.dicom_archive import copy_member
+from ssclf.io.volumes.dicom_files import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, open_archive
 from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
 from ssclf.io.volumes.dicom_pixels import Frame, checked_voxels, must_be_assembled, own_voxels, rescaling
-from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, open_archive
+from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.dicom_uniform import make_uniform, parting_values
 from ssclf.io.volumes.nifti import read_nifti
 from ssclf.io.volumes.voxels import MAX_VOXELS
