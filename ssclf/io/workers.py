@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from ssclf.errors import MissingDependencyError, SsclfError
+from ssclf.io.memory import limit_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +59,7 @@ def run_in_processes(
     timeout_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     pool: ProcessPool | None = None,
+    memory: int | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Call a function on every item in worker processes; outcomes come in the order of completion.
 
@@ -70,11 +72,12 @@ def run_in_processes(
         timeout_s: after this long a worker is killed and its item gets an error.
         stop: asked before each new item; once true, what is in flight is finished and nothing is begun.
         pool: of `start_pool`, which this call leaves running for the next one; None: one of its own.
+        memory: for a pool of its own, see `start_pool`.
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
-    running = pool or start_pool(workers)
+    running = pool or start_pool(workers, memory)
     remaining = iter(items)
     pending: dict[Future[Any], Item] = {}
     exhausted = False
@@ -100,8 +103,11 @@ def run_in_processes(
             running.join()
 
 
-def start_pool(workers: int) -> ProcessPool:
+def start_pool(workers: int, memory: int | None = None) -> ProcessPool:
     """Worker processes for several calls of `run_in_processes`; they end with this process.
+
+    Args:
+        memory: bytes that each may take (Linux); what needs more is that item's error. None: as many as there are.
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
@@ -118,7 +124,7 @@ def start_pool(workers: int) -> ProcessPool:
             f"worker processes need semaphores, and this system gives none ({exc.strerror}); "
             "a container needs a writable /dev/shm (a few kilobytes are enough)."
         ) from exc
-    return ProcessPool(max_workers=workers, context=context, initializer=_start_worker)
+    return ProcessPool(max_workers=workers, context=context, initializer=_start_worker, initargs=(memory,))
 
 
 @contextmanager
@@ -137,8 +143,10 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker() -> None:
+def _start_worker(memory: int | None) -> None:
     """Signals to the terminal's process group are for the parent, which decides; its death ends us."""
+    if memory is not None:
+        limit_memory(memory)
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pr_set_pdeathsig = 1

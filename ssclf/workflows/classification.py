@@ -23,6 +23,7 @@ from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
+from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble, Verdict
 from ssclf.io.own_output import MAP_MARK
 from ssclf.io.paths import is_about_the_name
@@ -163,7 +164,12 @@ class RowMaker:
             with_grid=self.maps is not None,
         )
         outcomes = run_in_processes(
-            work, readable, workers=self.config.workers, timeout_s=self.config.timeout_s, stop=stop
+            work,
+            readable,
+            workers=self.config.workers,
+            timeout_s=self.config.timeout_s,
+            stop=stop,
+            memory=share_of_memory(self.config.workers),
         )
         loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
         for outcome in outcomes:

@@ -27,6 +27,7 @@ from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import check_output_file, holds_something, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
+from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
@@ -211,7 +212,13 @@ def _find_scans(
     Raises:
         DatasetError: nothing is, in any shard.
     """
-    found = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
+    found = discover(
+        paths,
+        contrasts=ensemble.contrasts,
+        pattern=config.pattern,
+        series=config.series,
+        limits=Limits(config.workers, config.timeout_s),
+    )
     if not found.scans:
         raise DatasetError(_nothing_found(paths, found))
     return replace(found, scans=_chosen(found.scans, shard, config))

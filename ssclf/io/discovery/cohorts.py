@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series
 
 GRADES = ("HGG", "LGG")
@@ -138,6 +140,7 @@ class _Search:
     """What all sources share, and what they leave out."""
 
     query: CohortQuery
+    workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -159,15 +162,22 @@ class _Search:
         return content
 
 
-def find_cases(query: CohortQuery) -> Cohort:
+def find_cases(query: CohortQuery, limits: Limits | None = None) -> Cohort:
     """Find the labelled volumes of one or several sources.
+
+    Args:
+        limits: of worker processes that look at DICOM headers; None: this process does.
 
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
             subject has two labels, or there are too few classes.
         ConfigError: `series` is no regular expression.
     """
-    search = _Search(query)
+    with HeaderWorkers(limits) if limits else nullcontext() as workers:
+        return _find_cases(query, _Search(query, workers))
+
+
+def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
     if query.labels is not None:
         search.names.add(read_table(query.labels), query.label_column)
     cases: dict[str, Case] = {}
@@ -249,7 +259,8 @@ def _manifest_case(
             chosen[contrast] = column
             extra["stand_in"] = f"{contrast}={other}"
     voxels = tuple(
-        table_source(table.path, row, chosen[c], search.query.series) for c in search.query.contrasts
+        table_source(table.path, row, chosen[c], search.query.series, search.workers)
+        for c in search.query.contrasts
     )
     if row["synthetic"]:
         extra["synthetic"] = row["synthetic"]
@@ -364,7 +375,9 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Pl
     for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
         yield _Place(tuple(folder.split("/")) if folder else (), name, files)
     found = find_series(
-        [root / path for path in (*content.dicom, *content.archives)], matching=search.query.series
+        [root / path for path in (*content.dicom, *content.archives)],
+        matching=search.query.series,
+        workers=search.workers,
     )
     for left in found.left_out:
         search.left_out[left.reason.rstrip(".")] += left.files

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
+
+from pebble import ProcessPool
 
 from ssclf.errors import VolumeError
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_path
@@ -20,7 +22,7 @@ from ssclf.io.volumes.dicom_archive import DicomArchive, Entry, damage
 from ssclf.io.volumes.dicom_elements import Window
 from ssclf.io.volumes.dicom_headers import SliceFacts, look_at_header, looks_like_dicom, quiet_pydicom
 from ssclf.io.volumes.endings import DICOM_ENDINGS
-from ssclf.io.workers import Outcome, run_in_processes
+from ssclf.io.workers import Outcome, run_in_processes, start_pool
 
 #: An archive may hold as much and inflate to as much; a series of 1,000 slices of 512² takes 0.5 GB.
 MAX_ARCHIVE_FILES = 100_000
@@ -31,11 +33,13 @@ _START_BYTES = 132
 _BATCH = 500
 #: Of the time limit, what an archive's members may take; the rest is for handing over what was found.
 _SHARE_FOR_MEMBERS = 0.7
+#: That a worker may take: its libraries, 4 MiB of a header, and what is kept of 100,000 files.
+_MEMORY = 2 << 30
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How worker processes look at headers.
+    """How headers are looked at in worker processes.
 
     Attributes:
         workers: how many there are.
@@ -44,6 +48,40 @@ class Limits:
 
     workers: int = 1
     timeout_s: float | None = None
+
+
+class HeaderWorkers:
+    """Worker processes that look at headers, started when they are first asked. Use as a context manager."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> HeaderWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def run(self, function: Callable[[Place], list[LookedAt]], places: list[Place]) -> Outcomes:
+        """What became of each place.
+
+        Raises:
+            MissingDependencyError: no processes can be started.
+        """
+        if self._pool is None:
+            self._pool = start_pool(self.limits.workers, _MEMORY)
+        outcomes = run_in_processes(
+            function,
+            places,
+            workers=self.limits.workers,
+            timeout_s=self.limits.timeout_s,
+            pool=self._pool,
+        )
+        return {outcome.item: outcome for outcome in outcomes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,44 +128,42 @@ class Archive:
 
 
 Place = Files | Archive
+Outcomes = dict[Place, Outcome[Place, list[LookedAt]]]
 
 
 def look_at_all(
     files: Sequence[str], root: Path, archives: Iterable[Path], *, meant: bool, pattern: re.Pattern[str] | None,
-    limits: Limits | None,
+    workers: HeaderWorkers | None,
 ) -> Iterator[tuple[Place, list[LookedAt], str]]:  # fmt: skip
     """Look at files and archives, in their order.
 
     Args:
         files: below `root`.
-        limits: None: in this process, as within a worker.
+        workers: None: this process looks, as within a worker.
 
     Yields:
         a place, what was found there, and why it cannot be looked at as a whole, "" where it can.
     """
-    timeout_s = limits.timeout_s if limits else None
+    timeout_s = workers.limits.timeout_s if workers else None
     seconds = timeout_s * _SHARE_FOR_MEMBERS if timeout_s else None
     places: list[Place] = [
         Files(root, tuple(files[at : at + _BATCH]), meant) for at in range(0, len(files), _BATCH)
     ]
     places += [Archive(path, seconds) for path in archives]
     look = partial(look_at, pattern=pattern)
-    if limits is None or not places:
+    if workers is None or not places:
         for place in places:
             try:
                 yield place, look(place), ""
             except VolumeError as exc:
                 yield place, [], str(exc)
         return
-    found: dict[Place, Outcome[Place, list[LookedAt]]] = {}
-    run = partial(run_in_processes, workers=limits.workers, timeout_s=timeout_s)
-    for outcome in run(look, places):
-        found[outcome.item] = outcome
+    found = workers.run(look, places)
     for place in places:
         outcome = found[place]
         if outcome.result is None and isinstance(place, Files):
             singles: list[Place] = [Files(root, (name,), meant) for name in place.names]
-            alone = {one.item: one for one in run(look, singles)}
+            alone = workers.run(look, singles)
             names = zip(place.names, singles, strict=True)
             yield place, [_alone(name, alone[single]) for name, single in names], ""
         else:

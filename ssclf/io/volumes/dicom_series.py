@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from ssclf.errors import ConfigError
 from ssclf.io.junk import junk_name
 from ssclf.io.volumes.dicom_archive import Entry
-from ssclf.io.volumes.dicom_files import Archive, Limits, LookedAt, look_at_all, what_instead
+from ssclf.io.volumes.dicom_files import Archive, HeaderWorkers, LookedAt, look_at_all, what_instead
 from ssclf.io.volumes.dicom_grouping import Member, Single, join_single_slices, may_be_slices, split_copies
 from ssclf.io.volumes.dicom_headers import SliceFacts, looks_like_dicom
 
@@ -107,7 +107,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def find_series(
-    sources: Path | Iterable[Path], *, matching: str | None = None, limits: Limits | None = None
+    sources: Path | Iterable[Path], *, matching: str | None = None, workers: HeaderWorkers | None = None
 ) -> SeriesSearch:
     """Find the MR series in a folder of any nesting, a zip archive, or a list of files and archives.
 
@@ -117,7 +117,7 @@ def find_series(
     Args:
         sources: folder (links are not followed out of it), DICOM file, `.zip`, or several files.
         matching: regular expression searched in the series description, ignoring case.
-        limits: of worker processes that look at the headers; None: this process does, as within a worker.
+        workers: who look at the headers; None: this process does, as within a worker.
 
     Raises:
         ConfigError: `matching` is no regular expression.
@@ -138,7 +138,7 @@ def find_series(
     slices = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() != ".zip"]
     in_folder = _Sorter(root, pattern)
     searches: list[SeriesSearch] = []
-    found = look_at_all(slices, root, archives, meant=not walked, pattern=pattern, limits=limits)
+    found = look_at_all(slices, root, archives, meant=not walked, pattern=pattern, workers=workers)
     for place, looked_at, problem in found:
         if isinstance(place, Archive):
             searches.append(_search_archive(place.root, looked_at, problem, pattern))
