@@ -26,7 +26,7 @@ from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble, Verdict
 from ssclf.io.own_output import MAP_MARK
-from ssclf.io.paths import is_about_the_name
+from ssclf.io.paths import is_about_the_name, is_file
 from ssclf.io.preparation import brain_extractor, prepare_scan
 from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
@@ -183,7 +183,7 @@ class RowMaker:
         """Whether a row of an earlier run has the map and the picture that this run was asked for."""
         if row.status != "ok":
             return True
-        has_map = self.maps is None or (self.maps / row.extra.get("map", "absent")).is_file()
+        has_map = self.maps is None or is_file(self.maps / row.extra.get("map", "absent"))
         return has_map and (not self.pictures or THUMBNAIL in row.extra)
 
     def classified(self, scan: Scan, inputs: NetworkInputs) -> ResultRow:

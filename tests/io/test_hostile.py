@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,6 +144,47 @@ def test_hostile_things_are_found_and_nothing_is_raised(name: str, tree: Path) -
     KINDS[name](tree)
     found = discover([tree], contrasts=("t1",))
     assert found.scans and all(len(scan.problem) < 300 for scan in found.scans)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users to become")
+def test_a_folder_that_may_be_listed_and_not_searched_costs_its_own_rows() -> None:
+    """chmod 744: names can be had, nothing else; asking what one of them is raised."""
+    with tempfile.TemporaryDirectory() as name:  # tmp_path may be entered by its owner only
+        root = Path(name)
+        root.chmod(0o755)
+        closed = root / "closed"
+        (closed / "below").mkdir(parents=True)
+        for file in ("a.nii.gz", "b.dcm", "c.zip", "d.hdr", "e.img"):
+            (closed / file).write_bytes(bytes(400))
+        (closed / "f.nii.gz").symlink_to(root / "good.nii.gz")
+        (root / "good.nii.gz").write_bytes(bytes(400))
+        discover([root], contrasts=("t1",))  # imports what it needs
+        closed.chmod(0o744)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            if user and closed.stat().st_uid == user:
+                closed.chmod(0o400)
+            with pytest.raises(PermissionError):
+                (closed / "a.nii.gz").stat()
+            scans = discover([root], contrasts=("t1",)).scans
+        finally:
+            os.seteuid(user)
+            closed.chmod(0o755)
+    told = {scan.path: scan.problem for scan in scans}
+    assert set(told) == {
+        "good.nii.gz",
+        *(f"closed/{n}" for n in ("a.nii.gz", "b.dcm", "c.zip", "d.hdr", "e.img", "below")),
+    } | {"closed/f.nii.gz"}
+    assert "may not be looked at" in told["closed/b.dcm"] and told["closed/below"] and told["closed/c.zip"]
+
+
+def test_a_cell_of_300_characters_is_a_row(tree: Path, make_volume: Callable[..., Volume]) -> None:
+    write_nifti(make_volume(), tree / "a.nii.gz")
+    (tree / "list.csv").write_text(f"subject,path\n1,a.nii.gz\n2,{'x' * 300}.nii.gz\n3,{'y' * 5000}\n")
+    scans = discover([tree / "list.csv"], contrasts=("t1",)).scans
+    assert [bool(scan.problem) for scan in scans] == [False, True, True]
 
 
 def test_of_a_header_no_more_is_read_than_it_may_have(tree: Path) -> None:

@@ -20,6 +20,7 @@ from ssclf.io.discovery.folders import FolderContent, walk_folder
 from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
+from ssclf.io.paths import is_file, is_there, real_path
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series
@@ -201,15 +202,15 @@ def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
 
 def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     """Cases of one source, each with a name that is the same for the same case in another release."""
-    if not source.exists():
+    if not is_there(source):
         raise DatasetError(f"{source}: expected a folder or a manifest, found nothing there; check the path.")
-    if source.is_file():
+    if is_file(source):
         if not source.name.lower().endswith(TABLE_ENDINGS):
             raise DatasetError(f"{source}: a single file says nothing of classes; expected {_LAYOUTS}.")
         return _manifest_cases(source, search)
-    if (source / "participants.tsv").is_file():
+    if is_file(source / "participants.tsv"):
         return _bids_cases(source, search)
-    if (source / "dataset_description.json").is_file():
+    if is_file(source / "dataset_description.json"):
         raise DatasetError(f"{source}: expected participants.tsv in a BIDS folder, found none.")
     return _folder_cases(source, search)
 
@@ -419,7 +420,7 @@ def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
     inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
     subject = inside[0] if inside else place.name
     unique = "/".join((str(root), *place.folders, place.name))
-    return _Who(subject, root.resolve().name, unique, named_by_class=bool(_class_folder(place, level)))
+    return _Who(subject, real_path(root).name, unique, named_by_class=bool(_class_folder(place, level)))
 
 
 def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
@@ -430,7 +431,7 @@ def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
         for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
             if alias.lower() in search.names.labels:
                 return search.names.labels[alias.lower()]
-    for name in (*names, root.resolve().name):
+    for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
             return name.upper()
     folder = _class_folder(place, level)

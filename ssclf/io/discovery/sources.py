@@ -6,7 +6,6 @@ with a reason; what cannot be looked into becomes a scan with a `problem`, so th
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer
 from ssclf.io.own_output import START_BYTES, own_volume
-from ssclf.io.paths import is_file, is_link, is_manifest, names_a_file, why_missing
+from ssclf.io.paths import is_file, is_folder, is_link, is_manifest, names_a_file, real_path, why_missing
 from ssclf.io.records.tables import Table, TableRow, read_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
@@ -91,7 +90,7 @@ def _discover(
     for path in paths:
         if path in missing:
             scans.append(Scan(path.as_posix(), (path,), problem=_missing(path, missing[path])))
-        elif path.is_dir():
+        elif is_folder(path):
             content = walk_folder(path, pattern)
             inside = list(folder_scans(path, content, contrasts, series, workers))
             scans += _keyed(path.as_posix(), inside, alone=len(paths) == 1)
@@ -189,10 +188,12 @@ def _file_scans(
         for key, sources, problem in group_contrasts([p.as_posix() for p in volumes], contrasts, other):
             yield Scan(key, tuple(Path(source) for source in sources), problem=problem)
     found = find_series(slices, matching=series, workers=workers) if slices else SeriesSearch()
-    reasons = {left.path: left.reason for left in found.left_out}
+    reasons = {left.path: left for left in found.left_out}
     for path in slices:
-        if path in reasons and not any(scan.root == path for scan in found.series):
-            yield Scan(path.as_posix(), (path,), problem=reasons[path])
+        # what an archive holds besides a series is its own affair, but not what may have been part of it
+        left = reasons.get(path)
+        if left and (left.broken or not any(series.root == path for series in found.series)):
+            yield Scan(path.as_posix(), (path,), problem=left.reason)
     yield from _series_scans(SeriesSearch(found.series), contrasts, other)
 
 
@@ -326,7 +327,7 @@ def source_identity(source: VoxelSource) -> str:
     if isinstance(source, DicomSeries):
         return f"{source_identity(source.root / source.files[0])} {source.name}"
     if is_link(source):
-        return os.path.realpath(source)
+        return str(real_path(source))
     return f"{_real_folder(str(source.parent))}/{source.name}"
 
 
@@ -336,4 +337,4 @@ def _is_link(scan: Scan) -> bool:
 
 @lru_cache(maxsize=1024)
 def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+    return str(real_path(folder))

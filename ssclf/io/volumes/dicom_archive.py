@@ -106,7 +106,7 @@ class DicomArchive:
     def _members(self, layer: _Layer, prefix: str) -> Iterator[ArchiveMember]:
         infos = sorted(layer.archive.infolist(), key=lambda one: (one.filename, one.header_offset))
         for info in infos:
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 continue
             member = ArchiveMember(prefix + info.filename, (*layer.place, info.header_offset))
             if len(member.name) > _MAX_NAME:

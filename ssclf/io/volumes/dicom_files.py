@@ -17,7 +17,7 @@ from pebble import ProcessPool
 
 from ssclf.errors import VolumeError
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_path
-from ssclf.io.paths import is_file
+from ssclf.io.paths import is_file, why_missing
 from ssclf.io.volumes.dicom_archive import DicomArchive, Entry, damage
 from ssclf.io.volumes.dicom_elements import Window
 from ssclf.io.volumes.dicom_headers import SliceFacts, look_at_header, looks_like_dicom, quiet_pydicom
@@ -207,6 +207,8 @@ class _Look:
     def at_file(self, root: Path, name: str, *, meant: bool) -> LookedAt | None:
         path = root / name
         try:
+            if why := why_missing(path):
+                return LookedAt(name, reason=f"expected DICOM, found a file that {why}")
             if not is_file(path):  # opening a pipe would wait for a writer
                 return None
             with path.open("rb") as stream:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ssclf.errors import ConfigError
 from ssclf.io.junk import junk_name
+from ssclf.io.paths import is_file, is_folder, is_link, real_path
 from ssclf.io.volumes.dicom_archive import Entry
 from ssclf.io.volumes.dicom_files import Archive, HeaderWorkers, LookedAt, look_at_all, what_instead
 from ssclf.io.volumes.dicom_grouping import Member, Single, join_single_slices, may_be_slices, split_copies
@@ -63,7 +64,7 @@ class DicomSeries:
 
     @property
     def in_archive(self) -> bool:
-        return self.root.is_file()
+        return is_file(self.root)
 
     def holds(self, uid: str) -> bool:
         """Whether a file of this SeriesInstanceUID can be one of the series."""
@@ -98,7 +99,7 @@ class SeriesSearch:
 def is_dicom(path: Path) -> bool:
     """Tell by content: the DICM mark, or (files of old scanners) a data set that starts without one."""
     try:
-        if not path.is_file():  # opening a pipe would wait for a writer
+        if not is_file(path):  # opening a pipe would wait for a writer
             return False
         with path.open("rb") as file:
             return looks_like_dicom(file.read(_START_BYTES))
@@ -127,7 +128,7 @@ def find_series(
         pattern = re.compile(matching, re.IGNORECASE) if matching else None
     except re.error as exc:
         raise ConfigError(f"--series: {matching!r} is no regular expression ({exc}).") from exc
-    walked = isinstance(sources, Path) and sources.is_dir()
+    walked = isinstance(sources, Path) and is_folder(sources)
     if isinstance(sources, Path):
         root = sources if walked else sources.parent
         files = list(_walk(sources)) if walked else [sources]
@@ -153,12 +154,12 @@ def find_series(
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Files below a folder, sorted, without junk; links that leave it are not followed."""
-    inside = folder.resolve()
+    inside = real_path(folder)
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not junk_name(name))
         for name in sorted(names):
             path = Path(parent, name)
-            if not junk_name(name) and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
+            if not junk_name(name) and (not is_link(path) or real_path(path).is_relative_to(inside)):
                 yield path
 
 
@@ -251,7 +252,7 @@ class _Sorter:
             self._lost[_folder(name)] += 1
 
     def _place(self, name: str) -> Path:
-        return self._root if self._root.is_file() else self._root / name
+        return self._root if is_file(self._root) else self._root / name
 
     def result(self) -> SeriesSearch:
         self._tell_damaged_slices()
@@ -283,7 +284,7 @@ class _Sorter:
                     self._break(f"{folder}/{name}" if folder else name, what_instead(start))
                 else:
                     others += 1
-        if others and self._root.is_file():
+        if others and is_file(self._root):
             self._left_out.append(
                 LeftOut(self._root, "a file in an archive that is no DICOM.", others, dicom=False)
             )
@@ -322,7 +323,7 @@ class _Sorter:
             self._left_out.append(LeftOut(self._common([m.name for m in again]), _AGAIN, len(again)))
         elsewhere = sum(self._lost_of[uid] for uid in uids)
         elsewhere += sum(len(names) for group in groups for names in group.others.values())
-        in_archive = self._root.is_file()
+        in_archive = is_file(self._root)
         for copy in copies:
             files = tuple(member.name for member in copy)
             lost = sum(self._lost[folder] for folder in {_folder(file) for file in files})
@@ -339,7 +340,7 @@ class _Sorter:
 
     def _common(self, names: list[str]) -> Path:
         """What a person would call the place of some files."""
-        if self._root.is_file():
+        if is_file(self._root):
             return self._root
         return self._root / (names[0] if len(names) == 1 else _common_folder(names))
 

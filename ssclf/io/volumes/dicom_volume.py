@@ -29,6 +29,7 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
+from ssclf.io.paths import is_file, real_path
 from ssclf.io.volumes.dicom_archive import copy_member
 from ssclf.io.volumes.dicom_files import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, open_archive
 from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
@@ -115,7 +116,7 @@ def _gather(series: DicomSeries, target: Path) -> list[Path]:
     files = [target / f"{index:06d}.dcm" for index in range(len(series.files))]
     if not series.in_archive:
         for name, file in zip(series.files, files, strict=True):
-            file.symlink_to((series.root / name).resolve())
+            file.symlink_to(real_path(series.root / name))
         return files
     left = MAX_ARCHIVE_BYTES
     try:
@@ -304,7 +305,7 @@ def _program() -> str:
     except ImportError:
         found = shutil.which("dcm2niix")
     else:
-        found = dcm2niix.bin if Path(dcm2niix.bin).is_file() else shutil.which("dcm2niix")
+        found = dcm2niix.bin if is_file(Path(dcm2niix.bin)) else shutil.which("dcm2niix")
     if not found:
         raise MissingDependencyError("DICOM needs dcm2niix, which is not installed; pip install dcm2niix.")
     return str(found)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Array, Volume
 from ssclf.errors import VolumeError
+from ssclf.io.paths import file_size, is_file, real_path
 
 #: Largest volume that is read, in bytes as stored and in voxels: 512³ of 64 bits; 645³.
 MAX_BYTES = 1 << 30
@@ -174,7 +175,7 @@ def check_claim(shape: Sequence[int], dtype: np.dtype[np.generic], path: Path, *
     """
     voxels = math.prod(shape)
     count = voxels * dtype.itemsize
-    size = path.stat().st_size
+    size = file_size(path)
     if count > MAX_BYTES or voxels > MAX_VOXELS or count > size * (_DEFLATE_RATIO if compressed else 1):
         raise VolumeError(
             f"the header claims {count / 1e9:.3g} GB of voxels, the file has {size / 1e9:.3g} GB and at most "
@@ -196,11 +197,11 @@ def detached_file(header: Path, name: str) -> Path:
     """
     if name.upper().startswith("LIST") or "%" in name or "\n" in name:
         raise VolumeError("expected one data file, found a list of them; convert the volume to one file.")
-    folder = header.parent.resolve()
-    path = (folder / name).resolve()
+    folder = real_path(header.parent)
+    path = real_path(folder / name)
     if not path.is_relative_to(folder):
         raise VolumeError("the header names a data file outside its own folder, which is not followed.")
-    if not path.is_file():
+    if not is_file(path):
         raise VolumeError("expected a header and its data file beside it, found the header alone.")
     return path
 
