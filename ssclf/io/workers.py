@@ -6,12 +6,14 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, parent_process
+from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -153,6 +155,15 @@ def _start_worker(memory: int | None) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl"):  # Linux
         libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # The fork server is our parent, and lives as long as one of us does; who waits for us is another process.
+    started_by = parent_process()
+    if started_by is not None:
+        threading.Thread(target=_end_with, args=(started_by.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for_any([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:
