@@ -127,6 +127,38 @@ def test_a_function_fits_a_screen(path: Path) -> None:
     assert not long
 
 
+#: They raise for a name that is too long, or that lies where nobody may look; `ssclf.io.paths` answers instead.
+ASKED = {
+    "exists",
+    "is_file",
+    "is_dir",
+    "is_symlink",
+    "is_mount",
+    "stat",
+    "lstat",
+    "resolve",
+    "samefile",
+    "realpath",
+}
+
+
+@pytest.mark.parametrize("room", ["io/discovery", "io/volumes"])
+def test_what_a_users_name_leads_to_is_asked_in_one_way(room: str) -> None:
+    """A folder that could be listed and not searched, and a path of 4,100 characters, ended the run."""
+    asked = {
+        f"{path.name}: {name}"
+        for path in (PACKAGE / room).glob("*.py")
+        for name in calls(path)
+        if name.partition("/")[0].rpartition(".")[2] in ASKED
+    }
+    assert not asked
+
+
+def test_paths_is_where_it_is_asked() -> None:
+    asked = {name.partition("/")[0].rpartition(".")[2] for name in calls(PACKAGE / "io" / "paths.py")}
+    assert asked >= {"stat", "lstat", "is_symlink", "is_dir", "is_file", "realpath"}
+
+
 def test_init_files_are_bare() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent != PACKAGE:

@@ -39,11 +39,13 @@ from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.files import write_whole
 from ssclf.io.locks import Lock
+from ssclf.io.memory import share_of_memory
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.own_output import PREPARED_MARK
 from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
 from ssclf.io.records.tables import read_table, write_table
+from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
@@ -149,7 +151,7 @@ def preprocess_cohort(
             f"contrasts: expected those of the settings ({', '.join(config.contrasts)}) in the query too, "
             f"found {', '.join(query.contrasts)}."
         )
-    cohort = find_cases(query)
+    cohort = find_cases(query, Limits(workers, timeout_s))
     tasks = [_Task(case, name) for case, name in zip(cohort.cases, _file_names(cohort.cases), strict=True)]
     on_start(cohort)
     with _locked(out) as scratch, note_signals("finishing the volumes in flight") as received:
@@ -214,6 +216,7 @@ def _make_until_head(work: _Work, job: _Job, refusal: str) -> bool:
         list(work.pending.values()),
         workers=work.workers,
         timeout_s=work.timeout_s,
+        memory=share_of_memory(work.workers),
         stop=lambda: bool(work.received or head_found),
     )
     for outcome in outcomes:

@@ -558,7 +558,7 @@ def test_archives_have_limits(
     with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
         for file in files:
             archive.write(file, file.name)
-    monkeypatch.setattr("ssclf.io.volumes.dicom_series.MAX_ARCHIVE_FILES", 10)
+    monkeypatch.setattr("ssclf.io.volumes.dicom_files.MAX_ARCHIVE_FILES", 10)
     (left,) = find_series(tmp_path / "series.zip").left_out
     assert "more than is opened" in left.reason and left.broken
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,9 @@ from ssclf.io.discovery.folders import FolderContent, walk_folder
 from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
+from ssclf.io.paths import is_file, is_there, real_path
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series
 
 GRADES = ("HGG", "LGG")
@@ -138,6 +141,7 @@ class _Search:
     """What all sources share, and what they leave out."""
 
     query: CohortQuery
+    workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -159,15 +163,22 @@ class _Search:
         return content
 
 
-def find_cases(query: CohortQuery) -> Cohort:
+def find_cases(query: CohortQuery, limits: Limits | None = None) -> Cohort:
     """Find the labelled volumes of one or several sources.
+
+    Args:
+        limits: of worker processes that look at DICOM headers; None: this process does.
 
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
             subject has two labels, or there are too few classes.
         ConfigError: `series` is no regular expression.
     """
-    search = _Search(query)
+    with HeaderWorkers(limits) if limits else nullcontext() as workers:
+        return _find_cases(query, _Search(query, workers))
+
+
+def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
     if query.labels is not None:
         search.names.add(read_table(query.labels), query.label_column)
     cases: dict[str, Case] = {}
@@ -191,15 +202,15 @@ def find_cases(query: CohortQuery) -> Cohort:
 
 def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     """Cases of one source, each with a name that is the same for the same case in another release."""
-    if not source.exists():
+    if not is_there(source):
         raise DatasetError(f"{source}: expected a folder or a manifest, found nothing there; check the path.")
-    if source.is_file():
+    if is_file(source):
         if not source.name.lower().endswith(TABLE_ENDINGS):
             raise DatasetError(f"{source}: a single file says nothing of classes; expected {_LAYOUTS}.")
         return _manifest_cases(source, search)
-    if (source / "participants.tsv").is_file():
+    if is_file(source / "participants.tsv"):
         return _bids_cases(source, search)
-    if (source / "dataset_description.json").is_file():
+    if is_file(source / "dataset_description.json"):
         raise DatasetError(f"{source}: expected participants.tsv in a BIDS folder, found none.")
     return _folder_cases(source, search)
 
@@ -249,7 +260,8 @@ def _manifest_case(
             chosen[contrast] = column
             extra["stand_in"] = f"{contrast}={other}"
     voxels = tuple(
-        table_source(table.path, row, chosen[c], search.query.series) for c in search.query.contrasts
+        table_source(table.path, row, chosen[c], search.query.series, search.workers)
+        for c in search.query.contrasts
     )
     if row["synthetic"]:
         extra["synthetic"] = row["synthetic"]
@@ -364,7 +376,9 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Pl
     for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
         yield _Place(tuple(folder.split("/")) if folder else (), name, files)
     found = find_series(
-        [root / path for path in (*content.dicom, *content.archives)], matching=search.query.series
+        [root / path for path in (*content.dicom, *content.archives)],
+        matching=search.query.series,
+        workers=search.workers,
     )
     for left in found.left_out:
         search.left_out[left.reason.rstrip(".")] += left.files
@@ -412,7 +426,7 @@ def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
     inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
     subject = inside[0] if inside else place.name
     unique = "/".join((str(root), *place.folders, place.name))
-    return _Who(subject, root.resolve().name, unique, named_by_class=bool(_class_folder(place, level)))
+    return _Who(subject, real_path(root).name, unique, named_by_class=bool(_class_folder(place, level)))
 
 
 def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
@@ -423,7 +437,7 @@ def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
         for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
             if alias.lower() in search.names.labels:
                 return search.names.labels[alias.lower()]
-    for name in (*names, root.resolve().name):
+    for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
             return name.upper()
     folder = _class_folder(place, level)
