@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssclf.config import StripEngine as Engine
 from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, MissingDependencyError, ModelError, VolumeError
 from ssclf.io.extraction import deepbet, programs
 from ssclf.io.extraction.deepbet import BrainExtractor
-from ssclf.io.extraction.engines import Engine, EngineStatus, available_engines, extract_brain
+from ssclf.io.extraction.engines import EngineStatus, available_engines, extract_brain
 from ssclf.io.volumes.nifti import read_nifti
 
 MakeVolume = Callable[..., Volume]
