@@ -84,7 +84,7 @@ class CohortQuery:
         class_map: other names for labels as found, such as {"GBM": "HGG"}.
         limit: class → at most so many volumes, drawn at random: with a greater limit the same and more.
         seed: of that draw.
-        min_classes: fewer are an error.
+        min_classes: fewer are an error. With 0, scans of which none has a label are taken too, without one.
         pattern, series: as for `ssclf.io.discovery.sources.discover`.
     """
 
@@ -144,6 +144,11 @@ class _Search:
     workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether a source may state no class at all."""
+        return self.query.min_classes == 0
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -220,14 +225,23 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     if {"voxels", "settings"} <= set(table.columns):
         raise DatasetError(f"{path.name}: these volumes are preprocessed already; train on their folder.")
     label_column = (search.query.label_column or "label").lower()
-    table.require("subject", label_column)
+    required = ("subject", label_column)
+    if (
+        search.unlabelled
+        and not search.query.label_column
+        and not any(row[label_column] for row in table.rows)
+    ):
+        required = ("subject",)
+    table.require(*required)
     columns = contrast_columns(table.columns, search.query.contrasts)
     if len(columns) < len(search.query.contrasts):
-        table.require("subject", label_column, *search.query.contrasts)
+        table.require(*required, *search.query.contrasts)
     errors: list[str] = []
     lines: dict[tuple[str, ...], int] = {}
     for row in table.rows:
         try:
+            for column in required:
+                _require_value(table, row, column)
             case = _manifest_case(table, row, columns, label_column, search)
         except DatasetError as exc:
             errors.append(str(exc))
@@ -242,14 +256,16 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         raise DatasetError(" ".join(errors[:5]) + more)
 
 
+def _require_value(table: Table, row: TableRow, column: str) -> None:
+    if not row[column]:
+        raise DatasetError(
+            f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
+        )
+
+
 def _manifest_case(
     table: Table, row: TableRow, columns: Mapping[str, str], label_column: str, search: _Search
 ) -> Case:
-    for column in ("subject", label_column):
-        if not row[column]:
-            raise DatasetError(
-                f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
-            )
     label = row[label_column]
     chosen = dict(columns)
     extra = {}
@@ -350,8 +366,14 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
             f"{root}: expected one folder per class, found {len(classes)} folders, which look like subjects; give "
             "the folder above, or a manifest (CSV) with the columns subject, label and path."
         )
+    stated = any(label for *_, label in named)
+    if not stated and not search.unlabelled:
+        raise DatasetError(
+            f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
+            "later publish no grades). Give a table with the columns subject and label with --labels."
+        )
     for place, who, label in named:
-        if not label:
+        if not label and stated:
             search.left_out["a case whose class nothing states"] += 1
             continue
         if len(labels.get(who.subject, ())) > 1 and who.named_by_class:
@@ -365,11 +387,6 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
                 search.left_out["a DICOM series where several contrasts are wanted (give a manifest)"] += 1
         else:
             yield from _choose(root, place.content, who, label, search)
-    if not any(label for *_, label in named):
-        raise DatasetError(
-            f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
-            "later publish no grades). Give a table with the columns subject and label with --labels."
-        )
 
 
 def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
@@ -498,10 +515,16 @@ def _check(cases: Sequence[Case], left_out: Mapping[str, int], min_classes: int)
             "one name, give them different names in a manifest."
         )
     classes = sorted({case.label for case in cases})
-    if len(classes) < min_classes:
+    if "" in classes and len(classes) > 1:
+        nameless = [case for case in cases if not case.label]
+        raise DatasetError(
+            f"{nameless[0].source}: expected a class for every source or for none, found {len(nameless)} volumes whose "
+            "class nothing states; give them labels with --labels, or preprocess them apart."
+        )
+    if len(classes) < max(min_classes, 1):
         reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(left_out.items()) if count)
         raise DatasetError(
-            f"expected at least {min_classes} classes, found {', '.join(classes) or 'none'} "
+            f"expected at least {max(min_classes, 1)} classes, found {', '.join(classes) or 'none'} "
             f"({len(cases)} volumes{'; left out: ' + reasons if reasons else ''}); give all sources in one call."
         )
 
@@ -513,6 +536,11 @@ def _draw(cases: Sequence[Case], limit: Mapping[str, int], seed: int) -> list[Ca
         raise DatasetError(
             f"limit: expected classes among {', '.join(sorted({case.label for case in cases}))}, "
             f"found {', '.join(unknown)}."
+        )
+    if emptied := sorted(label for label, count in limit.items() if count < 1):
+        raise DatasetError(
+            f"limit: expected 1 or more volumes of a class, found 0 for {', '.join(emptied)}; to do without a class, "
+            "leave its folder or its rows out."
         )
     kept = set()
     for label in {case.label for case in cases}:

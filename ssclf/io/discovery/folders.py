@@ -18,13 +18,12 @@ from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_name
 from ssclf.io.own_output import START_BYTES, own_text, own_volume
 from ssclf.io.paths import is_file, is_folder, kind_of, real_path
+from ssclf.io.records.preprocessed import MARKS
 from ssclf.io.records.tables import TABLE_ENDINGS
 from ssclf.io.volumes.dicom_grouping import may_be_slices
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
 from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
-#: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
-PREPROCESSED = frozenset({"settings.json", "records", "volumes"})
 _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", "~")
 _NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vtk", ".vti", ".mif")
 _LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
@@ -199,7 +198,7 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
 
 def is_preprocessed(folder: str, names: Set[str]) -> bool:
     """Whether a folder below the one that was given is what `ssclf preprocess` wrote."""
-    return bool(folder) and names >= PREPROCESSED
+    return bool(folder) and names >= MARKS
 
 
 class StoredFile(Protocol):
