@@ -161,9 +161,9 @@ def _train(
     resume: bool,
 ) -> TrainResult:
     """Train in a folder that is ours alone."""
+    data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     split = _open_run(out, cohort, config, split, start, resume=resume)
     begun = resume and (out / LAST).is_file()
-    data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     weights = machine.weights or (Path(data.weights["file"]) if data.weights else None)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
