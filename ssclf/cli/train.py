@@ -165,14 +165,9 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     from ssclf.workflows.train import train as run
 
     settings = opt.given(ctx, TrainConfig)
+    asked = preset if opt.was_given(ctx, "preset") or not resume else None
     chosen = choose_run(
-        out,
-        settings,
-        data=data or (),
-        preset=preset if opt.was_given(ctx, "preset") or not resume else None,
-        weights=weights,
-        start=start,
-        resume=resume,
+        out, settings, data=data or (), preset=asked, weights=weights, start=start, resume=resume
     )
     if chosen.finished:
         typer.echo(f"{chosen.folder}: has finished; nothing is left to do")

@@ -225,7 +225,7 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     if {"voxels", "settings"} <= set(table.columns):
         raise DatasetError(f"{path.name}: these volumes are preprocessed already; train on their folder.")
     label_column = (search.query.label_column or "label").lower()
-    required = ("subject", label_column)
+    required: tuple[str, ...] = ("subject", label_column)
     if (
         search.unlabelled
         and not search.query.label_column
