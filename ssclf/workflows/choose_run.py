@@ -13,7 +13,7 @@ from ssclf.domain.run_data import RunData
 from ssclf.errors import ConfigError, DatasetError
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.cv_run import newest_cv_run, read_settings, stored_folders
-from ssclf.io.records.preprocessed import is_prepared
+from ssclf.io.records.preprocessed import is_prepared, read_prepared_cohort
 from ssclf.io.records.training_run import is_finished, new_run_folder, newest_run, read_config, read_data
 from ssclf.learning.finetuning import Start
 from ssclf.workflows.cross_validate import CvPlan
@@ -79,7 +79,14 @@ def choose_run(
     architecture = architecture or (begin.spec.architecture if begin else TrainConfig().architecture)
     given = {**settings, "architecture": architecture, "pretrained": pretrained}
     config = TrainConfig.preset(preset or "default", **given)
-    return ChosenRun(out or new_run_folder(architecture), config, tuple(data) or PREPROCESSED, begin)
+    volumes = tuple(data) or PREPROCESSED
+    return ChosenRun(out or _new_folder(architecture, volumes), config, volumes, begin)
+
+
+def _new_folder(name: str, data: Sequence[Path]) -> Path:
+    """A folder of its own for a run, once it is known that there is something to train on."""
+    read_prepared_cohort(data)
+    return new_run_folder(name)
 
 
 def _go_on(
@@ -187,7 +194,8 @@ def choose_cv_run(
         SsclfError: there is none to go on with.
     """
     if not resume:
-        return ChosenCv(out or new_run_folder("cv"), plan, tuple(data) or PREPROCESSED)
+        volumes = tuple(data) or PREPROCESSED
+        return ChosenCv(out or _new_folder("cv", volumes), plan, volumes)
     folder = out or newest_cv_run()
     stored = CvPlan.stored(folder)
     before = {**vars(stored.config), "scheme": stored.scheme, "folds": stored.folds}
