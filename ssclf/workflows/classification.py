@@ -155,6 +155,8 @@ class RowMaker:
         for scan in scans:
             if scan.problem:
                 yield self.origin.failed(scan, scan.problem)
+        if not readable:  # no network is loaded for nothing: it would go on loading behind the end of the run
+            return
         work = partial(
             make_network_inputs,
             settings=self.ensemble.settings,

@@ -74,7 +74,7 @@ def predict(bundle: Path, scans: Path, out: Path) -> tuple[int, int, list[dict[s
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)),
     )
     said = done.stdout.decode(errors="replace")
-    assert "ENDED" in said, done.stderr.decode(errors="replace")[-3000:]
+    assert "ENDED" in said, (done.returncode, said, done.stderr.decode(errors="replace")[-3000:])
     code, peak = json.loads(said.rpartition("ENDED")[2])
     with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return code, peak, list(csv.DictReader(file))
