@@ -546,12 +546,12 @@ def _draw(cases: Sequence[Case], limit: Mapping[str, int], seed: int) -> list[Ca
     for label in {case.label for case in cases}:
         same = [index for index, case in enumerate(cases) if case.label == label]
         if label in limit:
-            same = sorted(same, key=lambda index: (_lot(cases[index], seed), index))[: limit[label]]
+            same = sorted(same, key=lambda index: (_drawn_order(cases[index], seed), index))[: limit[label]]
         kept.update(same)
     return [case for index, case in enumerate(cases) if index in kept]
 
 
-def _lot(case: Case, seed: int) -> bytes:
+def _drawn_order(case: Case, seed: int) -> bytes:
     name = f"{seed} {case.subject} {PurePosixPath(case.scan.path).name} {case.scan.series}"
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
