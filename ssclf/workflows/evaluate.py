@@ -18,7 +18,7 @@ from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
 from ssclf.io.discovery.cohorts import CohortQuery
-from ssclf.io.files import write_whole
+from ssclf.io.files import write_json
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Classifier, open_classifier
 from ssclf.io.records.preprocessed import (
@@ -246,7 +246,7 @@ def _write_metrics(path: Path, found: Evaluation, model: Bundle, device: str) ->
         "raw": found.raw.to_dict(),
         "calibrated": found.calibrated.to_dict(),
     }
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    write_json(path, values)
 
 
 def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str]]:
