@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from ssclf.config import canonical_contrast
 from ssclf.errors import DatasetError, SsclfError
 from ssclf.io.discovery.folders import FolderContent, matches_pattern, walk_folder
-from ssclf.io.discovery.naming import ITSELF, canonical_contrast, group_contrasts, needs_manifest
+from ssclf.io.discovery.naming import ITSELF, group_contrasts, needs_manifest
 from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer
@@ -236,7 +237,7 @@ def manifest_columns(table: Table, contrasts: tuple[str, ...]) -> tuple[str, ...
     Raises:
         DatasetError: a contrast has none.
     """
-    columns = contrast_columns(table.columns, contrasts)
+    columns = contrast_columns(table, contrasts)
     missing = [contrast for contrast in contrasts if contrast not in columns]
     if missing:
         raise DatasetError(
@@ -276,14 +277,24 @@ def manifest_scan(
     return Scan(key, tuple(sources), names)
 
 
-def contrast_columns(columns: Sequence[str], contrasts: tuple[str, ...]) -> dict[str, str]:
-    """Which column of a manifest holds which contrast: of its name, or `path` where there is one contrast."""
+def contrast_columns(table: Table, contrasts: tuple[str, ...]) -> dict[str, str]:
+    """Which column of a manifest holds which contrast: of its name, of another word for it, or `path` where there is
+    one contrast.
+
+    Raises:
+        DatasetError: several columns hold it under other words.
+    """
     found = {}
     for contrast in contrasts:
-        same = [c for c in columns if c == contrast or canonical_contrast(c) == canonical_contrast(contrast)]
-        if same:
-            found[contrast] = same[0]
-        elif "path" in columns and len(contrasts) == 1:
+        same = [c for c in table.columns if canonical_contrast(c) == canonical_contrast(contrast)]
+        if contrast in same or len(same) == 1:
+            found[contrast] = contrast if contrast in same else same[0]
+        elif same:
+            raise DatasetError(
+                f"{table.path.name}: expected one column for {contrast}, found {', '.join(same)}, which mean the same; "
+                f"call the one that is wanted {contrast}."
+            )
+        elif "path" in table.columns and len(contrasts) == 1:
             found[contrast] = "path"
     return found
 
