@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssclf.errors import OutputError
 from ssclf.io.image_hints import image_hint
-from ssclf.io.paths import check_output_file
+from ssclf.io.paths import check_output_file, real_path
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Outputs:
             raise OutputError(
                 f"{self.out}: --out names the CSV; results.json is written beside it, so choose another ending."
             )
+        if self.report and real_path(self.report) in (real_path(self.out), real_path(self.details)):
+            raise OutputError(f"{self.report}: --report names a page of its own; the table takes that name.")
 
     @property
     def details(self) -> Path:
@@ -51,10 +53,19 @@ class Outputs:
                 _check_writable(option, folder)
         # with its results.json a table is ours, whatever a user has made of it since
         if self.out.exists() and not self.details.exists():
-            with self.out.open(encoding="utf-8", errors="replace") as file:
-                header = file.readline()
+            header = _first_line(self.out)
             if header.strip() and not header.startswith("path,series,status,"):
                 raise OutputError(f"{self.out}: exists and was not written by ssclf; choose another --out.")
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline()
+    except OSError as exc:
+        raise OutputError(
+            f"{path}: exists and cannot be read ({exc.strerror or exc}); choose another --out."
+        ) from exc
 
 
 def _check_writable(option: str, folder: Path) -> None:
