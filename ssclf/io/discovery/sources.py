@@ -210,7 +210,7 @@ def _unfit(path: Path) -> str:
     if is_lfs_pointer(start):
         return f"expected a volume, found something else: {LFS_POINTER}"
     if volume_ending(path.name):
-        ours = own_volume(start)
+        ours = own_volume(path.name, start)
         return f"expected a scan, found {ours}; give the scan it was made from." if ours else ""
     if looks_like_dicom(start) or path.name.lower().endswith(DICOM_ENDINGS):
         return ""
