@@ -133,8 +133,20 @@ def folder_scans(
     for key, sources, problem in group_contrasts(content.volumes, contrasts, content.other):
         yield Scan(key, tuple(root / source for source in sources), problem=problem)
     files = [root / path for path in (*content.dicom, *content.archives)]
-    found = find_series(files, matching=series, workers=workers)
-    for scan in _series_scans(found, contrasts, content.other):
+    yield from series_below(
+        root, find_series(files, matching=series, workers=workers), contrasts, content.other
+    )
+
+
+def series_below(
+    root: Path, found: SeriesSearch, contrasts: tuple[str, ...], other: Counter[str]
+) -> Iterator[Scan]:
+    """The scans in the DICOM of a folder; their paths are below it.
+
+    Args:
+        other: counts what is left out.
+    """
+    for scan in _series_scans(found, contrasts, other):
         yield replace(scan, path=PurePosixPath(scan.path).relative_to(root.as_posix()).as_posix())
 
 
