@@ -387,7 +387,7 @@ class PredictConfig:
     ] = None
     engine: Annotated[
         Engine,
-        Option("auto: ONNX Runtime if the model has it.", "Device"),
+        Option("auto: ONNX Runtime. torchscript runs code of whoever made the model.", "Device"),
     ] = "auto"
     device: Annotated[
         Device,

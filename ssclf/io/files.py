@@ -73,7 +73,7 @@ def write_json(path: Path, values: Any) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -335,6 +335,7 @@ def _describe_run(
             {
                 "name": bundle.spec.name,
                 "sha256": bundle.sha256,
+                "engine": ensemble.engine,
                 "synthetic": bundle.spec.synthetic,
                 "training": {
                     k: v for k, v in bundle.spec.training.items() if k not in ("voxels", "statistics")

@@ -15,7 +15,7 @@ from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
 from ssclf.errors import ModelError
 from ssclf.io.models.bundle import Bundle
-from ssclf.io.models.runtime import Classifier, ClassifierOutput, open_classifier
+from ssclf.io.models.runtime import Classifier, ClassifierOutput, model_file, open_classifier
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Ensemble:
 
     def __init__(self, bundles: Sequence[Bundle], config: PredictConfig) -> None:
         """Raises:
-        ModelError: the models do not agree.
+        ModelError: the models do not agree, or one has no file for the engine.
         """
+        for bundle in bundles:
+            model_file(bundle, config.engine)  # now, and not when the first volumes have been read
         first = bundles[0].spec
         for bundle in bundles[1:]:
             for what, ours, theirs in (
@@ -84,6 +86,11 @@ class Ensemble:
         self.settings = tuple(dict.fromkeys(bundle.spec.preprocess for bundle in bundles))
         self._config = config
         self._classifiers: list[Classifier] = []
+
+    @property
+    def engine(self) -> str:
+        """What runs the networks."""
+        return "torchscript" if self._config.engine == "torchscript" else "onnx"
 
     @property
     def device(self) -> str:

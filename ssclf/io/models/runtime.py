@@ -55,7 +55,9 @@ class Classifier(Protocol):
         """(N, C, D, H, W) float32 in, scores out.
 
         Raises:
-            VolumeError: on a CPU, the volume takes more memory than was free when the model was loaded.
+            VolumeError: on a CPU, the volume takes more memory than was free when the model was loaded; or the scores
+                are not finite.
+            ModelError: the network does not answer what its spec says.
         """
         ...
 
@@ -66,7 +68,7 @@ def open_classifier(
     """Load a bundle's network.
 
     Args:
-        engine: "auto" is ONNX Runtime where the bundle has model.onnx, else TorchScript.
+        engine: "auto" is ONNX Runtime; TorchScript, which runs code of whoever made the file, only by its name.
         device: "auto" takes CUDA where it really works and says what was taken; "cuda" insists.
         threads: CPU threads; 0 for as many as there are cores.
 
@@ -75,16 +77,60 @@ def open_classifier(
             and is not there.
         MissingDependencyError: the engine is not installed.
     """
-    if engine == "auto":
-        engine = "onnx" if bundle.onnx else "torchscript"
-    path = bundle.onnx if engine == "onnx" else bundle.torchscript
+    path = model_file(bundle, engine)
+    kind = TorchScriptClassifier if engine == "torchscript" else OnnxClassifier
+    classifier = kind(path, bundle.spec, device, threads)
+    log.info("%s: %s on %s", bundle.spec.name, classifier.engine, classifier.device)
+    return classifier
+
+
+def model_file(bundle: Bundle, engine: Engine) -> Path:
+    """The file of a bundle that an engine loads.
+
+    Raises:
+        ModelError: the bundle has none.
+    """
+    wanted = "torchscript" if engine == "torchscript" else "onnx"
+    path = bundle.onnx if wanted == "onnx" else bundle.torchscript
     if path is None:
-        raise ModelError(
-            f"{bundle.path.name}: expected a model for --engine {engine}, found none in the bundle; "
-            f"export it with `ssclf export --format {engine}`."
+        trust = (
+            "; it has TorchScript, which runs code of whoever made it: where you trust them, pass --engine torchscript"
+            if wanted == "onnx" and bundle.torchscript
+            else ""
         )
-    kind = OnnxClassifier if engine == "onnx" else TorchScriptClassifier
-    return kind(path, bundle.spec, device, threads)
+        raise ModelError(
+            f"{bundle.path.name}: expected a model for --engine {wanted}, found none in the bundle; "
+            f"export it with `ssclf export --format {wanted}`{trust}."
+        )
+    return path
+
+
+def check_answer(output: ClassifierOutput, spec: ModelSpec, count: int) -> ClassifierOutput:
+    """What a network answered for `count` volumes, once it is what the spec promises.
+
+    Raises:
+        ModelError: scores or maps of another shape.
+        VolumeError: numbers that are not finite.
+    """
+    classes = len(spec.class_names)
+    features = output.features
+    if (
+        output.logits.shape != (count, classes)
+        or output.cam.ndim != 5
+        or output.cam.shape[:2] != (count, classes)
+        or (features is not None and (features.ndim != 2 or len(features) != count))
+    ):
+        raise ModelError(
+            f"{spec.name}: expected {classes} scores and maps a volume, as many as the spec names classes, found "
+            f"scores of shape {output.logits.shape} and maps of {output.cam.shape}; export the model again."
+        )
+    for values in (output.logits, output.cam, features):
+        if values is not None and not np.isfinite(values).all():
+            raise VolumeError(
+                "the network's scores are not finite: it is damaged or, in half precision, too narrow for these "
+                "intensities; use an fp32 export."
+            )
+    return output
 
 
 def cuda_providers(ort: Any) -> list[Any]:
@@ -157,7 +203,8 @@ class OnnxClassifier:
         names = [name for name in ("logits", "cam", "features") if name in self._outputs]
         assert self._session is not None
         results = self._session.run(names, {"volume": batch.astype(self._dtype, copy=False)})
-        return ClassifierOutput(*(np.asarray(r, np.float32) for r in results))
+        output = ClassifierOutput(*(np.asarray(r, np.float32) for r in results))
+        return check_answer(output, self.spec, len(batch))
 
 
 class TorchScriptClassifier:
@@ -167,6 +214,7 @@ class TorchScriptClassifier:
 
     def __init__(self, path: Path, spec: ModelSpec, device: Device, threads: int) -> None:
         self.spec = spec
+        log.warning("%s: TorchScript runs code of whoever made this file", path)
         try:
             import torch
         except ImportError as exc:
@@ -196,4 +244,7 @@ class TorchScriptClassifier:
             self._room.check(batch)
         with self._torch.inference_mode():
             outputs = self._module(self._torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-        return ClassifierOutput(*(o.float().cpu().numpy() for o in outputs))
+        if not isinstance(outputs, tuple) or len(outputs) not in (2, 3):
+            raise ModelError(f"{self.spec.name}: expected logits, cam and features, found something else.")
+        output = ClassifierOutput(*(o.float().cpu().numpy() for o in outputs))
+        return check_answer(output, self.spec, len(batch))

@@ -59,7 +59,7 @@ class ResultRow:
 
 
 def row_to_json(row: ResultRow) -> str:
-    return json.dumps(asdict(row), ensure_ascii=True)
+    return json.dumps(asdict(row), ensure_ascii=True, allow_nan=False)
 
 
 def row_from_dict(values: dict[str, Any]) -> ResultRow:
@@ -108,7 +108,7 @@ def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow])
         OutputError: it cannot be written.
     """
     lines = ",\n".join(row_to_json(row) for row in rows)
-    write_whole(path, f'{{"run": {json.dumps(run)},\n"rows": [\n{lines}\n]}}\n')
+    write_whole(path, f'{{"run": {json.dumps(run, allow_nan=False)},\n"rows": [\n{lines}\n]}}\n')
 
 
 def read_rows(path: Path) -> list[ResultRow]:
