@@ -16,6 +16,7 @@ from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
 from ssclf.cli.train import cv, evaluate, export, train, weights_app
+from ssclf.domain.visible import visible_lines
 from ssclf.errors import OutputError, SsclfError
 
 
@@ -27,7 +28,7 @@ class ErrorsAsMessages(TyperGroup):
             _check_working_folder()
             return super().invoke(ctx)
         except SsclfError as exc:
-            typer.echo(f"error: {exc}", err=True)
+            typer.echo(f"error: {visible_lines(str(exc))}", err=True)
             raise typer.Exit(exc.exit_code) from exc
         except KeyboardInterrupt as exc:
             typer.echo("interrupted", err=True)

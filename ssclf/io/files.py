@@ -40,7 +40,7 @@ def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     """
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
-        with whole_path(path) as partial, partial.open("wb") if binary else partial.open("w", **text) as file:
+        with whole_path(path) as partial, partial.open("xb") if binary else partial.open("x", **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -100,6 +100,31 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder private to this user, or take one that is; what a shared place had planted there is not touched.
+
+    Raises:
+        OutputError: there is a link, or something of another user's.
+        OSError: it cannot be made.
+    """
+    if not path.is_symlink():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        # opened once and asked through that: what lies there cannot be exchanged in between
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise OutputError(
+            f"{path}: expected a work folder of this user, found a link or something that may not be opened; look who "
+            "put it there, remove it, or write to another folder."
+        ) from exc
+    try:
+        if os.fstat(folder).st_uid != os.geteuid():
+            raise OutputError(f"{path}: belongs to another user; remove it, or write to another folder.")
+        os.fchmod(folder, 0o700)
+    finally:
+        os.close(folder)
 
 
 def _beside(path: Path, ending: str = "") -> Path:

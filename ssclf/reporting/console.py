@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
+from ssclf.domain.visible import visible_lines
 from ssclf.io.discovery.cohorts import Cohort
 from ssclf.io.discovery.scans import Case
 from ssclf.io.discovery.sources import Discovery
@@ -400,15 +401,23 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     ]
 
 
+class _VisibleFormatter(logging.Formatter):
+    """A terminal acts on control characters, and names of files may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
+
+
 def log_to_stderr(level: int) -> None:
     """Send ssclf's log to stderr: coloured on a terminal, plain lines with a time stamp elsewhere."""
     console = plain_console()
     handler: logging.Handler
+    lines = "%(message)s" if console.is_terminal else "%(asctime)s %(levelname)s %(message)s"
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_VisibleFormatter(lines))
     logger = logging.getLogger("ssclf")
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -23,6 +23,7 @@ from ssclf.errors import DatasetError, OutputError
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.image_hints import image_hint
+from ssclf.io.inside import is_inside
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import check_output_file, holds_something, watched_folder, why_missing
@@ -319,7 +320,7 @@ def _remove_maps(maps: Path, gone: Iterable[ResultRow], *, kept: Iterable[Result
     there = {(maps / row.extra["map"]).resolve() for row in kept if "map" in row.extra}
     for path in ((maps / row.extra["map"]).resolve() for row in gone if "map" in row.extra):
         # the name comes from a file that anybody may have edited
-        if path.is_relative_to(maps.resolve()) and path not in there:
+        if is_inside(maps, path) and path not in there:
             path.unlink(missing_ok=True)
 
 

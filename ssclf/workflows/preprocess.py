@@ -37,7 +37,7 @@ from ssclf.errors import ConfigError, MissingDependencyError, OutputError
 from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
-from ssclf.io.files import write_whole
+from ssclf.io.files import own_folder, write_whole
 from ssclf.io.locks import Lock
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.own_output import PREPARED_MARK
@@ -383,6 +383,7 @@ def _locked(out: Path) -> Iterator[Path]:
                     f"{out}: another ssclf run is writing there; wait for it, or choose another --out."
                 )
             _check_ours(out)
+            own_folder(scratch)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(mode=0o700)
             for leftover in (*(out / VOLUMES).glob(".*"), *(out / RECORDS).glob(".*")):

@@ -16,37 +16,31 @@ from ssclf.errors import ModelError
 #: What the exporters write for the three networks and deepbet's two, planar or not, in 32 and 16 bits, and what older
 #: versions of them wrote in its place.
 OPERATORS = frozenset(
-    [
-        "Add",
-        "BatchNormalization",
-        "Cast",
-        "Concat",
-        "Constant",
-        "Conv",
-        "ConvTranspose",
-        "Div",
-        "Flatten",
-        "Gather",
-        "Gemm",
-        "GlobalAveragePool",
-        "Identity",
-        "InstanceNormalization",
-        "MatMul",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "Range",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Shape",
-        "Sigmoid",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    (
+        *(
+            "Add",
+            "BatchNormalization",
+            "Cast",
+            "Concat",
+            "Constant",
+            "Conv",
+            "ConvTranspose",
+            "Div",
+            "Flatten",
+        ),
+        *(
+            "Gather",
+            "Gemm",
+            "GlobalAveragePool",
+            "Identity",
+            "InstanceNormalization",
+            "MatMul",
+            "MaxPool",
+            "Mul",
+        ),
+        *("Pad", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub"),
+        *("Transpose", "Unsqueeze"),
+    )
 )
 _DOMAINS = ("", "ai.onnx")
 #: protobuf's own limit: a message of more cannot be loaded anyway.

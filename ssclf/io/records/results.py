@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from ssclf.domain.visible import visible, visible_lines
 from ssclf.errors import OutputError
-from ssclf.io.files import write_whole
+from ssclf.io.files import own_folder, write_whole
 from ssclf.io.image_hints import image_hint
 from ssclf.io.locks import Lock
 from ssclf.io.records.tables import Cell, write_table
@@ -73,14 +74,14 @@ def csv_columns(class_names: Sequence[str]) -> list[str]:
 
 def _cells(row: ResultRow, class_names: Sequence[str]) -> list[Cell]:
     return [
-        row.path,
-        row.series,
+        visible_lines(row.path),
+        visible_lines(row.series),
         row.status,
-        row.prediction,
+        visible_lines(row.prediction),
         row.confidence,
         *(row.probabilities or [None] * len(class_names)),
         ";".join(row.flags),
-        " ".join(row.error.split()),
+        visible(" ".join(row.error.split())),
         row.brain_ml,
         row.seconds,
         row.model,
@@ -157,8 +158,7 @@ class Journal:
             OutputError: another run writes here, or the folder cannot be written.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.folder.chmod(0o700)
+            own_folder(self.folder)
             lock = Lock(self.folder / "lock")
             if not lock.take():
                 lock.close()

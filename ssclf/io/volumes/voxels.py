@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Array, Volume
 from ssclf.errors import VolumeError
+from ssclf.io.inside import is_inside
 
 #: Largest volume that is read, in bytes as stored and in voxels: 512³ of 64 bits; 645³.
 MAX_BYTES = 1 << 30
@@ -198,7 +199,7 @@ def detached_file(header: Path, name: str) -> Path:
         raise VolumeError("expected one data file, found a list of them; convert the volume to one file.")
     folder = header.parent.resolve()
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder):
+    if not is_inside(folder, path):
         raise VolumeError("the header names a data file outside its own folder, which is not followed.")
     if not path.is_file():
         raise VolumeError("expected a header and its data file beside it, found the header alone.")
