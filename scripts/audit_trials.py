@@ -78,7 +78,7 @@ def audit_cohort(seed: int, count: int, change: Change | None, workers: int) -> 
         preprocess_cohort(query, folder / "preprocessed", settings, skull_strip="none", workers=workers)
         cohort = read_prepared_cohort(folder / "preprocessed")
         splits = holdout_splits(cohort.subjects, cohort.labels, seed=seed)
-        return find_confounds(folder / "preprocessed", cohort, splits)
+        return find_confounds(cohort, splits)
 
 
 def main() -> None:

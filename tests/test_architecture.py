@@ -60,7 +60,8 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_what_prediction_needs_imports_nothing_heavy(path: Path) -> None:
     parts = path.relative_to(PACKAGE).parts
     training = {"train.py", "export.py", "demo.py", "cross_validate.py", "evaluate.py"}
-    if parts[0] == "learning" or path.name in training or path.name in ("figures.py", "cv_report.py"):
+    pictures = {"figures.py", "cv_report.py"}
+    if parts[0] == "learning" or (parts[0] == "workflows" and path.name in training) or path.name in pictures:
         pytest.skip("only used where training is installed")
     heavy = {name.split(".")[0] for name in imports(path, top_only=True)} & HEAVY
     assert not heavy
@@ -113,6 +114,49 @@ def test_what_has_one_home_is_there() -> None:
     assert "fcntl" in imports(PACKAGE / ONLY["locks"])
     assert "partial.replace/1" in calls(PACKAGE / ONLY["files"])
     assert "csv.writer/*" in calls(PACKAGE / ONLY["tables"])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_function_fits_a_screen(path: Path) -> None:
+    long = [
+        f"{node.name}: {length} lines"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not long
+
+
+#: They raise for a name that is too long, or that lies where nobody may look; `ssclf.io.paths` answers instead.
+ASKED = {
+    "exists",
+    "is_file",
+    "is_dir",
+    "is_symlink",
+    "is_mount",
+    "stat",
+    "lstat",
+    "resolve",
+    "samefile",
+    "realpath",
+}
+
+
+@pytest.mark.parametrize("room", ["io/discovery", "io/volumes"])
+def test_what_a_users_name_leads_to_is_asked_in_one_way(room: str) -> None:
+    """A folder that could be listed and not searched, and a path of 4,100 characters, ended the run."""
+    asked = {
+        f"{path.name}: {name}"
+        for path in (PACKAGE / room).glob("*.py")
+        for name in calls(path)
+        if name.partition("/")[0].rpartition(".")[2] in ASKED
+    }
+    assert not asked
+
+
+def test_paths_is_where_it_is_asked() -> None:
+    asked = {name.partition("/")[0].rpartition(".")[2] for name in calls(PACKAGE / "io" / "paths.py")}
+    assert asked >= {"stat", "lstat", "is_symlink", "is_dir", "is_file", "realpath"}
 
 
 def test_init_files_are_bare() -> None:

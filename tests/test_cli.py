@@ -30,6 +30,7 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
         (["train", "--augmentation", "strong"], ("--augmentation", "light", "heavy", "flip", "none")),
         (["train", "--preset", "best"], ("--preset", "paper", "default")),
         (["train", "--device", "tpu"], ("--device", "auto", "cpu", "cuda")),
+        (["predict", ".", "--device", "tpu"], ("--device", "auto", "cpu", "cuda")),
         (["cv", "--models", "mc3,vgg"], ("--models", "vgg", "mc3", "r2plus1d", "r3d")),
         (["cv", "--pretrained", "maybe"], ("--pretrained", "no", "yes", "both")),
         (["cv", "--scheme", "loo"], ("--scheme", "paper", "kfold")),

@@ -103,6 +103,12 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether the user has set a parameter, to whatever value."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and not source.name.startswith("DEFAULT")
+
+
 def given(ctx: typer.Context, config: type[Config]) -> dict[str, Any]:
     """The fields of a config that the user has set on the command line; the others are the config's to fill.
 
@@ -111,8 +117,7 @@ def given(ctx: typer.Context, config: type[Config]) -> dict[str, Any]:
     """
     values = {}
     for name, kind in get_type_hints(config).items():
-        source = ctx.get_parameter_source(name)
-        if source is None or source.name.startswith("DEFAULT"):
+        if not was_given(ctx, name):
             continue
         value = ctx.params[name]
         values[name] = _several(value, kind, _flag(config, name)) if get_origin(kind) is tuple else value

@@ -105,6 +105,7 @@ def preprocess(  # what PreprocessConfig takes from the command line, `opt.given
         label_column=label_column,
         class_map=opt.pairs(class_map, "--class"),
         limit=opt.counts(limit, "--limit"),
+        min_classes=0,  # the others may come another day; training insists on two
         seed=seed,
         pattern=pattern,
         series=series,

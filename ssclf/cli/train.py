@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
 
@@ -14,12 +15,12 @@ from ssclf.config import Architecture, ExportFormat, ExportPrecision, Scheme, St
 if TYPE_CHECKING:
     from ssclf.workflows.cross_validate import CvResult
 
-Data = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that ssclf preprocess wrote.")]
-CvData = Annotated[
-    Path | None,
+Data = Annotated[
+    list[Path] | None,
     typer.Option(
         metavar="FOLDER",
-        help=f"Folder that ssclf preprocess wrote. Default: {opt.PREPROCESSED}, with --resume the one of the run.",
+        help="Folder that ssclf preprocess wrote; given several times, all of them, joined. Default: "
+        f"{opt.PREPROCESSED}, with --resume those of the run.",
     ),
 ]
 RunFolder = Annotated[
@@ -106,11 +107,11 @@ PerFold = Annotated[
     ),
 ]
 MovedData = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--data",
         metavar="FOLDER",
-        help="The preprocessed folder, where it is not any more where the run found it.",
+        help="The preprocessed folder (or folders), where it is not any more where the run found it.",
         rich_help_panel="Runs of ssclf cv",
     ),
 ]
@@ -127,7 +128,7 @@ SameWeights = Annotated[
 
 def train(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
     ctx: typer.Context,
-    data: Data = opt.PREPROCESSED,
+    data: Data = None,
     out: RunFolder = None,
     resume: Resume = False,
     seed: opt.TrainSeed = None,
@@ -164,13 +165,16 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     from ssclf.workflows.train import train as run
 
     settings = opt.given(ctx, TrainConfig)
-    chosen = choose_run(out, settings, preset=preset, weights=weights, start=start, resume=resume)
+    asked = preset if opt.was_given(ctx, "preset") or not resume else None
+    chosen = choose_run(
+        out, settings, data=data or (), preset=asked, weights=weights, start=start, resume=resume
+    )
     if chosen.finished:
         typer.echo(f"{chosen.folder}: has finished; nothing is left to do")
         raise typer.Exit
     with TrainDisplay(chosen.config.epochs, quiet=quiet or not is_first_process()) as display:
         result = run(
-            data,
+            chosen.data,
             chosen.folder,
             chosen.config,
             resume=resume,
@@ -184,7 +188,7 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
 
 def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
     ctx: typer.Context,
-    data: CvData = None,
+    data: Data = None,
     out: CvFolder = None,
     resume: CvResume = False,
     seed: opt.TrainSeed = None,
@@ -224,20 +228,26 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
 
     settings = TrainConfig.preset(preset, **opt.given(ctx, TrainConfig))
     plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
-    folder, volumes = choose_cv_run(out, data, resume=resume)
+    asked = opt.given(ctx, TrainConfig) | {
+        name: getattr(plan, name) for name in ("scheme", "folds") if opt.was_given(ctx, name)
+    }
+    asked.pop("pretrained", None)  # of each cell
+    if opt.was_given(ctx, "models") or opt.was_given(ctx, "starts"):
+        asked["variants"] = plan.variants
+    chosen = choose_cv_run(out, plan, data=data or (), asked=asked, resume=resume)
     with CvDisplay(quiet=quiet) as display:
         result = cross_validate(
-            volumes or opt.PREPROCESSED,
-            folder,
-            plan,
+            chosen.data,
+            chosen.folder,
+            chosen.plan,
             resume=resume,
             machine=Machine(device=device, workers=workers, weights=weights),
             watch=CvWatch(on_cell=display.cell, on_epoch=display.epoch),
         )
-    _report_cv(result)
+    _report_cv(result, weights)
 
 
-def _report_cv(result: CvResult) -> NoReturn:
+def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
     """Say what failed or is missing, write the report, and set the exit code."""
     from ssclf.reporting.cv_report import write_cv_report
 
@@ -245,7 +255,8 @@ def _report_cv(result: CvResult) -> NoReturn:
         typer.echo(f"{cell.name}: {error}", err=True)
     if result.missing:
         typer.echo(f"not finished: {', '.join(cell.name for cell in result.missing)}")
-        typer.echo(f"`ssclf cv --resume --out {result.run}` goes on")
+        same = f" --weights {shlex.quote(str(weights))}" if weights else ""
+        typer.echo(f"`ssclf cv --resume --out {shlex.quote(str(result.run))}{same}` goes on")
     if not result.interrupted:
         typer.echo(f"report: {write_cv_report(result.run)}")
     raise typer.Exit(result.exit_code)

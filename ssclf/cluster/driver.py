@@ -25,7 +25,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -404,21 +404,22 @@ class _Run:
         waiting = dict(left)
         finishing: set[Any] = set()
         finisher = ray.remote(finish).options(num_cpus=0)
-        for outcome in (one for batch in self._polled(batches) for one in batch["outcome"]):
-            if isinstance(outcome, Fatal):
-                raise outcome.error
-            for number, count in outcome.rows.items():
-                waiting[number] -= count
-                # Only a guess: what a lost node had done is staged, and counted, once more. `finish` looks at the
-                # rows themselves; where it came too early, the partition is among what is missing in the end.
-                if waiting[number] <= 0:
-                    finishing.add(finisher.remote(job, number))
-            # what is finished by now is told by now, and what is not keeps no batch waiting
-            if finishing:
-                ready, _ = ray.wait(list(finishing), num_returns=len(finishing), timeout=0)
-                for reference in ready:
-                    finishing.remove(reference)
-                    self._finished(ray.get(reference), on_part)
+        with contextlib.closing(self._polled(batches)) as arriving:
+            for outcome in (one for batch in arriving for one in batch["outcome"]):
+                if isinstance(outcome, Fatal):
+                    raise outcome.error
+                for number, count in outcome.rows.items():
+                    waiting[number] -= count
+                    # Only a guess: what a lost node had done is staged, and counted, once more. `finish` looks at the
+                    # rows themselves; where it came too early, the partition is among what is missing in the end.
+                    if waiting[number] <= 0:
+                        finishing.add(finisher.remote(job, number))
+                # what is finished by now is told by now, and what is not keeps no batch waiting
+                if finishing:
+                    ready, _ = ray.wait(list(finishing), num_returns=len(finishing), timeout=0)
+                    for reference in ready:
+                        finishing.remove(reference)
+                        self._finished(ray.get(reference), on_part)
         for reference in finishing:
             self._finished(self._wait(reference), on_part)
 
@@ -541,32 +542,43 @@ class _Run:
             for reference in ready:
                 yield running.pop(reference), ray.get(reference)
 
-    def _polled(self, batches: Iterable[T]) -> Iterator[T]:
+    def _polled(self, batches: Iterable[T]) -> Generator[T, None, None]:
         """Pass batches on from another thread, so that a signal need not wait for the next of them."""
         arrived: queue.SimpleQueue[_Arrived[T] | _Ended] = queue.SimpleQueue()
+        left = threading.Event()
 
         def pull() -> None:
             try:
                 for batch in batches:
+                    if left.is_set():
+                        break
                     arrived.put(_Arrived(batch))
                 arrived.put(_Ended())
             except BaseException as exc:  # handed over, raised below
                 arrived.put(_Ended(exc))
 
-        threading.Thread(target=pull, daemon=True).start()
-        while True:
-            if self.stop():
-                raise _Stopped
-            try:
-                one = arrived.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if isinstance(one, _Arrived):
-                yield one.batch
-            elif one.error is not None:
-                raise one.error
-            else:
-                return
+        pulling = threading.Thread(target=pull, daemon=True)
+        pulling.start()
+        try:
+            while True:
+                if self.stop():
+                    raise _Stopped
+                try:
+                    one = arrived.get(timeout=0.5)
+                except queue.Empty:
+                    continue
+                if isinstance(one, _Arrived):
+                    yield one.batch
+                elif one.error is not None:
+                    raise one.error
+                else:
+                    return
+        finally:
+            # Where an error ends it early, Ray's reading should not outlive the connection. A signal waits for nothing:
+            # the thread goes with this process, and is told nothing, or it would close what is being torn down.
+            if not self.stop():
+                left.set()
+                pulling.join(timeout=10)
 
     def clean_nodes(self) -> None:
         """Remove the run's files from every node; one that is gone has taken them along, or cleans up later."""

@@ -27,6 +27,7 @@ from ssclf.io.discovery.scans import Scan
 from ssclf.io.discovery.sources import discover, folder_scans, manifest_columns, manifest_scan, named_rows
 from ssclf.io.junk import junk_name, junk_path
 from ssclf.io.own_output import START_BYTES
+from ssclf.io.paths import is_link
 from ssclf.io.records.map_names import MAP_ENDING
 from ssclf.io.records.tables import TABLE_ENDINGS, TableRow, read_table
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
@@ -240,7 +241,7 @@ def _without_links(
     """Leave out links to what is found elsewhere: under its own name, or by an earlier link."""
     top = os.path.realpath(root)
     for path in paths:
-        if (root / path).is_symlink():
+        if is_link(root / path):
             target = os.path.realpath(root / path)
             below = os.path.relpath(target, top)
             own = FolderContent()

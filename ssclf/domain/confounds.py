@@ -135,7 +135,7 @@ def table_features(rows: Sequence[Mapping[str, str]]) -> Features:
         if len(lengths) == 1 and all(n or not cell for n, cell in zip(numbers, cells, strict=True)):
             (length,) = lengths
             known = np.array([n or [np.nan] * length for n in numbers])
-            columns.append(_even(np.where(np.isnan(known), np.nanmedian(known, axis=0), known)))
+            columns.append(_compressed(np.where(np.isnan(known), np.nanmedian(known, axis=0), known)))
             columns.append(np.isnan(known[:, :1]).astype(float))
         else:
             values = sorted(set(cells))
@@ -166,12 +166,13 @@ def audit(
     if features.shape[1] == 0 or not features.std(axis=0).any():
         return Finding(name, dict.fromkeys(class_names, 0.5), 0.5)
     parts = [_part(features, train, test) for train, test in folds]
-    told = _told(parts, targets, len(class_names))
+    told = _balanced_accuracies(parts, targets, len(class_names))
     random = np.random.default_rng(seed)
     owners, index = np.unique(np.asarray(subjects), return_inverse=True)
     own = np.array([Counter(targets[index == k].tolist()).most_common(1)[0][0] for k in range(len(owners))])
     shuffled = [
-        _told(parts, random.permutation(own)[index], len(class_names)).max() for _ in range(permutations)
+        _balanced_accuracies(parts, random.permutation(own)[index], len(class_names)).max()
+        for _ in range(permutations)
     ]
     return Finding(name, dict(zip(class_names, told.tolist(), strict=True)), float(max(shuffled)))
 
@@ -205,7 +206,7 @@ def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]
     return found
 
 
-def _even(values: Features) -> Features:
+def _compressed(values: Features) -> Features:
     """Columns (N, F), logarithmic beyond their middle: intensities of scanners span orders of magnitude."""
     middle = np.median(np.abs(values), axis=0)
     result: Features = np.arcsinh(values / np.where(middle > 0, middle, 1))
@@ -250,7 +251,7 @@ def _part(features: Features, train: Indices, test: Indices) -> _Part:
     return _Part(train, test, (inner, outer), (kernel(inner), kernel(outer)))
 
 
-def _told(parts: Sequence[_Part], targets: NDArray[np.integer[Any]], classes: int) -> Features:
+def _balanced_accuracies(parts: Sequence[_Part], targets: NDArray[np.integer[Any]], classes: int) -> Features:
     """(classes,) mean over folds of (recall + specificity) / 2, of the classifier whose best class is better.
 
     A class that a fold's test part lacks, or fills, counts 0.5 there.

@@ -16,7 +16,8 @@ FLAGS: Final[dict[str, str]] = {
     "oblique": "the axes are more than 20 degrees from the body's",
     "thick_slices": "a voxel is longer than 4 mm along one axis",
     "partial_coverage": "the field of view is shorter than 100 mm along one axis: hardly a whole brain",
-    "incomplete_series": "the numbers of the DICOM slices suggest that some are missing at an end or between",
+    "incomplete_series": "the numbers of the DICOM slices suggest that some are missing at an end or between, or "
+    "files beside them could not be read or are no MR image",
     "wrong_contrast": "does not look like the contrast that the model was trained on",
     "low_confidence": "the highest probability is below the review threshold",
     "unlike_training": "the features lie further from the training volumes than those do from each other",

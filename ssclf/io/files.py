@@ -38,6 +38,7 @@ def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
     Raises:
         OutputError: it cannot be written.
     """
+    # "x": what somebody has put at that name, a link above all, is not written to
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
         with whole_path(path) as partial, partial.open("xb") if binary else partial.open("x", **text) as file:
@@ -116,12 +117,15 @@ def own_folder(path: Path) -> None:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
         raise OutputError(
-            f"{path}: expected a work folder of this user, found a link or something that may not be opened; look who "
-            "put it there, remove it, or write to another folder."
+            f"{path}: expected this user's own working folder, found a link or somebody else's; look who put it there, "
+            "remove it, or write to another folder."
         ) from exc
     try:
         if os.fstat(folder).st_uid != os.geteuid():
-            raise OutputError(f"{path}: belongs to another user; remove it, or write to another folder.")
+            raise OutputError(
+                f"{path}: expected this user's own working folder, found that of another user; remove it, or "
+                "write to another folder."
+            )
         os.fchmod(folder, 0o700)
     finally:
         os.close(folder)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from ssclf.io.paths import real_path
+
 
 def is_inside(folder: Path, path: Path) -> bool:
     """Whether a path lies in a folder or below it, once every link on the way has been followed."""
-    return path.resolve().is_relative_to(folder.resolve())
+    return real_path(path).is_relative_to(real_path(folder))
 
 
 def stays_below(name: str) -> bool:

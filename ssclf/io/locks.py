@@ -77,12 +77,13 @@ class Lock:
 
 
 @contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def lock(path: Path, *, wait: bool = False, remove: bool = False) -> Iterator[bool]:
     """Hold a lock file while the block runs.
 
     Args:
         path: created, in a folder that exists; stays behind, empty.
         wait: until another process lets go, instead of giving up.
+        remove: leave no file behind; who waits for it makes another.
 
     Yields:
         False where another process has it.
@@ -99,4 +100,8 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
             ours = file.take(wait=wait)
         except OSError as exc:
             raise OutputError(f"{path}: cannot be locked ({exc.strerror or exc}).") from exc
-        yield ours
+        try:
+            yield ours
+        finally:
+            if ours and remove:
+                path.unlink(missing_ok=True)

@@ -1,9 +1,22 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, and how it is shared among workers."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from types import ModuleType
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+#: What is left to this process and the system when workers take their shares.
+_KEPT = 0.15
+#: No worker starts with less: its libraries alone take some hundred MB.
+_SMALLEST_SHARE = 1 << 30
 
 
 def free_memory() -> int:
@@ -24,3 +37,22 @@ def free_memory() -> int:
         if values[0].isdigit():
             free = min(free, max(0, int(values[0]) - int(values[1])))
     return free
+
+
+def share_of_memory(workers: int) -> int:
+    """Bytes for each of so many workers, so that together they leave the system and this process enough."""
+    return max(_SMALLEST_SHARE, int(free_memory() * (1 - _KEPT)) // workers)
+
+
+def limit_memory(count: int) -> None:
+    """Let this process take so many bytes for data; what asks for more gets a MemoryError.
+
+    Not its whole address space: a network's library maps far more than it uses.
+    """
+    if resource is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    with contextlib.suppress(OSError, ValueError):  # a system that does not know the limit
+        resource.setrlimit(resource.RLIMIT_DATA, (count, count))

@@ -22,7 +22,6 @@ _HEADERS = (
     b"path,series,status,prediction,confidence,",  # results.csv
     b"subject,label,source,path,contrasts,shape,",  # manifest.csv of a preprocessed cohort
     b'{"run": {"ssclf_version": ',  # results.json
-    b'{"path": "',  # a journal
 )
 _GENERATOR = b'<meta name="generator" content="ssclf">'
 

@@ -6,15 +6,21 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 from ssclf.errors import OutputError
 from ssclf.io.image_hints import image_hint
 from ssclf.io.records.tables import TABLE_ENDINGS
-from ssclf.io.volumes.dicom_series import DICOM_ENDINGS
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 #: What a file system says of one name, however healthy the disk is.
-_ABOUT_THE_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+_ABOUT_THE_NAME = frozenset(
+    {
+        errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ,
+        # something else has the name, or that of a folder in it
+        errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP,
+    }
+)  # fmt: skip
 
 
 def is_about_the_name(exc: OSError) -> bool:
@@ -47,6 +53,47 @@ def is_link(path: Path) -> bool:
     return os.path.islink(path)  # noqa: PTH114
 
 
+def is_folder(path: Path) -> bool:
+    """As `Path.is_dir`, for any name."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_there(path: Path) -> bool:
+    """As `Path.exists`, for any name."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def real_path(path: Path | str) -> Path:
+    """As `Path.resolve`, for any name: what cannot be followed stands as it is."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # a NUL in the name
+        return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
+
+
+Kind = Literal["link", "folder", "file", "other"]
+
+
+def kind_of(entry: os.DirEntry[str]) -> Kind:
+    """What an entry of a listed folder is; a folder that is not searchable tells of its names, and of no more."""
+    try:
+        if entry.is_symlink():
+            return "link"
+        if entry.is_dir(follow_symlinks=False):
+            return "folder"
+        return "file" if entry.is_file(follow_symlinks=False) else "other"
+    except OSError:
+        return "file"  # what it is cannot be asked: it is opened, and that fails with the reason
+
+
 def names_a_file(path: Path) -> bool:
     """Whether a name, of which nothing more is known, is that of one volume, slice or archive.
 
@@ -72,7 +119,7 @@ def holds_something(path: Path) -> bool:
 
 def watched_folder(path: Path) -> Path:
     """The folder without which an input has gone as a whole: itself, or that of a file."""
-    return path if os.path.isdir(path) else path.parent  # noqa: PTH112 - as in `is_file`
+    return path if is_folder(path) else path.parent
 
 
 def check_output_file(option: str, path: Path) -> None:
@@ -103,7 +150,7 @@ def check_output_file(option: str, path: Path) -> None:
         raise OutputError(
             f"{path}: --{option} names the file to write, found a pipe or a device; choose another."
         )
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise OutputError(
             f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
         )

@@ -6,12 +6,14 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, parent_process
+from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -19,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from ssclf.errors import MissingDependencyError, SsclfError
+from ssclf.io.memory import limit_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +61,7 @@ def run_in_processes(
     timeout_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     pool: ProcessPool | None = None,
+    memory: int | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Call a function on every item in worker processes; outcomes come in the order of completion.
 
@@ -70,11 +74,12 @@ def run_in_processes(
         timeout_s: after this long a worker is killed and its item gets an error.
         stop: asked before each new item; once true, what is in flight is finished and nothing is begun.
         pool: of `start_pool`, which this call leaves running for the next one; None: one of its own.
+        memory: for a pool of its own, see `start_pool`.
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
-    running = pool or start_pool(workers)
+    running = pool or start_pool(workers, memory)
     remaining = iter(items)
     pending: dict[Future[Any], Item] = {}
     exhausted = False
@@ -100,8 +105,11 @@ def run_in_processes(
             running.join()
 
 
-def start_pool(workers: int) -> ProcessPool:
+def start_pool(workers: int, memory: int | None = None) -> ProcessPool:
     """Worker processes for several calls of `run_in_processes`; they end with this process.
+
+    Args:
+        memory: bytes that each may take (Linux); what needs more is that item's error. None: as many as there are.
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
@@ -118,7 +126,7 @@ def start_pool(workers: int) -> ProcessPool:
             f"worker processes need semaphores, and this system gives none ({exc.strerror}); "
             "a container needs a writable /dev/shm (a few kilobytes are enough)."
         ) from exc
-    return ProcessPool(max_workers=workers, context=context, initializer=_start_worker)
+    return ProcessPool(max_workers=workers, context=context, initializer=_start_worker, initargs=(memory,))
 
 
 @contextmanager
@@ -137,14 +145,25 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker() -> None:
+def _start_worker(memory: int | None) -> None:
     """Signals to the terminal's process group are for the parent, which decides; its death ends us."""
+    if memory is not None:
+        limit_memory(memory)
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pr_set_pdeathsig = 1
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl"):  # Linux
         libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # The fork server is our parent, and lives as long as one of us does; who waits for us is another process.
+    started_by = parent_process()
+    if started_by is not None:
+        threading.Thread(target=_end_with, args=(started_by.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for_any([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, str]:

@@ -262,7 +262,10 @@ class Trainer:
         """Go on from `state_dict()`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        # how long the run is, this one knows: it may have been given more epochs since
+        length = {name: vars(self._scheduler).get(name) for name in ("total_steps", "_schedule_phases")}
         self._scheduler.load_state_dict(state["scheduler"])
+        vars(self._scheduler).update({name: value for name, value in length.items() if value is not None})
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.fabric.global_rank == 0:  # the others drew other numbers, which were not kept
             torch.set_rng_state(state["random"])

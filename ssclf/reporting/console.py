@@ -176,7 +176,7 @@ class PreprocessDisplay(Counting):
             for heading in ("class", "source", "volumes", "taken"):
                 table.add_column(heading, justify="right" if heading in ("volumes", "taken") else "left")
             for found in cohort.found:
-                table.add_row(found.label, found.source, str(found.volumes), str(found.taken))
+                table.add_row(found.label or "not stated", found.source, str(found.volumes), str(found.taken))
             self.console.print(table)
             for reason, count in sorted(cohort.left_out.items()):
                 log.info("left out: %d %s", count, reason)
@@ -205,6 +205,11 @@ class PreprocessDisplay(Counting):
             f"{out}: {len(summary.rows)} volumes ({summary.reused} of them from before), "
             f"{len(summary.failures)} failed; look at {out / 'qc.html'}"
         )
+        if len({row["label"] for row in summary.rows}) < 2:
+            print_(
+                "one class or none: ssclf train and ssclf cv need two; they join several folders of equal settings, "
+                "--data once for each"
+            )
         if summary.left_over:
             print_(
                 f"{summary.left_over} volumes of earlier runs are no part of this cohort; their files stay"

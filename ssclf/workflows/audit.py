@@ -22,8 +22,7 @@ from ssclf.domain.confounds import (
 from ssclf.domain.splits import Split
 from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import read_audit, write_audit
-from ssclf.io.records.preprocessed import MANIFEST, PreparedCohort, count_sources
-from ssclf.io.records.tables import read_table
+from ssclf.io.records.preprocessed import PreparedCohort, count_sources
 from ssclf.io.volumes.nifti import read_written
 
 LOCK = ".lock-audit"
@@ -37,14 +36,14 @@ _INTENSITIES = "original_intensity"
 log = logging.getLogger(__name__)
 
 
-def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
+def audit_confounds(run: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
     """Write `audit.json`, once, and warn of what it says; a minute for some hundred volumes."""
     with lock(run / LOCK) as ours:
         if not ours:
             return
         found = read_audit(run)
         if found is None:
-            findings = find_confounds(data, cohort, splits)
+            findings = find_confounds(cohort, splits)
             told = warnings(findings, count_sources(cohort))
             write_audit(run, [_finding_to_dict(finding) for finding in findings], told)
         else:
@@ -53,9 +52,9 @@ def audit_confounds(run: Path, data: Path, cohort: PreparedCohort, splits: Seque
             log.warning("%s", text)
 
 
-def find_confounds(data: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
+def find_confounds(cohort: PreparedCohort, splits: Sequence[Split]) -> list[Finding]:
     """What each kind of plain features tells about the class, on the networks' folds."""
-    cells = _manifest_cells(data)
+    cells = _manifest_cells(cohort)
     shapes, histograms, headers, intensities = [], [], [], []
     for sample in cohort.samples:
         volume = read_written(sample.path).data
@@ -93,8 +92,11 @@ def _finding_to_dict(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _manifest_cells(data: Path) -> dict[str, dict[str, str]]:
-    """Volume key → cells that the audit looks at, those the manifest has."""
-    table = read_table(data / MANIFEST)
-    columns = [name for name in (*_HEADER_COLUMNS, _INTENSITIES) if name in table.columns]
-    return {row["path"]: {name: row[name] for name in columns} for row in table.rows}
+def _manifest_cells(cohort: PreparedCohort) -> dict[str, dict[str, str]]:
+    """Volume key → cells that the audit looks at, those that every manifest has."""
+    columns = [
+        name
+        for name in (*_HEADER_COLUMNS, _INTENSITIES)
+        if all(name in sample.cells for sample in cohort.samples)
+    ]
+    return {s.key: {name: s.cells[name] for name in columns} for s in cohort.samples}

@@ -23,9 +23,10 @@ from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
+from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble, Verdict
 from ssclf.io.own_output import MAP_MARK
-from ssclf.io.paths import is_about_the_name
+from ssclf.io.paths import is_about_the_name, is_file
 from ssclf.io.preparation import brain_extractor, prepare_scan
 from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
@@ -154,6 +155,8 @@ class RowMaker:
         for scan in scans:
             if scan.problem:
                 yield self.origin.failed(scan, scan.problem)
+        if not readable:  # no network is loaded for nothing: it would go on loading behind the end of the run
+            return
         work = partial(
             make_network_inputs,
             settings=self.ensemble.settings,
@@ -163,7 +166,12 @@ class RowMaker:
             with_grid=self.maps is not None,
         )
         outcomes = run_in_processes(
-            work, readable, workers=self.config.workers, timeout_s=self.config.timeout_s, stop=stop
+            work,
+            readable,
+            workers=self.config.workers,
+            timeout_s=self.config.timeout_s,
+            stop=stop,
+            memory=share_of_memory(self.config.workers),
         )
         loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
         for outcome in outcomes:
@@ -177,7 +185,7 @@ class RowMaker:
         """Whether a row of an earlier run has the map and the picture that this run was asked for."""
         if row.status != "ok":
             return True
-        has_map = self.maps is None or (self.maps / row.extra.get("map", "absent")).is_file()
+        has_map = self.maps is None or is_file(self.maps / row.extra.get("map", "absent"))
         return has_map and (not self.pictures or THUMBNAIL in row.extra)
 
     def classified(self, scan: Scan, inputs: NetworkInputs) -> ResultRow:

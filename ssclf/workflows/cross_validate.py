@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ from ssclf.config import Architecture, Device, Scheme, TrainConfig, check_choice
 from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.locks import lock
+from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.cv_run import (
     Cell,
     has_cost,
@@ -32,7 +33,13 @@ from ssclf.io.records.cv_run import (
     write_folds,
     write_settings,
 )
-from ssclf.io.records.preprocessed import PreparedCohort, count_sources, fingerprint, read_prepared_cohort
+from ssclf.io.records.preprocessed import (
+    Folders,
+    PreparedCohort,
+    count_sources,
+    fingerprint,
+    read_prepared_cohort,
+)
 from ssclf.io.records.training_run import LOCK, can_resume, is_finished, process_count
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.cost import PeakMemory, measure_cost
@@ -157,7 +164,7 @@ class CvWatch(Watch):
 
 
 def cross_validate(
-    data: Path,
+    data: Folders,
     out: Path,
     plan: CvPlan | None = None,
     *,
@@ -168,7 +175,7 @@ def cross_validate(
     """Train every cell that is not finished yet and that no other process works on.
 
     Args:
-        data: folder that `ssclf preprocess` wrote.
+        data: folder that `ssclf preprocess` wrote, or several to join.
         out: new, or of an earlier call with the same data, settings and folds; networks may be added.
         plan: None for the paper's networks and settings.
         resume: go on with all that `out` was begun for; of the plan only `only` counts.
@@ -180,11 +187,12 @@ def cross_validate(
     plan, machine, watch = plan or CvPlan.of(), machine or Machine(), watch or CvWatch()
     if resume:
         plan = CvPlan.stored(out, plan.only)
+        machine = _same_weights(machine, read_settings(out))
     _check_processes()
     _check_weights(plan, machine.weights)
     cohort = read_prepared_cohort(data)
-    splits = _open(data, out, cohort, plan)
-    audit_confounds(out, data, cohort, splits)
+    splits = _open(out, cohort, plan, machine.weights)
+    audit_confounds(out, cohort, splits)
     states: dict[Cell, State] = {}
     errors: dict[Cell, str] = {}
     interrupted = 0
@@ -193,7 +201,7 @@ def cross_validate(
         def work(cell: Cell = cell, number: int = number) -> int:
             watch.on_cell(cell, number, len(plan.cells), None)
             split = splits[cell.fold - 1]
-            return _train_cell(cell, data, out, cohort, plan.config, split, machine, watch)
+            return _train_cell(cell, out, cohort, plan.config, split, machine, watch)
 
         try:
             states[cell], interrupted = _take(cell, out, work)
@@ -215,7 +223,6 @@ def cross_validate(
 
 def _train_cell(
     cell: Cell,
-    data: Path,
     out: Path,
     cohort: PreparedCohort,
     config: TrainConfig,
@@ -226,7 +233,7 @@ def _train_cell(
     """Train a cell and measure its cost; the signal that stopped it, or 0."""
     memory = PeakMemory(machine.device)
     result = train(
-        data,
+        cohort.folders,
         cell.folder(out),
         dataclasses.replace(
             config,
@@ -280,8 +287,15 @@ def _check_weights(plan: CvPlan, weights: Path | None) -> None:
         load_pretrained(network, model, stem=plan.config.stem, path=weights)
 
 
-def _open(data: Path, out: Path, cohort: PreparedCohort, plan: CvPlan) -> list[Split]:
+def _same_weights(machine: Machine, stored: Mapping[str, Any]) -> Machine:
+    """The weights file that a cross-validation began with, where none is named."""
+    file = stored.get("weights", {}).get("file")
+    return dataclasses.replace(machine, weights=Path(file)) if file and not machine.weights else machine
+
+
+def _open(out: Path, cohort: PreparedCohort, plan: CvPlan, weights: Path | None) -> list[Split]:
     """The folds: drawn by the first process, read and compared by all others."""
+    folders = [str(path.resolve()) for path in cohort.folders]
     values = {
         "config": {k: v for k, v in config_to_dict(plan.config).items() if k not in _PER_CELL},
         "scheme": plan.scheme,
@@ -291,7 +305,8 @@ def _open(data: Path, out: Path, cohort: PreparedCohort, plan: CvPlan) -> list[S
         "synthetic": cohort.synthetic,
         "volumes": fingerprint(cohort),
         "cohort": count_sources(cohort),
-        "data": str(data.resolve()),
+        "data": folders[0] if len(folders) == 1 else folders,
+        "weights": {"file": str(weights.resolve()), "sha256": file_sha256(weights)} if weights else {},
         "ssclf_version": __version__,
     }
     try:
@@ -302,7 +317,12 @@ def _open(data: Path, out: Path, cohort: PreparedCohort, plan: CvPlan) -> list[S
         if is_cv_run(out):
             stored = read_settings(out)
             _compare(out, stored, values)
-            values = {**stored, "variants": list(dict.fromkeys([*stored["variants"], *plan.variants]))}
+            changes = {
+                "variants": list(dict.fromkeys([*stored["variants"], *plan.variants])),
+                "data": values["data"],  # which may have moved
+                "weights": values["weights"] or stored.get("weights", {}),
+            }
+            values = {**stored, **changes}
             splits = read_folds(out, [s.key for s in cohort.samples])
         else:
             if holds_training_run(out):
@@ -327,6 +347,13 @@ def _compare(out: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
             f"{out}: a cross-validation goes on with the settings it began with, and found others for "
             f"{', '.join(f'{name} (it began with {before.get(name)})' for name in different)}; add --resume to take "
             "its own, or choose another --out."
+        )
+    began, now = stored.get("weights"), asked["weights"]
+    pretrained = any(Cell.parse(f"{variant}/1").pretrained for variant in stored["variants"])
+    if now and began is not None and pretrained and began.get("sha256") != now["sha256"]:
+        raise ConfigError(
+            f"{out}: its pretrained networks began with {began.get('file', 'the weights of this machine')}, so "
+            f"--weights {now['file']} cannot be taken any more; leave it out, or choose another --out."
         )
     if any(stored[key] != asked[key] for key in ("class_names", "preprocess", "volumes")):
         raise DatasetError(

@@ -18,15 +18,15 @@ from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
 from ssclf.io.discovery.cohorts import CohortQuery
-from ssclf.io.files import write_whole
+from ssclf.io.files import write_json
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Classifier, open_classifier
 from ssclf.io.records.preprocessed import (
-    MANIFEST,
-    SETTINGS,
     PreparedCohort,
     Sample,
     count_sources,
+    is_prepared,
+    manifest_path,
     read_prepared_cohort,
 )
 from ssclf.io.records.tables import write_table
@@ -126,7 +126,7 @@ def _preprocessed(
     data: Path, out: Path, model: Bundle, *, skull_strip: str, workers: int
 ) -> tuple[Path, PreprocessSummary | None]:
     """The folder with network input: `data` itself, or what is made of its scans, and then what that did."""
-    if (data / SETTINGS).is_file():
+    if is_prepared(data):
         return data, None
     folder = out / PREPROCESSED
     config = model.spec.preprocess
@@ -175,7 +175,7 @@ def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
     unknown = sorted(set(cohort.class_names) - set(model.spec.class_names))
     if unknown:
         raise DatasetError(
-            f"{folder / MANIFEST}: expected the classes {', '.join(model.spec.class_names)} of the model, found "
+            f"{manifest_path(folder)}: expected the classes {', '.join(model.spec.class_names)} of the model, found "
             f"{', '.join(unknown)}; rename labels with `ssclf preprocess --class FOUND=NAME`."
         )
     if cohort.preprocess.hash != model.spec.preprocess.hash:
@@ -246,7 +246,7 @@ def _write_metrics(path: Path, found: Evaluation, model: Bundle, device: str) ->
         "raw": found.raw.to_dict(),
         "calibrated": found.calibrated.to_dict(),
     }
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    write_json(path, values)
 
 
 def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssclf.io.records.cv_run import is_cv_run
+from ssclf.io.records.preprocessed import Folders
 from ssclf.io.records.training_run import newest_run
 from ssclf.workflows.export import ExportConfig, export_run
 from ssclf.workflows.export_cv import CvExport, export_cv
@@ -21,7 +22,7 @@ def export_any(
     *,
     network: str | None = None,
     per_fold: bool = False,
-    data: Path | None = None,
+    data: Folders | None = None,
     machine: Machine | None = None,
     watch: Watch | None = None,
 ) -> CvExport:

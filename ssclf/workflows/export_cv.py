@@ -18,7 +18,7 @@ from ssclf.domain.scores import softmax
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import Cell, CvRun, read_cv_run, read_settings, summarise
-from ssclf.io.records.preprocessed import fingerprint, read_prepared_cohort
+from ssclf.io.records.preprocessed import Folders, fingerprint, read_prepared_cohort
 from ssclf.io.records.training_run import LOCK, RunRecord, can_resume, is_finished, read_record
 from ssclf.workflows.export import ExportConfig, export_run
 from ssclf.workflows.train import Machine, Watch, train
@@ -44,7 +44,7 @@ def export_cv(
     *,
     network: str | None = None,
     per_fold: bool = False,
-    data: Path | None = None,
+    data: Folders | None = None,
     machine: Machine | None = None,
     watch: Watch | None = None,
 ) -> CvExport:
@@ -56,7 +56,7 @@ def export_cv(
         network: such as mc3/scratch; None takes the one with the best mean macro F1.
         per_fold: export the trained folds, to be averaged by `predict`, instead of training on everything for
             as many epochs as the folds chose in the middle.
-        data: the preprocessed folder, where it is not any more where the cross-validation found it.
+        data: the preprocessed folder or folders, where they are not any more where the cross-validation found them.
 
     Raises:
         ModelError: folds of the network are missing.
@@ -99,12 +99,13 @@ def _choose(run: CvRun, name: str | None) -> Network:
     return networks[str(name)]
 
 
-def _refit(run: CvRun, network: Network, folder: Path, data: Path, machine: Machine, watch: Watch) -> int:
+def _refit(run: CvRun, network: Network, folder: Path, data: Folders, machine: Machine, watch: Watch) -> int:
     """Train on everything, unless that is done; the signal that stopped it, or 0."""
     cohort = read_prepared_cohort(data)
     if fingerprint(cohort) != read_settings(run.folder)["volumes"]:
         raise DatasetError(
-            f"{data}: expected the volumes of the cross-validation, found others; the scores would not be this model's."
+            f"{' and '.join(map(str, cohort.folders))}: expected the volumes of the cross-validation, found others; "
+            "the scores would not be this model's."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / LOCK) as free:

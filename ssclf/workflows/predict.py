@@ -26,8 +26,9 @@ from ssclf.io.image_hints import image_hint
 from ssclf.io.inside import is_inside
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
-from ssclf.io.paths import check_output_file, holds_something, watched_folder, why_missing
+from ssclf.io.paths import check_output_file, holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
+from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
@@ -212,7 +213,13 @@ def _find_scans(
     Raises:
         DatasetError: nothing is, in any shard.
     """
-    found = discover(paths, contrasts=ensemble.contrasts, pattern=config.pattern, series=config.series)
+    found = discover(
+        paths,
+        contrasts=ensemble.contrasts,
+        pattern=config.pattern,
+        series=config.series,
+        limits=Limits(config.workers, config.timeout_s),
+    )
     if not found.scans:
         raise DatasetError(_nothing_found(paths, found))
     return replace(found, scans=_chosen(found.scans, shard, config))
@@ -317,10 +324,10 @@ def _report(
 
 def _remove_maps(maps: Path, gone: Iterable[ResultRow], *, kept: Iterable[ResultRow]) -> None:
     """Remove the maps of scans that are gone; a name that another scan's map has now stays."""
-    there = {(maps / row.extra["map"]).resolve() for row in kept if "map" in row.extra}
-    for path in ((maps / row.extra["map"]).resolve() for row in gone if "map" in row.extra):
+    there = {real_path(maps / row.extra["map"]) for row in kept if "map" in row.extra}
+    for path in (real_path(maps / row.extra["map"]) for row in gone if "map" in row.extra):
         # the name comes from a file that anybody may have edited
-        if is_inside(maps, path) and path not in there:
+        if is_inside(maps, path) and path not in there and is_file(path):
             path.unlink(missing_ok=True)
 
 

@@ -1,19 +1,11 @@
 """`ssclf preprocess`: labelled scans of any source in, volumes that a network can be trained on out.
 
-The folder that is written:
-
-    manifest.csv    a row per volume: who, which class, from where, what was found on the way
-    settings.json   what decided the voxel values
-    failed.csv      what could not be used, and why
-    qc.html         every volume at a glance
-    volumes/        network input, float32 NIfTI
-    records/        what each volume was made from, so that a later run does only what is not done
+`io.records.preprocessed` says what is in the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -28,8 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssclf import __version__
-from ssclf.config import PreprocessConfig, SkullStrip, config_to_dict
+from ssclf.config import PreprocessConfig, SkullStrip
 from ssclf.domain.geometry import orientation
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Volume
@@ -37,13 +28,26 @@ from ssclf.errors import ConfigError, MissingDependencyError, OutputError
 from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.extraction.engines import available_engines
-from ssclf.io.files import own_folder, write_whole
+from ssclf.io.files import own_folder
 from ssclf.io.locks import Lock
+from ssclf.io.memory import share_of_memory
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.own_output import PREPARED_MARK
 from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
-from ssclf.io.records.preprocessed import COLUMNS, FAILED, MANIFEST, QC, RECORDS, SETTINGS, VOLUMES
-from ssclf.io.records.tables import read_table, write_table
+from ssclf.io.records.preprocessed import (
+    begin_folder,
+    left_over,
+    qc_path,
+    read_record,
+    record_path,
+    sweep_folder,
+    volume_key,
+    write_failed,
+    write_manifest,
+    write_record,
+    write_settings,
+)
+from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
@@ -107,10 +111,10 @@ class _Job:
         return f"{RECORD_FORMAT} {self.config.hash} {self.skull_strip} {self.show_heads}"
 
     def volume(self, name: str) -> Path:
-        return self.out / VOLUMES / f"{name}.nii.gz"
+        return self.out / volume_key(name)
 
     def record(self, name: str) -> Path:
-        return self.out / RECORDS / f"{name}.json"
+        return record_path(self.out, name)
 
 
 def preprocess_cohort(
@@ -149,7 +153,7 @@ def preprocess_cohort(
             f"contrasts: expected those of the settings ({', '.join(config.contrasts)}) in the query too, "
             f"found {', '.join(query.contrasts)}."
         )
-    cohort = find_cases(query)
+    cohort = find_cases(query, Limits(workers, timeout_s))
     tasks = [_Task(case, name) for case, name in zip(cohort.cases, _file_names(cohort.cases), strict=True)]
     on_start(cohort)
     with _locked(out) as scratch, note_signals("finishing the volumes in flight") as received:
@@ -157,7 +161,7 @@ def preprocess_cohort(
         models = _deepbet_models() if how.engine == "deepbet" and not how.only_heads else ()
         threads = max(len(os.sched_getaffinity(0)) // workers, 1)
         job = _Job(config, skull_strip, engine, models, threads, show_heads, out, scratch)
-        _write_settings(job, cohort)
+        write_settings(out, config, skull_strip=skull_strip, synthetic=_is_synthetic(cohort))
         work = _Work({task.name: task for task in tasks}, workers, timeout_s, received, on_case)
         _make_volumes(work, job)
         if received:
@@ -214,6 +218,7 @@ def _make_until_head(work: _Work, job: _Job, refusal: str) -> bool:
         list(work.pending.values()),
         workers=work.workers,
         timeout_s=work.timeout_s,
+        memory=share_of_memory(work.workers),
         stop=lambda: bool(work.received or head_found),
     )
     for outcome in outcomes:
@@ -235,14 +240,14 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     """Runs in a worker: one case from its files to its volume and record."""
     record = job.record(task.name)
     scan = task.case.scan
-    old = _read_record(record)
+    old = read_record(record)
     stats = _stats(scan)
     valid = old.get("key") == job.key and old.get("engine") in ("none", job.engine)
     if valid and _size(job.volume(task.name)) == old.get("bytes"):
         if old.get("stats") == stats:
             return "reused", ""
         if old.get("content") == _content(scan):
-            write_whole(record, json.dumps({**old, "stats": stats}))
+            write_record(record, {**old, "stats": stats})
             return "reused", ""
     try:
         with tempfile.TemporaryDirectory(dir=job.scratch) as work:
@@ -270,7 +275,7 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     try:
         volume = Volume(prepared.volume.data, prepared.volume.affine)
         write_nifti(volume, job.volume(task.name), mark=PREPARED_MARK)
-        write_whole(record, json.dumps({**values, "bytes": _size(job.volume(task.name))}))
+        write_record(record, {**values, "bytes": _size(job.volume(task.name))})
     except OSError as exc:
         return "unwritable", f"{job.out}: cannot be written ({exc.strerror or exc})."
     except OutputError as exc:
@@ -301,15 +306,6 @@ def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
 
 def _by(numbers: Sequence[float]) -> str:
     return " x ".join(f"{number:.4g}" for number in numbers)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """A record of an earlier run; empty where there is none that can be read."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _size(path: Path) -> int:
@@ -375,47 +371,22 @@ def _locked(out: Path) -> Iterator[Path]:
     """
     scratch = out / ".work"
     try:
-        for folder in (out, out / VOLUMES, out / RECORDS):
-            folder.mkdir(parents=True, exist_ok=True)
+        begin_folder(out)
         with Lock(out / ".lock") as lock:
             if not lock.take():
                 raise OutputError(
                     f"{out}: another ssclf run is writing there; wait for it, or choose another --out."
                 )
-            _check_ours(out)
             own_folder(scratch)
+            sweep_folder(out)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(mode=0o700)
-            for leftover in (*(out / VOLUMES).glob(".*"), *(out / RECORDS).glob(".*")):
-                leftover.unlink(missing_ok=True)
             try:
                 yield scratch
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     except OSError as exc:
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
-
-
-def _check_ours(out: Path) -> None:
-    path = out / MANIFEST
-    if path.exists() and not {"voxels", "settings"} <= set(read_table(path).columns):
-        raise OutputError(f"{path}: exists and was not written by ssclf; choose another --out.")
-
-
-def _write_settings(job: _Job, cohort: Cohort) -> None:
-    """Say what the volumes are; a manifest of other settings goes, since its volumes are about to change."""
-    path = job.out / SETTINGS
-    values = {
-        "preprocess": config_to_dict(job.config),
-        "hash": job.config.hash,
-        "skull_strip": job.skull_strip,
-        "synthetic": _is_synthetic(cohort),
-        "ssclf_version": __version__,
-    }
-    if _read_record(path).get("hash") != job.config.hash:
-        for name in (MANIFEST, FAILED, QC):
-            (job.out / name).unlink(missing_ok=True)
-    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def _is_synthetic(cohort: Cohort) -> bool:
@@ -438,35 +409,33 @@ def _write_results(
                 "subject": case.subject,
                 "label": case.label,
                 "source": case.source,
-                "path": f"{VOLUMES}/{task.name}.nii.gz",
+                "path": volume_key(task.name),
                 "contrasts": ";".join(contrasts),
                 "original": case.scan.path,
                 "series": case.scan.series,
-                **_read_record(job.record(task.name))["cells"],
+                **read_record(job.record(task.name))["cells"],
             }
         )
         records.append(job.record(task.name))
-    write_table(job.out / MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
-    write_table(
-        job.out / FAILED,
-        ("path", "series", "subject", "label", "source", "error"),
+    write_manifest(job.out, rows)
+    write_failed(
+        job.out,
         (
             (f.case.scan.path, f.case.scan.series, f.case.subject, f.case.label, f.case.source, f.error)
             for f in failures
         ),
     )
     write_qc(
-        job.out / QC,
+        qc_path(job.out),
         rows,
-        lambda index: _read_record(records[index])["pictures"],
+        lambda index: read_record(records[index])["pictures"],
         failures,
         settings=_describe(job),
         show_heads=job.show_heads,
         synthetic=_is_synthetic(cohort),
     )
-    names = {f"{task.name}.nii.gz" for task in tasks}
-    left_over = sum(path.name not in names for path in (job.out / VOLUMES).iterdir())
-    return PreprocessSummary(cohort, tuple(rows), tuple(failures), reused, left_over)
+    others = left_over(job.out, (task.name for task in tasks))
+    return PreprocessSummary(cohort, tuple(rows), tuple(failures), reused, others)
 
 
 def _describe(job: _Job) -> str:

@@ -23,10 +23,18 @@ from ssclf import __version__
 from ssclf.config import Device, TrainConfig, config_to_dict
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
+from ssclf.domain.run_data import RunData, differences
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.records.preprocessed import PreparedCohort, Sample, read_prepared_cohort
+from ssclf.io.models.checksums import file_sha256
+from ssclf.io.records.preprocessed import (
+    Folders,
+    PreparedCohort,
+    Sample,
+    describe_data,
+    read_prepared_cohort,
+)
 from ssclf.io.records.training_run import (
     CHOSEN,
     CONFIG,
@@ -38,9 +46,13 @@ from ssclf.io.records.training_run import (
     EpochRecord,
     RunRecord,
     VolumePrediction,
+    own_folder,
     read_config,
+    read_data,
     read_split,
+    reopen,
     write_beginning,
+    write_data,
     write_epochs,
     write_predictions,
     write_record,
@@ -109,7 +121,7 @@ class Watch:
 
 
 def train(
-    data: Path,
+    data: Folders,
     out: Path,
     config: TrainConfig,
     *,
@@ -122,8 +134,9 @@ def train(
     """Train a network.
 
     Args:
-        data: folder that `ssclf preprocess` wrote.
-        out: the run folder; new, or with `resume` the one to go on with.
+        data: folder that `ssclf preprocess` wrote, or several to join.
+        out: the run folder; new, or with `resume` the one to go on with, as it began: more epochs are all that may
+            change.
         split: who trains and who tests; None draws it as the config says.
         start: trained network to go on from; subjects that trained it stay in training, since a score on them says
             nothing.
@@ -132,29 +145,43 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     machine, watch = machine or Machine(), watch or Watch()
-    cohort = read_prepared_cohort(data)
+    with own_folder(out):
+        return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
+
+
+def _train(
+    cohort: PreparedCohort,
+    out: Path,
+    config: TrainConfig,
+    split: Split | None,
+    start: Start | None,
+    machine: Machine,
+    watch: Watch,
+    *,
+    resume: bool,
+) -> TrainResult:
+    """Train in a folder that is ours alone."""
+    data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     split = _open_run(out, cohort, config, split, start, resume=resume)
+    begun = resume and (out / LAST).is_file()
+    weights = machine.weights or (Path(data.weights["file"]) if data.weights else None)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
     fabric = start_fabric(config, machine.device)
     main = fabric.global_rank == 0
     seed_everything(config.seed)
-    begun = resume and (out / LAST).is_file()
-    network, progress = _build(cohort, config, None if begun else start, machine.weights, begun=begun)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
+    network, progress = _build(cohort, config, None if begun else start, weights, begun=begun)
     with contextlib.closing(
         Trainer(fabric, network, config, cohort, parts["train"], workers=machine.workers)
     ) as trainer:
         if begun:
             state = load_checkpoint(out / LAST)
-            trainer.load_state_dict(state["trainer"])
-            progress.load_state_dict(state["progress"])
+            _go_on(trainer, progress, state, out)
         elif start and main:  # to go on after a kill must not need the other model again
             _save(trainer, progress, out)
         if main:
+            reopen(out)
+            write_data(out, data)
             write_beginning(out, config, split)
         with note_signals("saving; run again with --resume to go on") as signals:
             _run_epochs(trainer, progress, parts["validation"], out, signals, watch)
@@ -188,6 +215,17 @@ def _build(
             network, config.architecture, stem=config.stem, path=weights
         )
     return network, progress
+
+
+def _go_on(trainer: Trainer, progress: _Progress, state: dict[str, Any], out: Path) -> None:
+    try:
+        trainer.load_state_dict(state["trainer"])
+        progress.load_state_dict(state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:  # torch's own for tensors of another shape
+        raise ModelError(
+            f"{out / LAST}: expected the state of this network on {len(trainer.class_names)} classes, found another; "
+            "the data are not those that the run began with, or the file is damaged. Start a new run."
+        ) from exc
 
 
 def _save(trainer: Trainer, progress: _Progress, out: Path) -> None:
@@ -371,6 +409,8 @@ def _open_run(
         return _keep_seen_in_training(split, cohort, start.voxels) if start else split
     stored = read_config(out)
     different = [f.name for f in fields(config) if getattr(stored, f.name) != getattr(config, f.name)]
+    if config.epochs > stored.epochs:
+        different.remove("epochs")
     if different:
         raise ConfigError(
             f"{out}: a run is resumed with the settings it began with; {', '.join(different)} differ. "
@@ -380,6 +420,47 @@ def _open_run(
     if split and split != stored_split:
         raise DatasetError(f"{out / SPLIT}: the run began with another split; start a new run.")
     return stored_split
+
+
+def _compare_data(
+    out: Path,
+    cohort: PreparedCohort,
+    config: TrainConfig,
+    start: Start | None,
+    weights: Path | None,
+    *,
+    resume: bool,
+) -> RunData:
+    """What a run is begun with, or goes on with after it was found to be the same.
+
+    Raises:
+        DatasetError: the run began with other data.
+        ModelError: it began with other weights, which it still needs.
+    """
+    now = describe_data(cohort)
+    stored = read_data(out) if resume else None
+    if stored is None:
+        if resume:
+            log.warning(
+                "%s: was begun by a version of ssclf that did not write down its data, so nothing tells whether these "
+                "are the same; make sure that they are", out,
+            )  # fmt: skip
+        taken = {"file": start.spec.name, "sha256": start.sha256} if start else {}
+        file = weights.resolve() if weights and config.pretrained and weights.is_file() else None
+        found = {"file": str(file), "sha256": file_sha256(file)} if file else {}
+        return dataclasses.replace(now, weights=found, start=taken)
+    if different := differences(stored, now):
+        raise DatasetError(
+            f"{out}: a run goes on with the volumes it began with, and these are others: {'; '.join(different)}. Bring "
+            "them back or name their folders with --data, or start a new run."
+        )
+    wanted = weights or (Path(stored.weights["file"]) if stored.weights else None)
+    if stored.weights and wanted and wanted.is_file() and file_sha256(wanted) != stored.weights["sha256"]:
+        raise ModelError(
+            f"{wanted}: expected the weights that {out} began with (SHA-256 {stored.weights['sha256'][:12]}…), found "
+            "others; bring them back, or start a new run."
+        )
+    return dataclasses.replace(now, weights=stored.weights, start=stored.start)
 
 
 def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ssclf.cli.app import app
 from ssclf.config import SKULL_STRIP, PredictConfig, SkullStrip, StripEngine
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError
@@ -62,14 +62,15 @@ def test_predict_takes_what_preprocess_takes_and_nothing_else(text: str) -> None
 
 
 def test_auto_bet_strips_heads_alone(
-    make_volume: Callable[..., Volume], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_volume: Callable[..., Volume], tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """PredictConfig refused what docs/preprocessing.md offers."""
     program = tmp_path / "bin" / "bet"
     program.parent.mkdir()
     program.write_text(BET.format(python=sys.executable))
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    # a process of its own: workers that other tests have started know another PATH
+    environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
     brain = make_volume((40, 52, 44), (5.0, 5.0, 5.0))
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape), indexing="ij"))
     radius = (grid**2).sum(axis=0)
@@ -78,8 +79,10 @@ def test_auto_bet_strips_heads_alone(
     write_nifti(make_volume(), tmp_path / "scans" / "stripped.nii.gz")
     write_nifti(Volume(head[None], brain.affine), tmp_path / "scans" / "head.nii.gz")
     words = ["predict", str(tmp_path / "scans"), "--model", str(tiny_bundle), "--skull-strip", "auto:bet"]
-    result = runner.invoke(app, [*words, "--out", str(tmp_path / "r.csv"), "--workers", "1"])
-    assert result.exit_code == 0, result.output
+    words += ["--out", str(tmp_path / "r.csv"), "--workers", "1"]
+    command = [sys.executable, "-m", "ssclf", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     rows = {row["path"]: row for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
     assert "stripped_by_ssclf" in rows["head.nii.gz"]["flags"]
     assert "stripped_by_ssclf" not in rows["stripped.nii.gz"]["flags"]

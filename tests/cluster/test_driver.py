@@ -67,7 +67,7 @@ def s3() -> Iterator[str]:
 def start_cluster(nodes: int) -> Any:
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 1, "object_store_memory": 200 << 20}
+    options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     for _ in range(nodes - 1):
         cluster.add_node(**options)
@@ -251,7 +251,7 @@ def kill():
     while len(list(Path(out).glob("_stage/*/*.parquet"))) < int(after):
         waiting.wait(0.05)
     cluster.remove_node(nodes[0], allow_graceful=False)
-    print("killed", flush=True)
+    print("\\nkilled\\n", flush=True)  # a raylet's last words come on the same stream, without an end of line
 
 killer = threading.Thread(target=kill)
 killer.start()

@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 
 from ssclf.domain.geometry import reorient
 from ssclf.errors import VolumeError
+from ssclf.io.discovery.cohorts import CohortQuery, find_cases
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.volumes.dicom_grouping import Member, split_copies
@@ -88,11 +89,7 @@ def arrangements(
     yield "some slices twice", spread + again, 1
     yield "junk beside", spread + junk, 1
     yield "a copy beside", inner + copy, 2
-    yield (
-        "a whole folder beside some of its slices",
-        inner + [(f"cd/{n}", c) for n, c in draw.sample(plain, 4)],
-        1,
-    )
+    yield "a whole folder beside one of its slices", [*inner, ("cd/IM1", draw.choice(plain)[1])], 1
     yield "zip", [("a.zip", zipped(inner + packed_junk))], 1
     yield "zip with folders, one slice twice", [("a.zip", zipped(spread + again))], 1
     yield "zip with equal names", [("a.zip", zipped(equal))], 1
@@ -185,9 +182,11 @@ def test_what_is_no_slice_beside_slices_loses_none(made: WrittenSeries, tmp_path
 def test_pointers_in_the_place_of_a_series_or_a_volume_cost_a_row(tmp_path: Path) -> None:
     put(
         tmp_path,
-        [(f"scan/IM{n}.dcm", POINTER) for n in range(9)] + [("t1.nii.gz", POINTER), ("a.txt", POINTER)],
+        [(f"scan/IM{n}.dcm", POINTER) for n in range(9)]
+        + [("t1.nii.gz", POINTER), ("a.zip", POINTER), ("a.txt", POINTER)],
     )
     assert {scan.path: "git lfs pull" in scan.problem for scan in find(tmp_path).scans} == {
+        "a.zip": True,
         "scan": True,
         "t1.nii.gz": True,
     }
@@ -278,10 +277,41 @@ def test_copies_hold_the_same_instances_property() -> None:
             continue
         wanted = {member.instance for member in members}
         copies, again = split_copies(members)
-        assert sorted(m.name for m in [*again, *(m for copy in copies for m in copy)]) == sorted(
-            m.name for m in members
-        )
+        parts = [*copies, *again]
+        assert sorted(m.name for part in parts for m in part) == sorted(m.name for m in members)
         assert all({member.instance for member in copy} == wanted for copy in copies)
+
+
+def test_a_part_of_a_series_beside_the_whole_is_known_to_lack_slices(
+    made: WrittenSeries, tmp_path: Path
+) -> None:
+    files = list(files_of(made, tmp_path / "slices").items())
+    put(tmp_path / "in", [(f"whole/{n}", c) for n, c in files] + [(f"part/{n}", c) for n, c in files[:11]])
+    part, whole = find(tmp_path / "in").scans
+    assert (part.path, whole.path) == ("part", "whole")
+    for scan, flags in ((part, ("incomplete_series",)), (whole, ())):
+        assert tuple(f for f in read_volume(scan.contrasts[0], tmp_path).flags if "incomplete" in f) == flags
+
+
+def test_a_part_beside_the_whole_is_no_training_volume(made: WrittenSeries, tmp_path: Path) -> None:
+    for label in ("HGG", "LGG"):
+        one = WrittenSeries(
+            made.pixels, number=len(label), attributes={"FrameOfReferenceUID": generate_uid()}
+        )
+        files = list(files_of(one, tmp_path / label / "slices").items())
+        root = tmp_path / "in" / label / f"{label} 1"
+        put(root, [(f"whole/{n}", c) for n, c in files] + [(f"part/{n}", c) for n, c in files[:11]])
+    cohort = find_cases(CohortQuery(sources=(tmp_path / "in",), contrasts=("t1",)))
+    assert [Path(case.scan.path).name for case in cohort.cases] == ["whole", "whole"]
+    assert cohort.left_out["a part of a DICOM series that lies elsewhere whole"] == 2
+
+
+def test_a_pipe_that_was_named_is_not_opened(tmp_path: Path) -> None:
+    put(tmp_path, [("a.nii.gz", b"")])
+    for name in ("pipe.zip", "pipe.nii.gz", "pipe"):
+        os.mkfifo(tmp_path / name)
+        problems = [scan.problem for scan in find(tmp_path / name, tmp_path / "a.nii.gz").scans]
+        assert sorted(map(bool, problems)) == [False, True]
 
 
 def test_keys_are_unique_property(tmp_path: Path) -> None:

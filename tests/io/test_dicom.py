@@ -17,7 +17,7 @@ import pytest
 from dicom_writer import PRIVATE, WrittenSeries, write
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pydicom.pixels.decoders import RLELosslessDecoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, generate_uid
 
 from ssclf.domain.geometry import reorient
@@ -224,7 +224,7 @@ def test_pixels_that_nothing_here_decodes_are_believed_only_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What pydicom cannot decode, dcm2niix may: of frames out of order its word is not enough."""
-    monkeypatch.setattr(RLELosslessDecoder, "_available", {})
+    monkeypatch.setattr(get_decoder(RLELossless), "_available", {})
     series = make_series(12)
     ds = write(series.enhanced(range(12) if ordered else [*range(6, 12), *range(6)]), tmp_path / "a")
     packed = pydicom.dcmread(ds)
@@ -383,12 +383,12 @@ def break_series(series: WrittenSeries, kind: str) -> list[pydicom.Dataset]:
         again = WrittenSeries(series.pixels[::-1].copy(), uid=series.uid).slices()[4]
         return [*slices, again]
     if kind in ("echoes", "types", "times"):
-        changes: dict[str, Any] = {
+        kinds: dict[str, dict[str, Any]] = {
             "echoes": {"EchoTime": 90.0},
             "types": {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]},
             "times": {"AcquisitionNumber": 2},
-        }[kind]
-        return slices + WrittenSeries(series.pixels, uid=series.uid, attributes=changes).slices()
+        }
+        return slices + WrittenSeries(series.pixels, uid=series.uid, attributes=kinds[kind]).slices()
     if kind == "directions":
         other = WrittenSeries(series.pixels, uid=series.uid, directions=(0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
         return slices + other.slices()
@@ -558,7 +558,7 @@ def test_archives_have_limits(
     with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
         for file in files:
             archive.write(file, file.name)
-    monkeypatch.setattr("ssclf.io.volumes.dicom_series.MAX_ARCHIVE_FILES", 10)
+    monkeypatch.setattr("ssclf.io.volumes.dicom_files.MAX_ARCHIVE_FILES", 10)
     (left,) = find_series(tmp_path / "series.zip").left_out
     assert "more than is opened" in left.reason and left.broken
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssclf.config import StripEngine
 from ssclf.domain.geometry import orientation, reorient
 from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, MissingDependencyError, ModelError, VolumeError
 from ssclf.io.extraction import deepbet, programs
 from ssclf.io.extraction.deepbet import BrainExtractor
-from ssclf.io.extraction.engines import Engine, EngineStatus, available_engines, extract_brain
+from ssclf.io.extraction.engines import EngineStatus, available_engines, extract_brain
 from ssclf.io.volumes.nifti import read_nifti
 
 MakeVolume = Callable[..., Volume]
@@ -189,7 +190,7 @@ def test_an_unknown_engine_is_a_wrong_setting(make_volume: MakeVolume) -> None:
     ("engine", "name"), [("bet", "bet"), ("hd-bet", "hd-bet"), ("synthstrip", "mri_synthstrip")]
 )
 def test_a_program_gets_ras_and_its_mask_is_turned_back(
-    engine: Engine,
+    engine: StripEngine,
     name: str,
     program: Callable[[str, str], Path],
     make_volume: MakeVolume,

@@ -7,6 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,9 @@ class OnDisk:
 
     def is_readable(self) -> bool:
         return True
+
+    def start(self) -> bytes:
+        return self.path.read_bytes()[:1024] if self.path.is_file() else b""
 
 
 def is_volume_file(path: Path) -> bool:
@@ -487,16 +491,16 @@ def actual(root: Path) -> dict[str, str]:
         for path in sorted((root / folder).rglob("*")):
             name = path.relative_to(root).as_posix()
             if is_volume_file(path):
-                outcomes[name] = outcome(lambda path=path: read_volume(path))
+                outcomes[name] = outcome(partial(read_volume, path))
             elif path.is_file() and not is_dicom(path) and path.suffix != ".zip":
                 half = path.suffix == ".img"
                 outcomes[name] = "the voxels of the .hdr beside it" if half else "not taken for a volume"
         for path in sorted((root / folder / "pydicom_single").glob("*")):  # four variants of one slice
-            outcomes[path.relative_to(root).as_posix()] = outcome(lambda path=path: read_volume(path))
+            outcomes[path.relative_to(root).as_posix()] = outcome(partial(read_volume, path))
         search = find_series(root / folder)
         for series in search.series:
             place = series.location.relative_to(root).as_posix()
-            outcomes[f"{place} {series.name}"] = outcome(lambda series=series: read_volume(series))
+            outcomes[f"{place} {series.name}"] = outcome(partial(read_volume, series))
         for left in search.left_out:
             outcomes[left.path.relative_to(root).as_posix()] = f"left out: {left.reason}"
     return outcomes

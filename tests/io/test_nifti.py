@@ -11,11 +11,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
-from ssclf.io.volumes import voxels as voxel_reading
 from ssclf.io.volumes.nifti import read_nifti, write_nifti
 
 #: (i, j, k) to RAS+ mm: unequal sizes, one axis flipped, axes swapped, a little oblique.
@@ -30,9 +30,7 @@ def voxels() -> NDArray[np.int16]:
     return np.random.default_rng(3).integers(0, 120, (20, 26, 22)).astype(np.int16)
 
 
-def save(
-    path: Path, data: NDArray[Any], *, kind: type[nib.Nifti1Image] = nib.Nifti1Image, **fields: Any
-) -> Path:
+def save(path: Path, data: NDArray[Any], *, kind: Any = nib.Nifti1Image, **fields: Any) -> Path:
     """Through nibabel, with header fields set afterwards."""
     image = kind(data, AFFINE, dtype=data.dtype)
     for name, value in fields.items():
@@ -116,7 +114,7 @@ def test_many_gzip_members_are_no_more_work_than_their_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each member was handed all that followed it: 125 MB took 94 s. Counted here: bytes that the inflater gets."""
-    real, handed = voxel_reading.isal_zlib.decompressobj, [0]
+    real, handed = isal_zlib.decompressobj, [0]
 
     class Counting:
         def __init__(self, wbits: int) -> None:
@@ -129,7 +127,7 @@ def test_many_gzip_members_are_no_more_work_than_their_bytes(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._real, name)
 
-    monkeypatch.setattr(voxel_reading.isal_zlib, "decompressobj", Counting)
+    monkeypatch.setattr(isal_zlib, "decompressobj", Counting)
     work = []
     for side in (64, 128):  # eight times the bytes
         noise = np.random.default_rng(1).integers(0, 1 << 15, (side, side, side)).astype(np.int16)
@@ -296,7 +294,7 @@ def test_real_files_are_read_as_nibabel_reads_them(shared_data: Path) -> None:
             volume = read_nifti(path)
         except VolumeError:
             continue
-        image = nib.load(path)
+        image: Any = nib.load(path)
         expected = np.squeeze(np.asarray(image.dataobj)).transpose(2, 1, 0)
         assert np.abs(volume.data[0] - expected).max() <= 1e-6 * np.abs(expected).max()
         np.testing.assert_allclose(volume.affine, image.affine[:, [2, 1, 0, 3]], atol=1e-6)

@@ -23,7 +23,8 @@ def test_voxels_are_not_read_through_a_link_out_of_the_folder(tmp_path: Path) ->
     import nibabel as nib
 
     outside, inside = tmp_path / "outside", tmp_path / "inside"
-    outside.mkdir(), inside.mkdir()
+    outside.mkdir()
+    inside.mkdir()
     nib.save(nib.Nifti1Pair(np.ones((4, 5, 6), np.int16), np.eye(4)), outside / "pair.hdr")
     (inside / "pair.hdr").write_bytes((outside / "pair.hdr").read_bytes())
     (inside / "pair.img").symlink_to(outside / "pair.img")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def find(*paths: Path, contrasts: tuple[str, ...] = ("t1ce",), **options: str) -> Discovery:
+def find(*paths: Path, contrasts: tuple[str, ...] = ("t1ce",), **options: Any) -> Discovery:
     return discover(paths, contrasts=contrasts, **options)
 
 

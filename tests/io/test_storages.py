@@ -116,7 +116,7 @@ def storages(volume: Volume, folder: Path) -> Iterator[tuple[str, Any]]:
     yield "NIfTI-2, qform", nifti(volume, folder / "q2.nii", kind=nib.Nifti2Image, form="qform", dtype="f4")
     turned = reorient(volume, "LIP")
     yield "other order", nifti(turned, folder / "o.nii", form="sform")
-    again = nib.load(nifti(turned, folder / "oq.nii", form="qform"))
+    again: Any = nib.load(nifti(turned, folder / "oq.nii", form="qform"))
     nib.save(nib.Nifti1Image(np.asarray(again.dataobj), again.affine), folder / "again.nii.gz")
     yield "re-saved by nibabel", folder / "again.nii.gz"
     nib.save(nib.MGHImage(volume.data[0].T, volume.affine[:, [2, 1, 0, 3]]), folder / "a.mgz")
@@ -150,9 +150,9 @@ def check_one_input(
     """
     sources = dict(storages(volume, folder))
     judged = {name: judge_stripping(read_volume(source, folder)) for name, source in sources.items()}
-    for name, found in judged.items():
-        assert found.stripped == judged["sform"].stripped, name
-        assert found.shell_ratio == pytest.approx(judged["sform"].shell_ratio, rel=1e-5), name
+    for name, seen in judged.items():
+        assert seen.stripped == judged["sform"].stripped, name
+        assert seen.shell_ratio == pytest.approx(judged["sform"].shell_ratio, rel=1e-5), name
     for crop in ("none", "brain"):
         config = replace(bundle.spec.preprocess, crop=crop)
         inputs = {

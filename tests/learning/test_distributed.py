@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from ssclf.config import TrainConfig
-from ssclf.learning.datasets import read_prepared_cohort
+from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.learning.loops import Trainer, start_fabric
 from ssclf.learning.networks import build_network
 torch.set_num_threads(1)

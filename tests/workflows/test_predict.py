@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -377,7 +378,6 @@ def usage_errors(scans: Path, tmp_path: Path, bundle: Path) -> dict[str, tuple[l
         "foreign output": ([scans, *good, "--out", tmp_path / "foreign.csv"], "not written by ssclf"),
         "output folder": ([scans, *good, "--out", tmp_path / "no" / "r.csv"], "does not exist"),
         "no cuda": ([scans, *good, *out, "--device", "cuda"], "CUDA"),
-        "bad device": ([scans, *good, *out, "--device", "tpu"], "auto, cpu or cuda"),
         "manifest without the contrast": ([table, *good, *out], "t1ce"),
     }
 
@@ -447,11 +447,11 @@ def test_maps_lie_in_the_space_of_their_scans_and_the_report_stands_alone(
     code, output = predict(scans, "--out", tmp_path / "r.csv", *asked)
     assert code == 0, output
     for path in read_table(tmp_path / "r.csv"):
-        scan = nib.load(scans / path)
+        scan: Any = nib.load(scans / path)
         (found,) = (tmp_path / "maps" / Path(path).parent).glob(
             f"{Path(path).name.split('.')[0]}*.map.nii.gz"
         )
-        heat = nib.load(found)
+        heat: Any = nib.load(found)
         assert heat.shape == scan.shape
         np.testing.assert_allclose(heat.affine, scan.affine, atol=1e-4)
         values = np.asarray(heat.dataobj)

@@ -68,7 +68,8 @@ def test_a_lesion_moves_the_map_where_it_lies(codes: str, fine_bundle: Path, tmp
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert len({row["prediction"] for row in rows}) == 1  # maps of one class can be compared
-    with_, without = (nib.load(tmp_path / "maps" / row["extra"]["map"]) for row in rows)
+    maps = [tmp_path / "maps" / row["extra"]["map"] for row in rows]
+    with_, without = (nib.Nifti1Image.from_filename(path) for path in maps)
     assert nib.aff2axcodes(with_.affine) == tuple(codes)
     change = np.abs(with_.get_fdata() - without.get_fdata())
     peak = nib.affines.apply_affine(with_.affine, np.unravel_index(change.argmax(), change.shape))

@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 from ssclf.cli.app import app
 from ssclf.config import PredictConfig
 from ssclf.domain.volume import Volume
-from ssclf.errors import DatasetError
+from ssclf.errors import DatasetError, OutputError
 from ssclf.io.models import runtime
+from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.workflows.predict import predict
 
@@ -84,8 +85,30 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
 def test_a_map_that_cannot_be_written_keeps_the_rows_before(
     tiny_bundle: Path, scans: Path, tmp_path: Path
 ) -> None:
+    """A disk that is full, here a limit on the size of files, is no fault of one volume."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    config = PredictConfig(skull_strip="none")
+    seen: list[str] = []
+
+    def fill(row: ResultRow) -> None:
+        seen.append(row.path)
+        if len(seen) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, limit[1]))
+
+    try:
+        with pytest.raises(OutputError, match="the map cannot be written"):
+            predict([scans], tmp_path / "r.csv", [tiny_bundle], config, maps=tmp_path / "maps", on_row=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    arguments = [*words(scans, tiny_bundle, tmp_path / "r.csv"), "--maps", str(tmp_path / "maps")]
+    again = runner.invoke(app, arguments)
+    assert again.exit_code == 0 and "3 rows kept" in again.output, again.output
+    assert len(list((tmp_path / "maps").iterdir())) == 5
+
+
+def test_a_map_whose_name_is_taken_costs_its_own_row(tiny_bundle: Path, scans: Path, tmp_path: Path) -> None:
+    """It ended the run, every night again."""
     maps = tmp_path / "maps"
-    maps.mkdir()
     arguments = [*words(scans, tiny_bundle, tmp_path / "r.csv"), "--maps", str(maps)]
     runner.invoke(app, arguments)
     (blocked,) = maps.glob("sub-3*")
@@ -93,10 +116,12 @@ def test_a_map_that_cannot_be_written_keeps_the_rows_before(
         path.unlink()
     (blocked / "folder").mkdir(parents=True)
     result = runner.invoke(app, arguments)
-    assert result.exit_code == 1 and "the map cannot be written" in result.output, result.output
+    assert result.exit_code == 3 and "the map cannot be written" in result.output, result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["path"] for row in rows if row["status"] == "failed"] == ["sub-3.nii.gz"] and len(rows) == 5
     shutil.rmtree(blocked)
-    again = runner.invoke(app, arguments)
-    assert again.exit_code == 0 and "3 rows kept" in again.output, again.output
+    again = runner.invoke(app, [*arguments, "--retry-failed"])
+    assert again.exit_code == 0 and "4 rows kept" in again.output, again.output
     assert blocked.is_file()
 
 

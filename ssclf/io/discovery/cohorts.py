@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,9 @@ from ssclf.io.discovery.folders import FolderContent, walk_folder
 from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
+from ssclf.io.paths import is_file, is_there, real_path
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
+from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series
 
 GRADES = ("HGG", "LGG")
@@ -81,7 +84,7 @@ class CohortQuery:
         class_map: other names for labels as found, such as {"GBM": "HGG"}.
         limit: class → at most so many volumes, drawn at random: with a greater limit the same and more.
         seed: of that draw.
-        min_classes: fewer are an error.
+        min_classes: fewer are an error. With 0, scans of which none has a label are taken too, without one.
         pattern, series: as for `ssclf.io.discovery.sources.discover`.
     """
 
@@ -138,8 +141,14 @@ class _Search:
     """What all sources share, and what they leave out."""
 
     query: CohortQuery
+    workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether a source may state no class at all."""
+        return self.query.min_classes == 0
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -159,15 +168,22 @@ class _Search:
         return content
 
 
-def find_cases(query: CohortQuery) -> Cohort:
+def find_cases(query: CohortQuery, limits: Limits | None = None) -> Cohort:
     """Find the labelled volumes of one or several sources.
+
+    Args:
+        limits: of worker processes that look at DICOM headers; None: this process does.
 
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
             subject has two labels, or there are too few classes.
         ConfigError: `series` is no regular expression.
     """
-    search = _Search(query)
+    with HeaderWorkers(limits) if limits else nullcontext() as workers:
+        return _find_cases(query, _Search(query, workers))
+
+
+def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
     if query.labels is not None:
         search.names.add(read_table(query.labels), query.label_column)
     cases: dict[str, Case] = {}
@@ -191,15 +207,15 @@ def find_cases(query: CohortQuery) -> Cohort:
 
 def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     """Cases of one source, each with a name that is the same for the same case in another release."""
-    if not source.exists():
+    if not is_there(source):
         raise DatasetError(f"{source}: expected a folder or a manifest, found nothing there; check the path.")
-    if source.is_file():
+    if is_file(source):
         if not source.name.lower().endswith(TABLE_ENDINGS):
             raise DatasetError(f"{source}: a single file says nothing of classes; expected {_LAYOUTS}.")
         return _manifest_cases(source, search)
-    if (source / "participants.tsv").is_file():
+    if is_file(source / "participants.tsv"):
         return _bids_cases(source, search)
-    if (source / "dataset_description.json").is_file():
+    if is_file(source / "dataset_description.json"):
         raise DatasetError(f"{source}: expected participants.tsv in a BIDS folder, found none.")
     return _folder_cases(source, search)
 
@@ -209,14 +225,23 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     if {"voxels", "settings"} <= set(table.columns):
         raise DatasetError(f"{path.name}: these volumes are preprocessed already; train on their folder.")
     label_column = (search.query.label_column or "label").lower()
-    table.require("subject", label_column)
+    required: tuple[str, ...] = ("subject", label_column)
+    if (
+        search.unlabelled
+        and not search.query.label_column
+        and not any(row[label_column] for row in table.rows)
+    ):
+        required = ("subject",)
+    table.require(*required)
     columns = contrast_columns(table.columns, search.query.contrasts)
     if len(columns) < len(search.query.contrasts):
-        table.require("subject", label_column, *search.query.contrasts)
+        table.require(*required, *search.query.contrasts)
     errors: list[str] = []
     lines: dict[tuple[str, ...], int] = {}
     for row in table.rows:
         try:
+            for column in required:
+                _require_value(table, row, column)
             case = _manifest_case(table, row, columns, label_column, search)
         except DatasetError as exc:
             errors.append(str(exc))
@@ -231,14 +256,16 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         raise DatasetError(" ".join(errors[:5]) + more)
 
 
+def _require_value(table: Table, row: TableRow, column: str) -> None:
+    if not row[column]:
+        raise DatasetError(
+            f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
+        )
+
+
 def _manifest_case(
     table: Table, row: TableRow, columns: Mapping[str, str], label_column: str, search: _Search
 ) -> Case:
-    for column in ("subject", label_column):
-        if not row[column]:
-            raise DatasetError(
-                f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
-            )
     label = row[label_column]
     chosen = dict(columns)
     extra = {}
@@ -249,7 +276,8 @@ def _manifest_case(
             chosen[contrast] = column
             extra["stand_in"] = f"{contrast}={other}"
     voxels = tuple(
-        table_source(table.path, row, chosen[c], search.query.series) for c in search.query.contrasts
+        table_source(table.path, row, chosen[c], search.query.series, search.workers)
+        for c in search.query.contrasts
     )
     if row["synthetic"]:
         extra["synthetic"] = row["synthetic"]
@@ -338,8 +366,14 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
             f"{root}: expected one folder per class, found {len(classes)} folders, which look like subjects; give "
             "the folder above, or a manifest (CSV) with the columns subject, label and path."
         )
+    stated = any(label for *_, label in named)
+    if not stated and not search.unlabelled:
+        raise DatasetError(
+            f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
+            "later publish no grades). Give a table with the columns subject and label with --labels."
+        )
     for place, who, label in named:
-        if not label:
+        if not label and stated:
             search.left_out["a case whose class nothing states"] += 1
             continue
         if len(labels.get(who.subject, ())) > 1 and who.named_by_class:
@@ -353,22 +387,25 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
                 search.left_out["a DICOM series where several contrasts are wanted (give a manifest)"] += 1
         else:
             yield from _choose(root, place.content, who, label, search)
-    if not any(label for *_, label in named):
-        raise DatasetError(
-            f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
-            "later publish no grades). Give a table with the columns subject and label with --labels."
-        )
 
 
 def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
     for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
         yield _Place(tuple(folder.split("/")) if folder else (), name, files)
     found = find_series(
-        [root / path for path in (*content.dicom, *content.archives)], matching=search.query.series
+        [root / path for path in (*content.dicom, *content.archives)],
+        matching=search.query.series,
+        workers=search.workers,
     )
     for left in found.left_out:
         search.left_out[left.reason.rstrip(".")] += left.files
+    least: dict[str, int] = {}
     for series in found.series:
+        least[series.uid] = min(series.lost, least.get(series.uid, series.lost))
+    for series in found.series:
+        if series.lost > least[series.uid]:
+            search.left_out["a part of a DICOM series that lies elsewhere whole"] += 1
+            continue
         place = series.root if series.in_archive else series.location  # copies in one archive are one case
         *folders, name = place.relative_to(root).parts or ("",)
         if series.in_archive or len(series.files) == 1:
@@ -406,7 +443,7 @@ def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
     inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
     subject = inside[0] if inside else place.name
     unique = "/".join((str(root), *place.folders, place.name))
-    return _Who(subject, root.resolve().name, unique, named_by_class=bool(_class_folder(place, level)))
+    return _Who(subject, real_path(root).name, unique, named_by_class=bool(_class_folder(place, level)))
 
 
 def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
@@ -417,7 +454,7 @@ def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
         for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
             if alias.lower() in search.names.labels:
                 return search.names.labels[alias.lower()]
-    for name in (*names, root.resolve().name):
+    for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
             return name.upper()
     folder = _class_folder(place, level)
@@ -478,10 +515,16 @@ def _check(cases: Sequence[Case], left_out: Mapping[str, int], min_classes: int)
             "one name, give them different names in a manifest."
         )
     classes = sorted({case.label for case in cases})
-    if len(classes) < min_classes:
+    if "" in classes and len(classes) > 1:
+        nameless = [case for case in cases if not case.label]
+        raise DatasetError(
+            f"{nameless[0].source}: expected a class for every source or for none, found {len(nameless)} volumes whose "
+            "class nothing states; give them labels with --labels, or preprocess them apart."
+        )
+    if len(classes) < max(min_classes, 1):
         reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(left_out.items()) if count)
         raise DatasetError(
-            f"expected at least {min_classes} classes, found {', '.join(classes) or 'none'} "
+            f"expected at least {max(min_classes, 1)} classes, found {', '.join(classes) or 'none'} "
             f"({len(cases)} volumes{'; left out: ' + reasons if reasons else ''}); give all sources in one call."
         )
 
@@ -494,16 +537,21 @@ def _draw(cases: Sequence[Case], limit: Mapping[str, int], seed: int) -> list[Ca
             f"limit: expected classes among {', '.join(sorted({case.label for case in cases}))}, "
             f"found {', '.join(unknown)}."
         )
+    if emptied := sorted(label for label, count in limit.items() if count < 1):
+        raise DatasetError(
+            f"limit: expected 1 or more volumes of a class, found 0 for {', '.join(emptied)}; to do without a class, "
+            "leave its folder or its rows out."
+        )
     kept = set()
     for label in {case.label for case in cases}:
         same = [index for index, case in enumerate(cases) if case.label == label]
         if label in limit:
-            same = sorted(same, key=lambda index: (_lot(cases[index], seed), index))[: limit[label]]
+            same = sorted(same, key=lambda index: (_drawn_order(cases[index], seed), index))[: limit[label]]
         kept.update(same)
     return [case for index, case in enumerate(cases) if index in kept]
 
 
-def _lot(case: Case, seed: int) -> bytes:
+def _drawn_order(case: Case, seed: int) -> bytes:
     name = f"{seed} {case.subject} {PurePosixPath(case.scan.path).name} {case.scan.series}"
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 

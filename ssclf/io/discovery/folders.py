@@ -17,14 +17,13 @@ from ssclf.errors import DatasetError
 from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_name
 from ssclf.io.own_output import START_BYTES, own_text, own_volume
+from ssclf.io.paths import is_file, is_folder, kind_of, real_path
+from ssclf.io.records.preprocessed import MARKS
 from ssclf.io.records.tables import TABLE_ENDINGS
 from ssclf.io.volumes.dicom_grouping import may_be_slices
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
-from ssclf.io.volumes.dicom_series import DICOM_ENDINGS
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
-#: Names that `ssclf preprocess` gives to what it writes, by which later runs know it below their sources.
-PREPROCESSED = frozenset({"settings.json", "records", "volumes"})
 _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2", "~")
 _NOT_READ = (".mnc", ".par", ".rec", ".head", ".brik", ".brik.gz", ".gipl", ".vtk", ".vti", ".mif")
 _LEAVES = "a link that leads out of the folder is not followed; name its target as an input instead."
@@ -157,7 +156,7 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
     Raises:
         DatasetError: the folder itself cannot be read.
     """
-    inside = os.path.realpath(root)
+    inside = str(real_path(root))
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -181,12 +180,14 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
             path = f"{folder}/{entry.name}" if folder else entry.name
             if junk := junk_name(entry.name):
                 content.other[junk] += 1
-            elif entry.is_symlink() and (reason := _bad_link(entry, inside, content.other)) is not None:
+            elif (kind := kind_of(entry)) == "link" and (
+                reason := _bad_link(entry, inside, content.other)
+            ) is not None:
                 if reason:
                     content.problems[path] = reason
-            elif entry.is_dir(follow_symlinks=False):
+            elif kind == "folder":
                 folders.append(path)
-            elif not entry.is_file():
+            elif kind == "other":
                 content.other["neither a file nor a folder"] += 1
             else:
                 content.sort(path, names, pattern, LocalFile(entry.path))
@@ -197,7 +198,7 @@ def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderConte
 
 def is_preprocessed(folder: str, names: Set[str]) -> bool:
     """Whether a folder below the one that was given is what `ssclf preprocess` wrote."""
-    return bool(folder) and names >= PREPROCESSED
+    return bool(folder) and names >= MARKS
 
 
 class StoredFile(Protocol):
@@ -241,15 +242,15 @@ def matches_pattern(path: str, name: str, pattern: str) -> bool:
 
 def _bad_link(entry: os.DirEntry[str], inside: str, other: Counter[str]) -> str | None:
     """Why a link is not taken: a reason that is worth a row, "" for one that is counted, None to take it."""
-    target = os.path.realpath(entry.path)
+    target = str(real_path(entry.path))
     if not target.startswith(inside.rstrip("/") + "/") and target != inside:
-        if volume_ending(entry.name) or Path(target).is_dir():
+        if volume_ending(entry.name) or is_folder(Path(target)):
             return _LEAVES
         other["a link out of the folder"] += 1
         return ""
-    if os.path.isdir(target):  # noqa: PTH112 - answers for a link to itself, where entries raise
+    if is_folder(Path(target)):
         other["a linked folder, found where it lies"] += 1
         return ""
-    if not os.path.isfile(target):  # noqa: PTH113
+    if not is_file(Path(target)):
         return "the link leads nowhere: its target is missing (or it leads to itself)."
     return None

@@ -6,9 +6,9 @@ with a reason; what cannot be looked into becomes a scan with a `problem`, so th
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -20,11 +20,12 @@ from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer
 from ssclf.io.own_output import START_BYTES, own_volume
-from ssclf.io.paths import is_file, is_link, is_manifest, names_a_file, why_missing
+from ssclf.io.paths import is_file, is_folder, is_link, is_manifest, names_a_file, real_path, why_missing
 from ssclf.io.records.tables import Table, TableRow, read_table
+from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
-from ssclf.io.volumes.dicom_series import DICOM_ENDINGS, DicomSeries, SeriesSearch, find_series
-from ssclf.io.volumes.endings import volume_ending
+from ssclf.io.volumes.dicom_series import DicomSeries, SeriesSearch, find_series
+from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def discover(
     contrasts: tuple[str, ...],
     pattern: str | None = None,
     series: str | None = None,
+    limits: Limits | None = None,
 ) -> Discovery:
     """Find the scans to classify.
 
@@ -57,6 +59,7 @@ def discover(
             differ in the contrast only, or from a manifest.
         pattern: shell pattern on file names, or on paths below the folder; takes matching files only.
         series: regular expression on the series description of DICOM.
+        limits: of worker processes that look at DICOM headers; None: this process does.
 
     A volume, slice or archive that was named and is not there becomes a scan with a `problem`, as one that goes
     while it is being read does. Where nothing that was named is there, or a name is that of a manifest or of what
@@ -66,6 +69,17 @@ def discover(
         DatasetError: none of the paths can be looked at, or one that may be a folder or is a manifest cannot.
         ConfigError: `series` is no regular expression.
     """
+    with HeaderWorkers(limits) if limits else nullcontext() as workers:
+        return _discover(paths, contrasts, pattern, series, workers)
+
+
+def _discover(
+    paths: Sequence[Path],
+    contrasts: tuple[str, ...],
+    pattern: str | None,
+    series: str | None,
+    workers: HeaderWorkers | None,
+) -> Discovery:
     missing = {path: why for path in paths if (why := why_missing(path))}
     for path, why in missing.items():
         if len(missing) == len(paths) or not names_a_file(path):
@@ -76,16 +90,16 @@ def discover(
     for path in paths:
         if path in missing:
             scans.append(Scan(path.as_posix(), (path,), problem=_missing(path, missing[path])))
-        elif path.is_dir():
+        elif is_folder(path):
             content = walk_folder(path, pattern)
-            inside = list(folder_scans(path, content, contrasts, series))
+            inside = list(folder_scans(path, content, contrasts, series, workers))
             scans += _keyed(path.as_posix(), inside, alone=len(paths) == 1)
             other += content.other
         elif is_manifest(path):
-            scans += _manifest_scans(path, contrasts, series, alone=len(paths) == 1)
+            scans += _manifest_scans(path, contrasts, series, workers, alone=len(paths) == 1)
         else:
             files.append(path)
-    scans += _file_scans(files, contrasts, pattern, series, other)
+    scans += _file_scans(files, contrasts, pattern, series, other, workers)
     distinct: dict[object, Scan] = {}
     for scan in sorted(scans, key=_is_link):  # a file is known by its own name rather than by a link's
         identity = (
@@ -106,14 +120,19 @@ def _missing(path: Path, why: str) -> str:
 
 
 def folder_scans(
-    root: Path, content: FolderContent, contrasts: tuple[str, ...], series: str | None
+    root: Path,
+    content: FolderContent,
+    contrasts: tuple[str, ...],
+    series: str | None,
+    workers: HeaderWorkers | None = None,
 ) -> Iterator[Scan]:
     """The scans in what was found in a folder; their paths are below it."""
     for path, reason in content.problems.items():
         yield Scan(path, (root / path,), problem=reason)
     for key, sources, problem in group_contrasts(content.volumes, contrasts, content.other):
         yield Scan(key, tuple(root / source for source in sources), problem=problem)
-    found = find_series([root / path for path in (*content.dicom, *content.archives)], matching=series)
+    files = [root / path for path in (*content.dicom, *content.archives)]
+    found = find_series(files, matching=series, workers=workers)
     for scan in _series_scans(found, contrasts, content.other):
         yield replace(scan, path=PurePosixPath(scan.path).relative_to(root.as_posix()).as_posix())
 
@@ -148,14 +167,13 @@ def _file_scans(
     pattern: str | None,
     series: str | None,
     other: Counter[str],
+    workers: HeaderWorkers | None,
 ) -> Iterator[Scan]:
     """Files that were named one by one: all of them are meant, so what is no volume is a problem."""
     volumes, slices = [], []
     for path in files:
         if pattern and not matches_pattern(path.as_posix(), path.name, pattern):
             other["not matching --pattern"] += 1
-        elif path.name.lower().endswith(".zip"):
-            slices.append(path)
         elif problem := _unfit(path):
             yield Scan(path.as_posix(), (path,), problem=problem)
         elif volume_ending(path.name):
@@ -167,11 +185,13 @@ def _file_scans(
     else:
         for key, sources, problem in group_contrasts([p.as_posix() for p in volumes], contrasts, other):
             yield Scan(key, tuple(Path(source) for source in sources), problem=problem)
-    found = find_series(slices, matching=series) if slices else SeriesSearch()
-    reasons = {left.path: left.reason for left in found.left_out}
+    found = find_series(slices, matching=series, workers=workers) if slices else SeriesSearch()
+    reasons = {left.path: left for left in found.left_out}
     for path in slices:
-        if path in reasons and not any(scan.root == path for scan in found.series):
-            yield Scan(path.as_posix(), (path,), problem=reasons[path])
+        # what an archive holds besides a series is its own affair, but not what may have been part of it
+        left = reasons.get(path)
+        if left and (left.broken or not any(series.root == path for series in found.series)):
+            yield Scan(path.as_posix(), (path,), problem=left.reason)
     yield from _series_scans(SeriesSearch(found.series), contrasts, other)
 
 
@@ -179,6 +199,8 @@ def _unfit(path: Path) -> str:
     """Why a file that was named is no volume or slice, "" where it may be one."""
     if not is_file(path):
         return "expected a file, found a pipe or a device."
+    if path.name.lower().endswith(".zip"):
+        return ""
     try:
         with path.open("rb") as file:
             start = file.read(START_BYTES)
@@ -195,12 +217,17 @@ def _unfit(path: Path) -> str:
 
 
 def _manifest_scans(
-    path: Path, contrasts: tuple[str, ...], series: str | None, *, alone: bool
+    path: Path,
+    contrasts: tuple[str, ...],
+    series: str | None,
+    workers: HeaderWorkers | None,
+    *,
+    alone: bool,
 ) -> Iterator[Scan]:
     table = read_table(path)
     columns = manifest_columns(table, contrasts)
     for row, name in named_rows(table):
-        yield manifest_scan(path, row, name, columns, series, alone=alone)
+        yield manifest_scan(path, row, name, columns, series, alone=alone, workers=workers)
 
 
 def manifest_columns(table: Table, contrasts: tuple[str, ...]) -> tuple[str, ...]:
@@ -227,7 +254,14 @@ def named_rows(table: Table) -> Iterator[tuple[TableRow, str]]:
 
 
 def manifest_scan(
-    path: Path, row: TableRow, name: str, columns: tuple[str, ...], series: str | None, *, alone: bool = True
+    path: Path,
+    row: TableRow,
+    name: str,
+    columns: tuple[str, ...],
+    series: str | None,
+    *,
+    alone: bool = True,
+    workers: HeaderWorkers | None = None,
 ) -> Scan:
     """What a row of a manifest stands for; what cannot be found is a scan with a `problem`."""
     cells = [row[column] for column in columns]
@@ -235,7 +269,7 @@ def manifest_scan(
     if len(columns) == 1 and cells[0]:
         key = cells[0] if alone else (path.parent / cells[0]).as_posix()
     try:
-        sources = [table_source(path, row, column, series) for column in columns]
+        sources = [table_source(path, row, column, series, workers) for column in columns]
     except SsclfError as exc:
         return Scan(key, (path,), problem=str(exc))
     names = "+".join(source.name for source in sources if isinstance(source, DicomSeries))
@@ -254,7 +288,13 @@ def contrast_columns(columns: Sequence[str], contrasts: tuple[str, ...]) -> dict
     return found
 
 
-def table_source(table: Path, row: TableRow, column: str, series: str | None = None) -> VoxelSource:
+def table_source(
+    table: Path,
+    row: TableRow,
+    column: str,
+    series: str | None = None,
+    workers: HeaderWorkers | None = None,
+) -> VoxelSource:
     """What a cell of a manifest names: a volume, or a folder or archive with one DICOM series.
 
     Args:
@@ -273,7 +313,7 @@ def table_source(table: Path, row: TableRow, column: str, series: str | None = N
         raise DatasetError(f"{place}: expected a volume in column {column}, found {what}.")
     if is_file(path) and volume_ending(path.name):
         return path
-    found = find_series(path, matching=series)
+    found = find_series(path, matching=series, workers=workers)
     if len(found.series) != 1:
         raise DatasetError(
             f"{place}: expected a volume or one DICOM series in column {column}, found {len(found.series)} "
@@ -287,7 +327,7 @@ def source_identity(source: VoxelSource) -> str:
     if isinstance(source, DicomSeries):
         return f"{source_identity(source.root / source.files[0])} {source.name}"
     if is_link(source):
-        return os.path.realpath(source)
+        return str(real_path(source))
     return f"{_real_folder(str(source.parent))}/{source.name}"
 
 
@@ -297,4 +337,4 @@ def _is_link(scan: Scan) -> bool:
 
 @lru_cache(maxsize=1024)
 def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+    return str(real_path(folder))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import MissingDependencyError, VolumeError
+from ssclf.io.children import run_child
 from ssclf.io.volumes.nifti import read_nifti, write_nifti
 
 #: A program that has not answered by then is ended. HD-BET takes minutes on a CPU; none takes half an hour.
@@ -87,31 +86,18 @@ def _command(engine: str, program: Path, source: Path, device: str) -> tuple[lis
 
 
 def _call(engine: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a program in a process group of its own; the group does not outlive an interrupt or the time limit."""
+    """Run a program; it outlives neither this process, nor an interrupt, nor the time limit."""
     try:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+        done = run_child(
+            command, environment=environment, folder=None, timeout_s=TIME_LIMIT_S, errors_only=True
         )
-    except OSError as exc:
+    except TimeoutError as exc:
+        raise VolumeError(f"{engine} did not end within {TIME_LIMIT_S} s; try the volume by hand.") from exc
+    lines = done.said.decode(errors="replace").strip().splitlines()
+    if done.never_began:
         raise MissingDependencyError(
-            f"brain extraction with {engine}: {command[0]} cannot be started ({exc.strerror})."
-        ) from exc
-    with process:
-        try:
-            _, output = process.communicate(timeout=TIME_LIMIT_S)
-        except BaseException as exc:
-            os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(exc, subprocess.TimeoutExpired):
-                raise VolumeError(
-                    f"{engine} did not end within {TIME_LIMIT_S} s; try the volume by hand."
-                ) from exc
-            raise
-    if process.returncode != 0:
-        lines = output.decode(errors="replace").strip().splitlines()
+            f"brain extraction with {engine}: {command[0]} cannot be started (exit code {done.code})."
+        )
+    if done.code != 0:
         reason = f": {lines[-1][:200]}" if lines else ""
-        raise VolumeError(f"{engine} failed on this volume (exit code {process.returncode}{reason}).")
+        raise VolumeError(f"{engine} failed on this volume (exit code {done.code}{reason}).")

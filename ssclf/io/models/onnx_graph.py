@@ -17,31 +17,12 @@ from ssclf.errors import ModelError
 #: versions of them wrote in its place.
 OPERATORS = frozenset(
     (
-        *(
-            "Add",
-            "BatchNormalization",
-            "Cast",
-            "Concat",
-            "Constant",
-            "Conv",
-            "ConvTranspose",
-            "Div",
-            "Flatten",
-        ),
-        *(
-            "Gather",
-            "Gemm",
-            "GlobalAveragePool",
-            "Identity",
-            "InstanceNormalization",
-            "MatMul",
-            "MaxPool",
-            "Mul",
-        ),
-        *("Pad", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub"),
-        *("Transpose", "Unsqueeze"),
+        "Add", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "Div", "Flatten",
+        "Gather", "Gemm", "GlobalAveragePool", "Identity", "InstanceNormalization", "MatMul", "MaxPool", "Mul",
+        "Pad", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub", "Transpose",
+        "Unsqueeze",
     )
-)
+)  # fmt: skip
 _DOMAINS = ("", "ai.onnx")
 #: protobuf's own limit: a message of more cannot be loaded anyway.
 MAX_BYTES = (1 << 31) - 1

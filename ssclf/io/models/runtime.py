@@ -122,13 +122,14 @@ def check_answer(output: ClassifierOutput, spec: ModelSpec, count: int) -> Class
     ):
         raise ModelError(
             f"{spec.name}: expected {classes} scores and maps a volume, as many as the spec names classes, found "
-            f"scores of shape {output.logits.shape} and maps of {output.cam.shape}; export the model again."
+            f"scores of shape {output.logits.shape} and maps of {output.cam.shape}; its file and its spec.json do not "
+            "belong together."
         )
     for values in (output.logits, output.cam, features):
         if values is not None and not np.isfinite(values).all():
             raise VolumeError(
-                "the network's scores are not finite: it is damaged or, in half precision, too narrow for these "
-                "intensities; use an fp32 export."
+                f"the network {spec.name} answers with what is no number; its weights are damaged, or it cannot take "
+                "this volume in half precision."
             )
     return output
 

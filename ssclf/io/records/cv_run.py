@@ -108,6 +108,7 @@ class CvRun:
     cohort: class → source → number of volumes.
     results: of the finished cells.
     audit: what `audit.json` says, None without one.
+    data: the preprocessed folders.
     """
 
     folder: Path
@@ -117,7 +118,7 @@ class CvRun:
     folds: int
     class_names: tuple[str, ...]
     synthetic: bool
-    data: Path
+    data: tuple[Path, ...]
     cells: tuple[Cell, ...]
     cohort: Mapping[str, Mapping[str, int]]
     results: Mapping[Cell, FoldResult]
@@ -168,6 +169,12 @@ def read_settings(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"{run / CV}: expected the settings of a cross-validation, found {exc!r}.") from exc
     return values
+
+
+def stored_folders(values: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The preprocessed folders that the settings name: a text, or several."""
+    data = values["data"]
+    return (Path(data),) if isinstance(data, str) else tuple(Path(name) for name in data)
 
 
 def write_settings(run: Path, values: Mapping[str, Any]) -> None:
@@ -237,7 +244,7 @@ def read_cv_run(run: Path) -> CvRun:
             folds=values["folds"],
             class_names=class_names,
             synthetic=values["synthetic"],
-            data=Path(values["data"]),
+            data=stored_folders(values),
             cells=cells,
             cohort=values["cohort"],
             results={

@@ -1,4 +1,4 @@
-"""The folder that `ssclf preprocess` writes and training reads.
+"""The folder that `ssclf preprocess` writes and training reads; nothing else names its files.
 
 manifest.csv    a row per volume: who, which class, from where, what was found on the way
 settings.json   what decided the voxel values
@@ -6,6 +6,9 @@ failed.csv      what could not be used, and why
 qc.html         every volume at a glance
 volumes/        network input, float32 NIfTI
 records/        what each volume was made from, so that a later run does only what is not done
+
+Several such folders of equal settings are read as one cohort, the one that a single call would have made of all their
+sources.
 """
 
 from __future__ import annotations
@@ -13,22 +16,123 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssclf.config import PreprocessConfig, config_from_dict
-from ssclf.errors import ConfigError, DatasetError
-from ssclf.io.records.tables import TableRow, read_table
+from ssclf import __version__
+from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.run_data import RunData
+from ssclf.errors import ConfigError, DatasetError, OutputError
+from ssclf.io.files import write_json, write_whole
+from ssclf.io.records.tables import TableRow, read_table, write_table
 
 COLUMNS = (
     "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
     "voxels", "settings", "original", "series", "original_shape", "original_spacing", "original_orientation",
     "original_dtype", "original_intensity",
 )  # fmt: skip
-VOLUMES, RECORDS = "volumes", "records"
-MANIFEST, SETTINGS, FAILED, QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
+FAILED_COLUMNS = ("path", "series", "subject", "label", "source", "error")
+_VOLUMES, _RECORDS = "volumes", "records"
+_MANIFEST, _SETTINGS, _FAILED, _QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
+#: Names by which such a folder is known where it lies below the sources of a later run.
+MARKS = frozenset({_SETTINGS, _RECORDS, _VOLUMES})
+#: One preprocessed folder, or several that are joined.
+Folders = Path | Sequence[Path]
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether `ssclf preprocess` has written here."""
+    return (folder / _SETTINGS).is_file()
+
+
+def manifest_path(folder: Path) -> Path:
+    """For messages."""
+    return folder / _MANIFEST
+
+
+def qc_path(folder: Path) -> Path:
+    return folder / _QC
+
+
+def volume_key(name: str) -> str:
+    """How the manifest names a volume: its path in the folder."""
+    return f"{_VOLUMES}/{name}.nii.gz"
+
+
+def record_path(folder: Path, name: str) -> Path:
+    return folder / _RECORDS / f"{name}.json"
+
+
+def begin_folder(folder: Path) -> None:
+    """Make it, as far as it is not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for path in (folder, folder / _VOLUMES, folder / _RECORDS):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove what a killed run has left half written; only for whom the folder is locked.
+
+    Raises:
+        OutputError: its manifest is not one of ours.
+        OSError: it cannot be written.
+    """
+    path = folder / _MANIFEST
+    if path.exists() and not {"voxels", "settings"} <= set(read_table(path).columns):
+        raise OutputError(f"{path}: exists and was not written by ssclf; choose another --out.")
+    for leftover in (*(folder / _VOLUMES).glob(".*"), *(folder / _RECORDS).glob(".*")):
+        leftover.unlink(missing_ok=True)
+
+
+def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, synthetic: bool) -> None:
+    """Say what the volumes are; a manifest of other settings goes, since its volumes are about to change."""
+    path = folder / _SETTINGS
+    values = {
+        "preprocess": config_to_dict(config),
+        "hash": config.hash,
+        "skull_strip": skull_strip,
+        "synthetic": synthetic,
+        "ssclf_version": __version__,
+    }
+    if read_record(path).get("hash") != config.hash:
+        for name in (_MANIFEST, _FAILED, _QC):
+            (folder / name).unlink(missing_ok=True)
+    write_json(path, values)
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """What a volume was made from, beside what the manifest says of it."""
+    write_whole(path, json.dumps(values))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of an earlier run; empty where there is none that can be read."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def write_manifest(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """A row per volume, with the cells of `COLUMNS`."""
+    write_table(folder / _MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+
+
+def write_failed(folder: Path, rows: Iterable[Sequence[str]]) -> None:
+    """A row per volume that could not be used, with the cells of `FAILED_COLUMNS`."""
+    write_table(folder / _FAILED, FAILED_COLUMNS, rows)
+
+
+def left_over(folder: Path, names: Iterable[str]) -> int:
+    """Volumes of earlier runs that are none of these; their files stay."""
+    known = {f"{name}.nii.gz" for name in names}
+    return sum(path.name not in known for path in (folder / _VOLUMES).iterdir())
 
 
 @dataclass(frozen=True)
@@ -36,9 +140,12 @@ class Sample:
     """A preprocessed volume.
 
     Attributes:
-        key: its `path` in the manifest, which names it in splits.
+        key: its `path` in the manifest, which names it in splits; where two joined folders have the same one, with a
+            hash behind it.
         voxels: hash of the voxels it was made from, empty where the manifest has none.
         extraction: what removed the skull.
+        cells: all that the manifest says of it, by column.
+        place: its line of the manifest, for messages.
     """
 
     key: str
@@ -48,21 +155,25 @@ class Sample:
     source: str
     voxels: str = ""
     extraction: str = ""
+    cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    place: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class PreparedCohort:
-    """Preprocessed volumes that belong together: same settings, two classes or more.
+    """Preprocessed volumes that belong together: same settings, one label a subject.
 
     Attributes:
         class_names: sorted; the order of logits.
         synthetic: whether some volumes were made by ssclf's generator.
+        folders: that they come from.
     """
 
     samples: tuple[Sample, ...]
     class_names: tuple[str, ...]
     preprocess: PreprocessConfig
     synthetic: bool
+    folders: tuple[Path, ...] = ()
 
     @property
     def subjects(self) -> dict[str, str]:
@@ -84,45 +195,126 @@ class PreparedCohort:
         return [found[name] for name in self.class_names]
 
 
-def read_prepared_cohort(folder: Path, *, min_classes: int = 2) -> PreparedCohort:
-    """Read what `ssclf preprocess` wrote.
+def read_prepared_cohort(data: Folders, *, min_classes: int = 2) -> PreparedCohort:
+    """Read what `ssclf preprocess` wrote, into one folder or several.
 
     Args:
-        folder: with `manifest.csv` and `settings.json`.
+        data: the folders; their order does not matter. Joined volumes are sorted as one call sorts them.
         min_classes: 2 to train on it, 1 to score a model on it.
 
     Raises:
-        DatasetError: missing, incomplete, of mixed settings, or of too few classes.
+        DatasetError: missing, incomplete, of mixed settings, contradicting itself, or of too few classes.
     """
-    path = folder / MANIFEST
+    folders = as_folders(data)
+    read = [_read_folder(folder) for folder in {path.resolve(): path for path in folders}.values()]
+    first = read[0]
+    for other in read[1:]:
+        if other.preprocess.hash != first.preprocess.hash:
+            raise DatasetError(
+                f"{other.folders[0]}: expected the settings of {first.folders[0]}, found others for "
+                f"{', '.join(_different(first.preprocess, other.preprocess))}; preprocess both alike to join them."
+            )
+    samples = first.samples if len(read) == 1 else _joined([s for part in read for s in part.samples])
+    _check_contradictions(samples)
+    class_names = tuple(sorted({sample.label for sample in samples}))
+    if len(class_names) < min_classes:
+        where = " and ".join(str(manifest_path(folder)) for folder in folders)
+        raise DatasetError(
+            f"{where}: expected volumes of {min_classes} classes or more, found {len(samples)} volumes of "
+            f"{'the class ' + class_names[0] if class_names else 'no class'}; add the other classes, or the folder "
+            "that holds them (--data once for each folder)."
+        )
+    return PreparedCohort(
+        samples, class_names, first.preprocess, any(part.synthetic for part in read), folders
+    )
+
+
+def as_folders(data: Folders) -> tuple[Path, ...]:
+    return (data,) if isinstance(data, Path) else tuple(data)
+
+
+def _read_folder(folder: Path) -> PreparedCohort:
+    """One folder, of as many classes as it has."""
+    path = folder / _MANIFEST
     if not path.is_file():
         raise DatasetError(
             f"{path}: expected the list of preprocessed volumes, found none; make it with `ssclf preprocess`."
         )
     table = read_table(path)
     table.require("subject", "label", "source", "path")
-    preprocess, synthetic = _read_settings(folder / SETTINGS)
+    preprocess, synthetic = _read_settings(folder / _SETTINGS)
     samples = tuple(_sample(folder, row, preprocess) for row in table.rows)
     twice = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if twice:
         raise DatasetError(f"{path}: expected every volume once, found {twice[0]} more than once.")
-    class_names = tuple(sorted({sample.label for sample in samples}))
-    if len(class_names) < min_classes:
-        raise DatasetError(
-            f"{path}: expected volumes of {min_classes} classes or more, found {len(samples)} volumes of "
-            f"{'the class ' + class_names[0] if class_names else 'no class'}; add the other classes."
+    return PreparedCohort(samples, (), preprocess, synthetic, (folder,))
+
+
+def _different(one: PreprocessConfig, other: PreprocessConfig) -> list[str]:
+    ours, theirs = config_to_dict(one), config_to_dict(other)
+    return [name for name, value in ours.items() if theirs[name] != value]
+
+
+def _joined(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Volumes of several folders in the order that one call gives them, each with a key of its own.
+
+    Raises:
+        DatasetError: a volume is in two of them, or a folder does not say which voxels it holds.
+    """
+    places: dict[str, Sample] = {}
+    for sample in samples:
+        if not sample.voxels:
+            raise DatasetError(
+                f"{sample.place}: expected a hash of the voxels, without which equal volumes of two folders are not "
+                "found, and found none; run `ssclf preprocess` again."
+            )
+        if (other := places.setdefault(sample.voxels, sample)) is not sample and other.label == sample.label:
+            raise DatasetError(
+                f"{sample.place} and {other.place}: the same volume is in both; leave one of the two out."
+            )
+    count = Counter(sample.key for sample in samples)
+    named = [s if count[s.key] == 1 else replace(s, key=f"{s.key}#{s.voxels[:12]}") for s in samples]
+    return tuple(
+        sorted(
+            named, key=lambda s: (s.subject, s.cells.get("original", ""), s.cells.get("series", ""), s.key)
         )
-    return PreparedCohort(samples, class_names, preprocess, synthetic)
+    )
+
+
+def _check_contradictions(samples: Sequence[Sample]) -> None:
+    """Raises:
+    DatasetError: one subject, or the same voxels, with two labels.
+    """
+    subjects: dict[str, Sample] = {}
+    voxels: dict[str, Sample] = {}
+    for sample in samples:
+        other = subjects.setdefault(sample.subject, sample)
+        if other.label != sample.label and Path(other.place).parent != Path(sample.place).parent:
+            raise DatasetError(
+                f"{sample.place} and {other.place}: one subject has two labels, {sample.label} and {other.label}; if "
+                "these are different persons with one name, give them different names."
+            )
+        other = voxels.setdefault(sample.voxels or sample.key, sample)
+        if other.label != sample.label:
+            raise DatasetError(
+                f"{sample.place} and {other.place}: the same voxels have two labels, {sample.label} and "
+                f"{other.label}; correct one of them, or leave both out."
+            )
 
 
 def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample:
-    where = f"{folder / MANIFEST} line {row.line}"
-    empty = [name for name in ("subject", "label", "path") if not row[name]]
+    where = f"{folder / _MANIFEST} line {row.line}"
+    if not row["label"]:
+        raise DatasetError(
+            f"{where}: expected a value for label, found none; {row['path']} cannot be trained on. Preprocess the "
+            "same scans again with --labels, which keeps the volumes."
+        )
+    empty = [name for name in ("subject", "path") if not row[name]]
     if empty:
         raise DatasetError(f"{where}: expected a value for {', '.join(empty)}, found none.")
     if row["settings"] and row["settings"] != preprocess.hash:
         raise DatasetError(
-            f"{where}: {row['path']} was preprocessed with other settings ({row['settings']}) than {SETTINGS} "
+            f"{where}: {row['path']} was preprocessed with other settings ({row['settings']}) than {_SETTINGS} "
             f"says ({preprocess.hash}); run `ssclf preprocess` again."
         )
     path = folder / row["path"]
@@ -136,6 +328,8 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
         source=row["source"],
         voxels=row["voxels"],
         extraction=row["extraction"],
+        cells=dict(row.cells),
+        place=where,
     )
 
 
@@ -156,6 +350,16 @@ def _read_settings(path: Path) -> tuple[PreprocessConfig, bool]:
             f"({written}, here {config.hash}); run `ssclf preprocess` again."
         )
     return config, synthetic
+
+
+def describe_data(cohort: PreparedCohort) -> RunData:
+    """What a run that begins on these volumes keeps of them."""
+    return RunData(
+        folders=tuple(str(folder.resolve()) for folder in cohort.folders),
+        volumes={s.key: (s.subject, s.label, s.voxels) for s in cohort.samples},
+        class_names=cohort.class_names,
+        preprocess=config_to_dict(cohort.preprocess),
+    )
 
 
 def fingerprint(cohort: PreparedCohort) -> str:

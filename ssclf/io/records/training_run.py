@@ -1,6 +1,7 @@
 """The folder that training writes, `runs/<model>-<time>/`: where it lies, and every file of it, writer beside reader.
 
 config.json         settings of the run
+data.json           what it was begun with: volumes, classes, preprocessing, starting weights
 split.json          who trains and who tests
 metrics.csv         a row per epoch
 checkpoints/        last.pt (to go on from), chosen.pt (the weights that `ssclf export` takes)
@@ -23,36 +24,92 @@ from pathlib import Path
 
 from ssclf.config import PreprocessConfig, TrainConfig, config_from_dict, config_to_dict
 from ssclf.domain.provenance import Calibration, Provenance
+from ssclf.domain.run_data import RunData
 from ssclf.domain.splits import Split, splits_from_json, splits_to_json
-from ssclf.errors import ConfigError, DatasetError, ModelError
+from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
 from ssclf.io.files import write_json, write_whole
+from ssclf.io.locks import lock
 from ssclf.io.records.tables import read_written_rows, write_table
 
 RUNS = Path("runs")
 CONFIG = "config.json"
+DATA = "data.json"
 SPLIT = "split.json"
 EPOCHS = "metrics.csv"
 PREDICTIONS = "predictions.csv"
 PROVENANCE = "provenance.json"
 LAST = "checkpoints/last.pt"
 CHOSEN = "checkpoints/chosen.pt"
-LOCK = ".lock"
+LOCK, _TRAINING = ".lock", ".lock-training"
 EVENTS, CURVES, FEATURES = "tensorboard", "curves.png", "features.npz"
 
 
 def new_run_folder(model: str, runs: Path = RUNS) -> Path:
-    """A folder name that is free: by local time to the second, numbered where two start at once.
+    """A new folder: named by local time to the second, numbered where two start at once. To make it is to own the name.
 
     Processes that were started together (torchrun, srun) get one name, after their job: their clocks differ.
+
+    Raises:
+        OutputError: it cannot be made.
     """
     if process_count() > 1:
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID") or "job"
         return runs / f"{model}-{''.join(c for c in job if c.isalnum() or c == '-')[:16]}"
     name = f"{model}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     folder, number = runs / name, 2
-    while folder.exists():
-        folder, number = runs / f"{name}-{number}", number + 1
-    return folder
+    while True:
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if not runs.is_dir():
+                raise OutputError(
+                    f"{runs}: expected a folder for runs, found a file; name one with --out."
+                ) from None
+            folder, number = runs / f"{name}-{number}", number + 1
+        except OSError as exc:
+            raise OutputError(
+                f"{folder}: cannot be written ({exc.strerror or exc}); choose another --out."
+            ) from exc
+        else:
+            return folder
+
+
+@contextlib.contextmanager
+def keep_folder(run: Path) -> Iterator[None]:
+    """Make a folder for a run, where there is none; one that is still empty afterwards goes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{run}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            run.rmdir()
+
+
+@contextlib.contextmanager
+def own_folder(run: Path) -> Iterator[None]:
+    """As `keep_folder`, and keep other trainings out while the block runs; of several processes the first does so.
+
+    Raises:
+        OutputError: it cannot be written, or another process is training there.
+    """
+    with keep_folder(run):
+        if not is_first_process():
+            yield
+            return
+        with lock(run / _TRAINING, remove=True) as ours:
+            if not ours:
+                raise OutputError(
+                    f"{run}: another ssclf process is training in this folder; wait for it, or choose another --out."
+                )
+            yield
 
 
 def process_count() -> int:
@@ -138,6 +195,28 @@ def write_beginning(run: Path, config: TrainConfig, split: Split) -> None:
     """Settings first: a folder that has them alone was left before anything was trained, see `can_resume`."""
     write_json(run / CONFIG, config_to_dict(config))
     write_whole(run / SPLIT, splits_to_json([split]))
+
+
+def write_data(run: Path, data: RunData) -> None:
+    write_json(run / DATA, data.to_dict())
+
+
+def read_data(run: Path) -> RunData | None:
+    """What a run was begun with; None where a version of ssclf began it that did not write it down.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    path = run / DATA
+    try:
+        return RunData.from_dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelError(f"{path}: expected what a run was begun with, found {exc!r}.") from exc
+
+
+def reopen(run: Path) -> None:
+    """Take back that a run is finished."""
+    (run / PROVENANCE).unlink(missing_ok=True)
 
 
 def read_config(run: Path) -> TrainConfig:

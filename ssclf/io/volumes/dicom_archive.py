@@ -22,6 +22,16 @@ from ssclf.io.junk import junk_path
 MAX_DEPTH = 3
 #: Inner archives up to this size are unpacked into memory, larger ones into a file without a name.
 _SPOOL_BYTES = 64 << 20
+#: Characters of a member's name, those of the archives around it included; Linux allows no longer path either.
+_MAX_NAME = 1024
+#: zip's own ways of packing; bzip2 and LZMA make a gigabyte of some kilobytes in one step.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: The records at the end of an archive and of each entry of its list (APPNOTE.TXT, 4.3.12, 4.3.14 to 4.3.16).
+_END, _END_SIZE = b"PK\5\6", 22
+_LOCATOR, _LOCATOR_SIZE, _END64_SIZE = b"PK\6\7", 20, 56
+_MAX_COMMENT = 0xFFFF
+#: Bytes of the list for each file that an archive may hold.
+_LIST_BYTES = 512
 
 #: Where a member lies: byte of its header in the archive, behind that of each archive around it.
 Entry = tuple[int, ...]
@@ -87,18 +97,22 @@ class DicomArchive:
 
         Raises:
             KeyError: nothing lies there; the archive has changed.
+        VolumeError: it is packed in a way that is not opened.
             Exception: whatever zipfile and its decompressors raise about damage.
         """
         layer = self._at(entry[:-1])
-        return layer.archive.open(layer.members[entry[-1]])
+        return _open(layer.archive, layer.members[entry[-1]])
 
     def _members(self, layer: _Layer, prefix: str) -> Iterator[ArchiveMember]:
         infos = sorted(layer.archive.infolist(), key=lambda one: (one.filename, one.header_offset))
         for info in infos:
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 continue
             member = ArchiveMember(prefix + info.filename, (*layer.place, info.header_offset))
-            if info.file_size > self._max_file_bytes:
+            if len(member.name) > _MAX_NAME:
+                why = f"has a name of {len(member.name)} characters, more than a path can have."
+                yield ArchiveMember(member.name[:_MAX_NAME], member.entry, why)
+            elif info.file_size > self._max_file_bytes:
                 why = f"inflates to {info.file_size / 1e9:.3g} GB, more than is opened."
                 yield replace(member, problem=why)
             elif not info.filename.lower().endswith(".zip") or junk_path(member.name):
@@ -128,13 +142,14 @@ class DicomArchive:
         self._close_down_to(depth)
         with contextlib.ExitStack() as stack:
             spool = stack.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES))
-            with around.archive.open(around.members[place[-1]]) as packed:
+            with _open(around.archive, around.members[place[-1]]) as packed:
                 copy_member(packed, spool, self._max_file_bytes)
             spool.seek(0)
             self._layers.append(self._layer(place, spool, stack))
         return self._layers[depth]
 
     def _layer(self, place: Entry, file: Any, resources: contextlib.ExitStack) -> _Layer:
+        _check_contents(file, self._files)
         try:
             archive = zipfile.ZipFile(file)
         except Exception as exc:  # a damaged list of contents makes zipfile raise nearly anything
@@ -153,6 +168,41 @@ class DicomArchive:
     def _close_down_to(self, depth: int) -> None:
         while len(self._layers) > depth:
             self._layers.pop().resources.close()
+
+
+def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    if member.compress_type not in _METHODS:
+        raise VolumeError("is packed in a way that is not opened; pack it again with zip's own (deflate).")
+    return archive.open(member)
+
+
+def _check_contents(file: Any, max_files: int) -> None:
+    """Count the entries of an archive's list before zipfile makes an object of each.
+
+    Raises:
+        VolumeError: there are more than are opened. Of a damaged list zipfile says so.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _MAX_COMMENT - _END_SIZE))
+    end = file.read(_MAX_COMMENT + _END_SIZE)
+    at = end.rfind(_END)
+    if at < 0 or len(end) - at < _END_SIZE:
+        return
+    length = int.from_bytes(end[at + 12 : at + 16], "little")
+    if end[max(0, at - _LOCATOR_SIZE) : at][:4] == _LOCATOR:
+        place = int.from_bytes(end[at - _LOCATOR_SIZE + 8 : at - _LOCATOR_SIZE + 16], "little")
+        for start in (place, size - len(end) + at - _LOCATOR_SIZE - _END64_SIZE):
+            file.seek(min(start, size))
+            length = max(length if length != 0xFFFFFFFF else 0, int.from_bytes(file.read(48)[40:], "little"))
+    if length > max_files * _LIST_BYTES:
+        raise VolumeError(
+            f"the archive's list of contents has {length / 1e6:.3g} MB, that of {max_files} files at most is opened."
+        )
+    file.seek(max(0, size - len(end) + at - length - _END64_SIZE - _LOCATOR_SIZE))
+    listed = file.read(length + _END64_SIZE + _LOCATOR_SIZE)
+    count = listed.count(b"PK\1\2")
+    if count > max_files:
+        raise VolumeError(f"the archive holds {count} files, more than is opened.")
 
 
 def damage(exc: Exception) -> str:

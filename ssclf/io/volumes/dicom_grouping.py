@@ -42,11 +42,11 @@ class Member:
         return PurePosixPath(self.name).parts[:-1]
 
 
-def split_copies(members: Sequence[Member]) -> tuple[list[list[Member]], list[Member]]:
+def split_copies(members: Sequence[Member]) -> tuple[list[list[Member]], list[list[Member]]]:
     """Tell copies of a series apart.
 
     Returns:
-        the files of each copy, and files that repeat some images of a series that lies elsewhere whole.
+        the files of each copy; and by folder, files that repeat some images of a series that lies elsewhere whole.
     """
     wanted = {member.instance for member in members}
     if len(wanted) == len(members):
@@ -56,17 +56,17 @@ def split_copies(members: Sequence[Member]) -> tuple[list[list[Member]], list[Me
 
 def _split(
     members: Sequence[Member], wanted: set[Hashable], depth: int
-) -> tuple[list[list[Member]], list[Member]]:
+) -> tuple[list[list[Member]], list[list[Member]]]:
     """As `split_copies`, for files that share their first `depth` folders and hold everything that is wanted."""
     below: dict[tuple[str, ...], list[Member]] = defaultdict(list)
     for member in members:
         below[member.folders[depth : depth + 1]].append(member)
     copies: list[list[Member]] = []
-    again: list[Member] = []
-    rest: list[Member] = []
+    again: list[list[Member]] = []
+    rest: list[list[Member]] = []
     for folder, inside in below.items():
         if {member.instance for member in inside} != wanted:
-            rest += inside
+            rest.append(inside)
         elif folder:
             deeper, left = _split(inside, wanted, depth + 1)
             copies += deeper
@@ -75,8 +75,8 @@ def _split(
             copies.append(inside)
     if not copies:
         return [list(members)], []
-    if {member.instance for member in rest} == wanted:
-        copies.append(rest)
+    if {member.instance for inside in rest for member in inside} == wanted:
+        copies.append([member for inside in rest for member in inside])
     else:
         again += rest
     return copies, again

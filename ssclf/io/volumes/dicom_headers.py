@@ -7,23 +7,42 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
-from pydicom.tag import Tag
 
 from ssclf.domain.slices import Slice
 from ssclf.errors import VolumeError
+from ssclf.io.volumes.dicom_elements import MAX_VALUE_BYTES, Elements, Window, read_elements, read_syntax
 from ssclf.io.volumes.dicom_grouping import Single
 
 #: SOP classes with MR pixels on a spatial grid (PS3.4 B.5): classic, enhanced, legacy converted enhanced.
 _MR_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.4{end}" for end in ("", ".1", ".4"))
 _DIRECTORY = "1.2.840.10008.1.3.10"
-_POSITION = Tag(0x0020, 0x0032)  # ImagePositionPatient
-_DEFLATED, _META_BYTES = b"1.2.840.10008.1.2.1.99", 1 << 10
+#: What discovery asks for; PS3.6.
+_TAGS = {
+    "SpecificCharacterSet": 0x00080005, "ImageType": 0x00080008, "SOPClassUID": 0x00080016,
+    "SOPInstanceUID": 0x00080018, "Modality": 0x00080060, "SeriesDescription": 0x0008103E,
+    "DirectoryRecordSequence": 0x00041220, "ContrastBolusAgent": 0x00180010, "EchoTime": 0x00180081,
+    "StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SeriesNumber": 0x00200011,
+    "InstanceNumber": 0x00200013, "ImagePositionPatient": 0x00200032, "ImageOrientationPatient": 0x00200037,
+    "FrameOfReferenceUID": 0x00200052, "NumberOfFrames": 0x00280008, "Rows": 0x00280010, "Columns": 0x00280011,
+    "PixelSpacing": 0x00280030,
+}  # fmt: skip
+_WANTED = frozenset(_TAGS.values())
+_UID_CHARACTERS = 64
+_DIGITS_AND_DOTS = re.compile(r"[0-9.]*", re.ASCII)
+_NUMBER = re.compile(r"\+?[0-9]{1,9}(\.0*)?", re.ASCII)
+_MODALITY = re.compile(r"[A-Za-z0-9]{1,16}", re.ASCII)
+#: Values beyond this stay in the file when a series is read; sequences of frames have some MiB.
+_DEFER_BYTES = 1 << 26
 
 
 @contextlib.contextmanager
@@ -43,16 +62,19 @@ def quiet_pydicom() -> Iterator[None]:
 def read_header(file: BinaryIO) -> pydicom.Dataset:
     """Read everything before the pixels; the file is left where they start.
 
+    For a worker that reads one series: sequences are parsed whole. Discovery uses `look_at_header`.
+
     Raises:
         VolumeError: not DICOM, cut short, or deflated.
     """
-    if _DEFLATED in file.read(_META_BYTES):
-        # pydicom would inflate all of it, however much that is, and dcm2niix does not read it
-        raise VolumeError("the data set is deflated as a whole, which is not read; inflate it with dcmconv.")
-    file.seek(0)
+    begin = file.tell()
     try:
+        read_syntax(Window(file, seeks=True))
+        file.seek(begin)
         # force: data sets without preamble; what they are was decided by `is_dicom`
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        return pydicom.dcmread(file, stop_before_pixels=True, force=True, defer_size=_DEFER_BYTES)
+    except VolumeError:
+        raise
     except (InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise VolumeError("the DICOM header is damaged or cut short.") from exc
     except Exception as exc:  # pydicom raises what its parts raise: struct, zlib, unicode, recursion errors
@@ -60,12 +82,89 @@ def read_header(file: BinaryIO) -> pydicom.Dataset:
 
 
 def get(header: pydicom.Dataset, keyword: str, default: Any = None) -> Any:
-    """A header value; one that cannot be converted counts as absent."""
+    """A header value; one that cannot be converted, or is longer than any that DICOM has, counts as absent."""
     try:
+        raw: object = header.get_item(keyword, keep_deferred=True)
+        if (
+            isinstance(raw, RawDataElement)
+            and raw.length > MAX_VALUE_BYTES
+            and dictionary_VR(keyword) != "SQ"
+        ):
+            return default
         value = header.get(keyword)
     except Exception:  # lazily converted by pydicom, which raises whatever the conversion raises
         return default
     return default if value is None or value == "" else value
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFacts:
+    """What discovery keeps of a header: plain values, none of them longer than a line.
+
+    Attributes:
+        uid: SeriesInstanceUID, "" where there is none.
+        reason: why it is no MR image that could be part of a volume, "" where it could be.
+        has_image: whether it states the size of an image.
+        number: SeriesNumber, 0 where there is none.
+        described: whether the description matches `--series`.
+        instance: equal for two files that hold the same image.
+        single: where the image lies, if that was asked for and is known.
+    """
+
+    uid: str
+    reason: str
+    has_image: bool
+    number: int
+    described: bool
+    instance: tuple[str, str, bytes]
+    single: Single | None
+
+
+def look_at_header(
+    window: Window, *, pattern: re.Pattern[str] | None = None, placed: Container[str] = ()
+) -> SliceFacts:
+    """What a header says, read in time and memory that it does not decide.
+
+    Args:
+        window: at the start of a file.
+        pattern: searched in the series description.
+        placed: UIDs of series of which it is known where an image lies.
+
+    Raises:
+        VolumeError: the header breaks the standard in a way that no scanner's does.
+    """
+    elements = read_elements(window, _WANTED)
+    uid = _uid(elements, "SeriesInstanceUID")
+    if not _DIGITS_AND_DOTS.fullmatch(uid):
+        raise VolumeError("the UID of the series is none: expected up to 64 digits and dots, found others.")
+    reason = _reason_to_leave_out(elements)
+    has_image = elements.number(_TAGS["Rows"]) > 0
+    # its values are converted, which takes longer than all else: one image of a series is enough
+    single = (
+        place_of_slice(elements.dataset(), uid) if has_image and not reason and uid not in placed else None
+    )
+    described = pattern is not None and bool(
+        pattern.search(str(get(elements.dataset(), "SeriesDescription", "")))
+    )
+    return SliceFacts(
+        uid, reason, has_image, _series_number(elements), described, _instance_of(elements), single
+    )
+
+
+def _uid(elements: Elements, keyword: str) -> str:
+    """Raises:
+    VolumeError: it is longer than a UID can be (PS3.5, 9.1).
+    """
+    uid = elements.text(_TAGS[keyword])
+    if len(uid) > _UID_CHARACTERS:
+        raise VolumeError(f"a UID of the DICOM header is longer than {_UID_CHARACTERS} characters.")
+    return uid
+
+
+def _series_number(elements: Elements) -> int:
+    text = elements.text(_TAGS["SeriesNumber"])
+    # IS has 12 characters at most; a whole number may be written as a decimal one
+    return int(float(text)) if _NUMBER.fullmatch(text) else 0
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -78,15 +177,10 @@ def looks_like_dicom(start: bytes) -> bool:
     return explicit or int.from_bytes(start[4:8], "little") <= 128
 
 
-def instance_of(header: pydicom.Dataset) -> tuple[str, str, bytes]:
+def _instance_of(elements: Elements) -> tuple[str, str, bytes]:
     """Equal for two files of one image. The UID alone would do, had every exporter given each image its own."""
-    position = header.get_item(_POSITION) if _POSITION in header else None
-    raw = getattr(position, "value", b"")  # not converted: that takes its time, and may fail
-    return (
-        str(get(header, "SOPInstanceUID", "")),
-        str(get(header, "InstanceNumber", "")),
-        raw if isinstance(raw, bytes) else str(raw).encode(),
-    )
+    position = elements.values.get(_TAGS["ImagePositionPatient"], ("", b""))[1]
+    return _uid(elements, "SOPInstanceUID"), elements.text(_TAGS["InstanceNumber"]), position
 
 
 def place_of_slice(header: pydicom.Dataset, uid: str) -> Single | None:
@@ -113,20 +207,18 @@ def place_of_slice(header: pydicom.Dataset, uid: str) -> Single | None:
     return Single(uid, (str(get(header, "StudyInstanceUID", "")), frame), piece, traits)
 
 
-def reason_to_leave_out(header: pydicom.Dataset) -> str:
+def _reason_to_leave_out(elements: Elements) -> str:
     """Why a file is no MR image that could be part of a volume; empty where it could be."""
-    sop_class = str(get(header, "SOPClassUID", ""))
-    modality = str(get(header, "Modality", ""))
-    if sop_class == _DIRECTORY or get(header, "DirectoryRecordSequence") is not None:
+    sop_class = _uid(elements, "SOPClassUID")
+    modality = elements.text(_TAGS["Modality"])
+    if sop_class == _DIRECTORY or _TAGS["DirectoryRecordSequence"] in elements.values:
         return "a DICOMDIR index, no image."
-    if not get(header, "Rows"):
+    if not elements.number(_TAGS["Rows"]):
         # an MR image without rows is no other kind of object, it is cut short
         return "" if sop_class in _MR_IMAGES or not sop_class else "a DICOM object without an image."
     if modality not in ("MR", ""):
-        return f"the modality is {modality if modality.isalnum() else 'unknown'}, not MR."
+        return f"the modality is {modality if _MODALITY.fullmatch(modality) else 'unknown'}, not MR."
     if sop_class not in _MR_IMAGES and (sop_class or not modality):
         return "no MR image (a secondary capture or another kind of object)."
-    image_type = get(header, "ImageType", ())
-    if "LOCALIZER" in {str(value).upper() for value in image_type}:
-        return "a localiser."
-    return ""
+    kinds = elements.text(_TAGS["ImageType"]).upper().split("\\")
+    return "a localiser." if "LOCALIZER" in (kind.strip() for kind in kinds) else ""

@@ -74,7 +74,7 @@ def own_voxels(frames: Sequence[Frame]) -> Array:
         VolumeError: they cannot be decoded here.
     """
     try:
-        return np.stack(list(_values(frames)))
+        return _assemble(frames)
     except _CannotDecodeError as exc:
         raise VolumeError(
             "expected frames stored in the order of space with one intensity scaling, or pixels that are decoded "
@@ -101,12 +101,23 @@ def checked_voxels(converted: Array, frames: Sequence[Frame]) -> Array | None:
     try:
         if all(_same(*pair) for pair in zip(converted, _values(frames), strict=True)):
             return None
-        own = np.stack(list(_values(frames)))
+        own = _assemble(frames)
     except _CannotDecodeError:
         if len({frame.scaling for frame in frames}) > 1:
             return own_voxels(frames)
         return None
     return None if _same_but_for_scale(converted, own) else own
+
+
+def _assemble(frames: Sequence[Frame]) -> Array:
+    """(slices, rows, columns), without a second copy of what may be a gigabyte."""
+    values = _values(frames)
+    first = next(values)
+    volume = np.empty((len(frames), *first.shape), first.dtype)
+    volume[0] = first
+    for place, frame in enumerate(values, start=1):
+        volume[place] = frame
+    return volume
 
 
 def _same(converted: Array, own: Array) -> bool:

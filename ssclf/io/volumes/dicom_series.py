@@ -6,46 +6,26 @@ descriptions are read to match `--series` and go no further: no header text reac
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-import pydicom
-
-from ssclf.errors import ConfigError, VolumeError
-from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_name, junk_path
-from ssclf.io.volumes.dicom_archive import DicomArchive, Entry, damage
+from ssclf.errors import ConfigError
+from ssclf.io.junk import junk_name
+from ssclf.io.paths import is_file, is_folder, is_link, real_path
+from ssclf.io.volumes.dicom_archive import Entry
+from ssclf.io.volumes.dicom_files import Archive, HeaderWorkers, LookedAt, look_at_all, what_instead
 from ssclf.io.volumes.dicom_grouping import Member, Single, join_single_slices, may_be_slices, split_copies
-from ssclf.io.volumes.dicom_headers import (
-    get,
-    instance_of,
-    looks_like_dicom,
-    place_of_slice,
-    quiet_pydicom,
-    read_header,
-    reason_to_leave_out,
-)
+from ssclf.io.volumes.dicom_headers import SliceFacts, looks_like_dicom
 
-#: An archive may hold as much and inflate to as much; a series of 1,000 slices of 512² takes 0.5 GB.
-MAX_ARCHIVE_FILES = 100_000
-MAX_ARCHIVE_BYTES = 16 << 30
-MAX_FILE_BYTES = 2 << 30
-#: Enough for the header of nearly every slice; longer ones are read whole.
-_HEADER_BYTES = 1 << 16
-_MAX_HEADER_BYTES = 1 << 26
 _START_BYTES = 132
 _CUT_SHORT = "the DICOM file is cut short before its image, or states no series."
 _NO_MATCH = "the series description does not match --series."
 _AGAIN = "a slice of a series that lies elsewhere whole."
-#: Files that end so claim to be DICOM.
-DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -60,8 +40,8 @@ class DicomSeries:
         entries: where each of `files` lies in the archive; () for a folder.
         other_uids: further ones, where slices have one each.
         place: folder in the archive, where that holds several copies of the series.
-        lost: how many files beside these cannot be read and may have been part of the series, or share its UID
-            and are no MR image.
+        lost: how many files beside these cannot be read and may have been part of the series, share its UID
+            and are no MR image, or hold images of it that lie elsewhere only.
     """
 
     name: str
@@ -84,7 +64,7 @@ class DicomSeries:
 
     @property
     def in_archive(self) -> bool:
-        return self.root.is_file()
+        return is_file(self.root)
 
     def holds(self, uid: str) -> bool:
         """Whether a file of this SeriesInstanceUID can be one of the series."""
@@ -119,7 +99,7 @@ class SeriesSearch:
 def is_dicom(path: Path) -> bool:
     """Tell by content: the DICM mark, or (files of old scanners) a data set that starts without one."""
     try:
-        if not path.is_file():  # opening a pipe would wait for a writer
+        if not is_file(path):  # opening a pipe would wait for a writer
             return False
         with path.open("rb") as file:
             return looks_like_dicom(file.read(_START_BYTES))
@@ -127,24 +107,29 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) -> SeriesSearch:
+def find_series(
+    sources: Path | Iterable[Path], *, matching: str | None = None, workers: HeaderWorkers | None = None
+) -> SeriesSearch:
     """Find the MR series in a folder of any nesting, a zip archive, or a list of files and archives.
 
     A series whose files lie in several folders is one series. A folder that holds all images of a series of
-    which others hold all, too, is a copy of its own; one that repeats some of them is none.
+    which others hold all, too, is a copy of its own; one that repeats some of them is known to lack the others.
 
     Args:
         sources: folder (links are not followed out of it), DICOM file, `.zip`, or several files.
         matching: regular expression searched in the series description, ignoring case.
+        workers: who look at the headers; None: this process does, as within a worker.
 
     Raises:
         ConfigError: `matching` is no regular expression.
+        MissingDependencyError: no workers can be started.
     """
     try:
         pattern = re.compile(matching, re.IGNORECASE) if matching else None
     except re.error as exc:
         raise ConfigError(f"--series: {matching!r} is no regular expression ({exc}).") from exc
-    walked = isinstance(sources, Path) and sources.is_dir()
+    walked = isinstance(sources, Path) and is_folder(sources)
+    meant = not isinstance(sources, Path)
     if isinstance(sources, Path):
         root = sources if walked else sources.parent
         files = list(_walk(sources)) if walked else [sources]
@@ -152,10 +137,16 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
         files = sorted(sources)
         root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     archives = [file for file in files if file.suffix.lower() == ".zip"]
-    slices = [file for file in files if file.suffix.lower() != ".zip"]
-    with quiet_pydicom():
-        searches = [_sort(_folder_headers(slices, root, meant=not walked), root, pattern)]
-        searches += [_search_archive(archive, pattern) for archive in archives]
+    slices = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() != ".zip"]
+    in_folder = _Sorter(root, pattern)
+    searches: list[SeriesSearch] = []
+    found = look_at_all(slices, root, archives, meant=meant, pattern=pattern, workers=workers)
+    for place, looked_at, problem in found:
+        if isinstance(place, Archive):
+            searches.append(_search_archive(place.root, looked_at, problem, pattern))
+        else:
+            in_folder.take_all(looked_at)
+    searches.insert(0, in_folder.result())
     return SeriesSearch(
         tuple(series for search in searches for series in search.series),
         tuple(left for search in searches for left in search.left_out),
@@ -164,124 +155,23 @@ def find_series(sources: Path | Iterable[Path], *, matching: str | None = None) 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Files below a folder, sorted, without junk; links that leave it are not followed."""
-    inside = folder.resolve()
+    inside = real_path(folder)
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not junk_name(name))
         for name in sorted(names):
             path = Path(parent, name)
-            if not junk_name(name) and (not path.is_symlink() or path.resolve().is_relative_to(inside)):
+            if not junk_name(name) and (not is_link(path) or real_path(path).is_relative_to(inside)):
                 yield path
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A file that was looked at.
-
-    Attributes:
-        header: None where there is no header, with the `reason`.
-        start: first bytes of a file that is no DICOM and does not claim to be; it may be a damaged slice.
-        junk: why the file is not looked at.
-    """
-
-    name: str
-    header: pydicom.Dataset | None = None
-    reason: str = ""
-    entry: Entry = ()
-    start: bytes | None = None
-    junk: str = ""
-
-
-def _folder_headers(files: Iterable[Path], root: Path, *, meant: bool) -> Iterator[_Found]:
-    """Args:
-    meant: every file is a slice by what is known of it, whatever its name.
-    """
-    for file in files:
-        name = file.relative_to(root).as_posix()
-        try:
-            if not file.is_file():  # opening a pipe would wait for a writer
-                continue
-            with file.open("rb") as stream:
-                start = stream.read(_START_BYTES)
-                if looks_like_dicom(start):
-                    stream.seek(0)
-                    yield _Found(name, read_header(stream))
-                else:
-                    yield _no_dicom(name, start, (), meant=meant)
-        except OSError as exc:
-            yield _Found(name, None, f"cannot be read ({exc.strerror or exc}).")
-        except VolumeError as exc:
-            yield _Found(name, None, str(exc))
-
-
-def _archive_headers(archive: DicomArchive) -> Iterator[_Found]:
-    for member in archive.members():
-        name, entry = member.name, member.entry
-        if junk := junk_path(name):
-            yield _Found(name, entry=entry, junk=junk)
-        elif member.problem:
-            yield _Found(name, None, member.problem, entry)
-        else:
-            try:
-                with archive.open(entry) as stream:
-                    start = stream.read(_HEADER_BYTES)
-                    if looks_like_dicom(start[:_START_BYTES]):
-                        yield _Found(name, _read_start(start, stream), entry=entry)
-                    else:
-                        yield _no_dicom(name, start[:_START_BYTES], entry)
-            except VolumeError as exc:
-                yield _Found(name, None, str(exc), entry)
-            except Exception as exc:  # zipfile's own, and what each of its decompressors raises
-                yield _Found(name, None, damage(exc), entry)
-
-
-def _no_dicom(name: str, start: bytes, entry: Entry, *, meant: bool = False) -> _Found:
-    if meant or name.lower().endswith(DICOM_ENDINGS):
-        return _Found(name, None, what_instead(start), entry)
-    return _Found(name, entry=entry, start=start)
-
-
-def what_instead(start: bytes) -> str:
-    """What a file that should be DICOM holds, from its first 132 bytes."""
-    if not start:
-        return "expected DICOM, found an empty file."
-    if is_lfs_pointer(start):
-        return f"expected DICOM, found something else: {LFS_POINTER}"
-    if not start.strip(b"\0"):
-        return "expected DICOM, found nothing but zeros; the file is damaged."
-    return "expected DICOM, found something else under its ending."
-
-
-def _read_start(start: bytes, rest: IO[bytes]) -> pydicom.Dataset:
-    """A header from the first bytes of a file, or from all of it where it does not end there."""
-    if len(start) == _HEADER_BYTES:
-        with contextlib.suppress(VolumeError):
-            stream = io.BytesIO(start)
-            header = read_header(stream)
-            if stream.tell() < len(start):
-                return header
-        start += rest.read(_MAX_HEADER_BYTES)
-    return read_header(io.BytesIO(start))
-
-
-def open_archive(path: Path) -> DicomArchive:
-    """As `DicomArchive`, with our limits."""
-    return DicomArchive(
-        path, max_files=MAX_ARCHIVE_FILES, max_bytes=MAX_ARCHIVE_BYTES, max_file_bytes=MAX_FILE_BYTES
-    )
-
-
-def _search_archive(path: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
-    try:
-        with open_archive(path) as archive:
-            found = _sort(_archive_headers(archive), path, pattern)
-    except VolumeError as exc:
-        return SeriesSearch(left_out=(LeftOut(path, str(exc), broken=True),))
-    except OSError as exc:
-        reason = f"the archive cannot be read ({exc.strerror or exc})."
-        return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
-    except Exception as exc:  # a damaged list of contents makes zipfile raise nearly anything
-        reason = f"expected a zip archive, found a damaged one ({type(exc).__name__})."
-        return SeriesSearch(left_out=(LeftOut(path, reason, broken=True),))
+def _search_archive(
+    path: Path, members: Iterable[LookedAt], problem: str, pattern: re.Pattern[str] | None
+) -> SeriesSearch:
+    if problem:
+        return SeriesSearch(left_out=(LeftOut(path, problem, broken=True),))
+    sorter = _Sorter(path, pattern)
+    sorter.take_all(members)
+    found = sorter.result()
     if not found.series and not any(left.broken for left in found.left_out) and not _has_dicom(found):
         return SeriesSearch(left_out=(LeftOut(path, "the archive holds no DICOM."),))
     return found
@@ -322,36 +212,35 @@ class _Sorter:
         self._lost: Counter[str] = Counter()  # by folder: files that may have been slices
         self._lost_of: Counter[str] = Counter()  # by UID
 
-    def take(self, item: _Found) -> None:
+    def take_all(self, items: Iterable[LookedAt]) -> None:
+        for item in items:
+            self._take(item)
+
+    def _take(self, item: LookedAt) -> None:
         if item.junk:
             self._junk[item.junk] += 1
         elif item.start is not None:
             self._no_dicom[_folder(item.name)].append((item.name.rpartition("/")[2], item.start))
-        elif item.header is None:
+        elif item.facts is None:
             self._break(item.name, item.reason)
         else:
-            self._take_header(item.name, item.entry, item.header)
+            self._take_facts(item.name, item.entry, item.facts)
 
-    def _take_header(self, name: str, entry: Entry, header: pydicom.Dataset) -> None:
-        uid = str(get(header, "SeriesInstanceUID", ""))
-        reason = reason_to_leave_out(header)
-        if not reason and not (uid and get(header, "Rows")):
-            self._break(name, _CUT_SHORT, uid)
-        elif not uid:
-            self._left_out.append(LeftOut(self._place(name), reason))
+    def _take_facts(self, name: str, entry: Entry, facts: SliceFacts) -> None:
+        if not facts.reason and not (facts.uid and facts.has_image):
+            self._break(name, _CUT_SHORT, facts.uid)
+        elif not facts.uid:
+            self._left_out.append(LeftOut(self._place(name), facts.reason))
         else:
-            group = self._groups[uid]
-            if reason:
-                group.others.setdefault(reason, []).append(name)
+            group = self._groups[facts.uid]
+            if facts.reason:
+                group.others.setdefault(facts.reason, []).append(name)
                 return
-            number = str(get(header, "SeriesNumber", ""))
-            group.numbers.add(int(number) if number.isdecimal() else 0)
-            pattern = self._pattern
-            if pattern and not group.described:
-                group.described = bool(pattern.search(str(get(header, "SeriesDescription", ""))))
-            member = Member(name, instance_of(header), entry)
+            group.numbers.add(facts.number)
+            group.described |= facts.described
+            member = Member(name, facts.instance, entry)
             if not group.members:
-                group.single = place_of_slice(header, uid)
+                group.single = facts.single
             elif group.single and member.instance != group.members[0].instance:
                 group.single = None
             group.members.append(member)
@@ -364,7 +253,7 @@ class _Sorter:
             self._lost[_folder(name)] += 1
 
     def _place(self, name: str) -> Path:
-        return self._root if self._root.is_file() else self._root / name
+        return self._root if is_file(self._root) else self._root / name
 
     def result(self) -> SeriesSearch:
         self._tell_damaged_slices()
@@ -396,7 +285,7 @@ class _Sorter:
                     self._break(f"{folder}/{name}" if folder else name, what_instead(start))
                 else:
                     others += 1
-        if others and self._root.is_file():
+        if others and is_file(self._root):
             self._left_out.append(
                 LeftOut(self._root, "a file in an archive that is no DICOM.", others, dicom=False)
             )
@@ -420,8 +309,8 @@ class _Sorter:
                 "volume together; export them again as one series."
             )
             self._left_out.append(LeftOut(self._common(names), reason, len(names), broken=True))
-        for uid in kept.keys() - {uid for uids in (*joined, *loose) for uid in uids}:
-            yield [uid]
+        told = {uid for uids in (*joined, *loose) for uid in uids}
+        yield from ([uid] for uid in kept if uid not in told)
 
     def _series(self, uids: list[str]) -> Iterator[DicomSeries]:
         groups = [self._groups[uid] for uid in uids]
@@ -431,37 +320,33 @@ class _Sorter:
         number = min(number for group in groups for number in group.numbers)
         name = f"{number}-{hashlib.sha256(chr(92).join(uids).encode()).hexdigest()[:8]}"
         copies, again = split_copies(members)
-        if again:
-            self._left_out.append(LeftOut(self._common([m.name for m in again]), _AGAIN, len(again)))
+        images = len({member.instance for member in copies[0]})
         elsewhere = sum(self._lost_of[uid] for uid in uids)
         elsewhere += sum(len(names) for group in groups for names in group.others.values())
-        in_archive = self._root.is_file()
-        for copy in copies:
-            files = tuple(member.name for member in copy)
+        in_archive = is_file(self._root)
+        for part in (*copies, *again):
+            files = tuple(member.name for member in part)
+            missing = images - len({member.instance for member in part})
+            if missing and missing == images - 1:
+                self._left_out.append(LeftOut(self._common(list(files)), _AGAIN, len(files)))
+                continue
             lost = sum(self._lost[folder] for folder in {_folder(file) for file in files})
             yield DicomSeries(
                 name,
                 self._root,
                 files,
                 uids[0],
-                entries=tuple(member.entry for member in copy) if in_archive else (),
+                entries=tuple(member.entry for member in part) if in_archive else (),
                 other_uids=tuple(uids[1:]),
-                place=_common_folder(files) if in_archive and len(copies) > 1 else "",
-                lost=lost + elsewhere,
+                place=_common_folder(files) if in_archive and len(copies) + len(again) > 1 else "",
+                lost=lost + elsewhere + missing,
             )
 
     def _common(self, names: list[str]) -> Path:
         """What a person would call the place of some files."""
-        if self._root.is_file():
+        if is_file(self._root):
             return self._root
         return self._root / (names[0] if len(names) == 1 else _common_folder(names))
-
-
-def _sort(found: Iterable[_Found], root: Path, pattern: re.Pattern[str] | None) -> SeriesSearch:
-    sorter = _Sorter(root, pattern)
-    for item in found:
-        sorter.take(item)
-    return sorter.result()
 
 
 def _folder(name: str) -> str:

@@ -56,9 +56,8 @@ def make_uniform(values: Mapping[Path, Mapping[str, str]]) -> None:
                     del header[keyword]
                 if keyword in model:
                     header[keyword] = model[keyword]
-            copy = file.with_suffix(".uniform")
-            header.save_as(copy)
-            copy.replace(file)
+            file.unlink()  # a link: writing to it would write to the user's own file
+            header.save_as(file)
         except Exception as exc:  # pydicom raises what its parts raise
             raise VolumeError(
                 f"the slices differ in {', '.join(varying)}, and a header is too damaged to mend that."

@@ -12,7 +12,6 @@ import filecmp
 import math
 import os
 import shutil
-import subprocess
 import tempfile
 import zipfile
 import zlib
@@ -29,10 +28,13 @@ from pydicom.multival import MultiValue
 from ssclf.domain.slices import Slice, Stack, stack_slices
 from ssclf.domain.volume import Volume
 from ssclf.errors import MissingDependencyError, VolumeError
+from ssclf.io.children import run_child
+from ssclf.io.paths import is_file, real_path
 from ssclf.io.volumes.dicom_archive import copy_member
+from ssclf.io.volumes.dicom_files import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, open_archive
 from ssclf.io.volumes.dicom_headers import get, quiet_pydicom, read_header
 from ssclf.io.volumes.dicom_pixels import Frame, checked_voxels, must_be_assembled, own_voxels, rescaling
-from ssclf.io.volumes.dicom_series import MAX_ARCHIVE_BYTES, MAX_FILE_BYTES, DicomSeries, open_archive
+from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.dicom_uniform import make_uniform, parting_values
 from ssclf.io.volumes.nifti import read_nifti
 from ssclf.io.volumes.voxels import MAX_VOXELS
@@ -102,7 +104,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
             if must_be_assembled(frames):
                 return Volume(own_voxels(frames)[None], stack.affine, stack.flags)
         converted, doubts = _convert(source, target, Path(folder))
-        volume = _on_the_grid_of(stack, read_nifti(converted))
+        volume = _on_the_grid_of(stack, _read_converted(converted))
         with quiet_pydicom():
             volume = _with_the_voxels_of(frames, stack, volume)
     flags = dict.fromkeys((*volume.flags, *stack.flags, *doubts))
@@ -114,7 +116,7 @@ def _gather(series: DicomSeries, target: Path) -> list[Path]:
     files = [target / f"{index:06d}.dcm" for index in range(len(series.files))]
     if not series.in_archive:
         for name, file in zip(series.files, files, strict=True):
-            file.symlink_to((series.root / name).resolve())
+            file.symlink_to(real_path(series.root / name))
         return files
     left = MAX_ARCHIVE_BYTES
     try:
@@ -264,23 +266,18 @@ def _convert(source: Path, target: Path, work: Path) -> tuple[Path, tuple[str, .
     options = ["-b", "n", "-ba", "y", "-c", "", "-f", "volume", "-z", "n", "-x", "i", "-w", "2"]
     command = [_program(), *options, "-o", str(target), str(source)]
     try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            cwd=work,
-            # With its home elsewhere it does not take a user's ~/.dcm2nii.ini for its defaults.
-            env={"HOME": str(work), "PATH": os.defpath, "LC_ALL": "C"},
-            timeout=TIME_LIMIT_S,
-        )
-    except subprocess.TimeoutExpired as exc:
+        # With its home elsewhere it does not take a user's ~/.dcm2nii.ini for its defaults.
+        environment = {"HOME": str(work), "PATH": os.defpath, "LC_ALL": "C"}
+        done = run_child(command, environment=environment, folder=work, timeout_s=TIME_LIMIT_S)
+    except TimeoutError as exc:
         raise VolumeError(f"dcm2niix had not converted the series after {TIME_LIMIT_S} s.") from exc
     except OSError as exc:
         raise MissingDependencyError(
             f"dcm2niix cannot be started ({exc.strerror}); pip install dcm2niix."
         ) from exc
-    said = (done.stdout + done.stderr).decode(errors="replace").lower()
+    if done.never_began:
+        raise MissingDependencyError("dcm2niix cannot be started; pip install dcm2niix.")
+    said = done.said.decode(errors="replace").lower()
     for sign, doubt in _DOUBTS.items():
         if sign in said:
             raise VolumeError(f"dcm2niix {doubt}, so its volume is not taken; export the series again.")
@@ -288,12 +285,21 @@ def _convert(source: Path, target: Path, work: Path) -> tuple[Path, tuple[str, .
     volumes = [file for file in written if file.suffix == ".nii"]
     if len(volumes) > 1:
         raise VolumeError(f"expected one volume, dcm2niix made {len(volumes)} of the series; split it first.")
-    if not volumes or done.returncode != 0:
+    if not volumes or done.code != 0:
         raise VolumeError(
-            f"dcm2niix could not convert the series (exit code {done.returncode}): its pixels are damaged, or "
+            f"dcm2niix could not convert the series (exit code {done.code}): its pixels are damaged, or "
             "compressed in a way that it does not know; decompress it with dcmdjpeg or gdcmconv first."
         )
     return volumes[0], ("incomplete_series",) if any(sign in said for sign in _LACKING) else ()
+
+
+def _read_converted(path: Path) -> Volume:
+    """What dcm2niix wrote; a reason says so instead of naming a file that nobody knows."""
+    try:
+        return read_nifti(path)
+    except VolumeError as exc:
+        reason = str(exc).removeprefix(f"{path.name}: ")
+        raise VolumeError(f"dcm2niix made no single volume of the series: {reason}") from exc
 
 
 def _program() -> str:
@@ -303,7 +309,7 @@ def _program() -> str:
     except ImportError:
         found = shutil.which("dcm2niix")
     else:
-        found = dcm2niix.bin if Path(dcm2niix.bin).is_file() else shutil.which("dcm2niix")
+        found = dcm2niix.bin if is_file(Path(dcm2niix.bin)) else shutil.which("dcm2niix")
     if not found:
         raise MissingDependencyError("DICOM needs dcm2niix, which is not installed; pip install dcm2niix.")
     return str(found)

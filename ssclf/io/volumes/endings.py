@@ -7,6 +7,8 @@ VOLUME_ENDINGS: tuple[str, ...] = (
     ".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz", ".mgz", ".mgh", ".mgh.gz", ".nrrd", ".nhdr",
     ".mha", ".mhd",
 )  # fmt: skip
+#: Files that end so claim to be DICOM.
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 _LONGEST_FIRST = sorted(VOLUME_ENDINGS, key=len, reverse=True)
 _LAST_ENDINGS = {"." + ending.rsplit(".", 1)[1] for ending in VOLUME_ENDINGS}
 

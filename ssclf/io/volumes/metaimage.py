@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
+from ssclf.io.paths import file_size
 from ssclf.io.volumes.voxels import (
     MAX_HEADER_BYTES,
     Inflated,
@@ -62,7 +63,7 @@ def read_metaimage(path: Path) -> Volume:
             data_file.seek(stream.position if data_path == path else 0)
             skip = _number(fields, "headersize", 0)
             if skip == -1 and not compressed:
-                data_file.seek(data_path.stat().st_size - count)
+                data_file.seek(file_size(data_path) - count)
                 skip = 0
             data = Inflated(data_file, "zlib" if compressed else "none")
             data.skip(int(skip))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
+from ssclf.io.paths import file_size
 from ssclf.io.volumes.voxels import (
     MAX_HEADER_BYTES,
     Inflated,
@@ -89,7 +90,7 @@ def read_nrrd(path: Path) -> Volume:
             _skip_lines(data_file, _skipped(header, "line"))
             skip = _skipped(header, "byte")
             if skip == -1 and encoding in _RAW:
-                data_file.seek(data_path.stat().st_size - count)
+                data_file.seek(file_size(data_path) - count)
                 skip = 0
             data = Inflated(data_file, "none" if encoding in _RAW else "gzip")
             data.skip(skip)

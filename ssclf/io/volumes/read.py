@@ -15,6 +15,7 @@ from ssclf.domain.geometry import reorient
 from ssclf.domain.tolerance import length_at_most
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
+from ssclf.io.paths import is_file, is_there
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series, is_dicom
 from ssclf.io.volumes.dicom_volume import read_series
 from ssclf.io.volumes.endings import VOLUME_ENDINGS, volume_ending
@@ -53,7 +54,7 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
         if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
             # Headers full of nonsense overflow on the way to being refused.
             with named(source), np.errstate(all="ignore"):
-                if not source.is_file():  # opening a pipe would wait for a writer
+                if not is_file(source):  # opening a pipe would wait for a writer
                     raise VolumeError("expected a file, found none or something else.")
                 return judge_geometry(reader(source))
         source = _only_series(source)
@@ -65,7 +66,7 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
 def _only_series(path: Path) -> DicomSeries:
     """The series in a DICOM file, an archive or a folder that holds just one."""
     with named(path):
-        if not path.exists():
+        if not is_there(path):
             raise VolumeError("expected a volume, found no such file.")
         search = find_series(path)
         if len(search.series) == 1:

@@ -14,7 +14,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from isal import isal_zlib
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ssclf.domain.volume import Array, Volume
 from ssclf.errors import VolumeError
 from ssclf.io.inside import is_inside
+from ssclf.io.paths import file_size, is_file, real_path
 
 #: Largest volume that is read, in bytes as stored and in voxels: 512³ of 64 bits; 645³.
 MAX_BYTES = 1 << 30
@@ -175,7 +176,7 @@ def check_claim(shape: Sequence[int], dtype: np.dtype[np.generic], path: Path, *
     """
     voxels = math.prod(shape)
     count = voxels * dtype.itemsize
-    size = path.stat().st_size
+    size = file_size(path)
     if count > MAX_BYTES or voxels > MAX_VOXELS or count > size * (_DEFLATE_RATIO if compressed else 1):
         raise VolumeError(
             f"the header claims {count / 1e9:.3g} GB of voxels, the file has {size / 1e9:.3g} GB and at most "
@@ -197,11 +198,11 @@ def detached_file(header: Path, name: str) -> Path:
     """
     if name.upper().startswith("LIST") or "%" in name or "\n" in name:
         raise VolumeError("expected one data file, found a list of them; convert the volume to one file.")
-    folder = header.parent.resolve()
-    path = (folder / name).resolve()
+    folder = real_path(header.parent)
+    path = real_path(folder / name)
     if not is_inside(folder, path):
         raise VolumeError("the header names a data file outside its own folder, which is not followed.")
-    if not path.is_file():
+    if not is_file(path):
         raise VolumeError("expected a header and its data file beside it, found the header alone.")
     return path
 
@@ -213,10 +214,11 @@ def scaled(data: Array, slope: float, intercept: float) -> Array:
         raise VolumeError("the header's intensity scaling is not finite.")
     if (slope, intercept) == (1.0, 0.0):
         return native.astype(np.float32) if native.dtype.itemsize > 4 else native
-    wide = native.astype(np.float64 if native.dtype.itemsize > 2 else np.float32)
-    result: Array = (wide * wide.dtype.type(slope) + wide.dtype.type(intercept)).astype(
-        np.float32, copy=False
-    )
+    result: Array = np.empty(native.shape, np.float32)
+    wide: type[np.floating[Any]] = np.float64 if native.dtype.itemsize > 2 else np.float32
+    # plane by plane: whole volumes in 64 bits took five times the memory of the result
+    for out, plane in zip(result, native, strict=True):
+        out[...] = plane.astype(wide) * wide(slope) + wide(intercept)
     return result
 
 
