@@ -402,7 +402,7 @@ class PredictConfig:
     timeout_s: Annotated[
         float | None,
         Option(
-            "Limit for reading one volume; 0: none.",
+            "Limit for reading one volume, and for its network; 0: none.",
             "Speed",
             flag="--timeout",
             metavar="SECONDS",

@@ -470,7 +470,13 @@ class _Run:
             "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
             "config": config_to_dict(self.config),
             "models": [
-                {"name": b.spec.name, "sha256": b.sha256, "synthetic": b.spec.synthetic} for b in self.bundles
+                {
+                    "name": b.spec.name,
+                    "sha256": b.sha256,
+                    "engine": self.ensemble.engine,
+                    "synthetic": b.spec.synthetic,
+                }
+                for b in self.bundles
             ],
             "class_names": list(self.ensemble.class_names),
             "volumes": summary.volumes,
@@ -480,7 +486,7 @@ class _Run:
             "seconds": self.seconds,
             "notice": "Research use only, not a medical device.",
         }
-        self.out.write(_RUN, json.dumps(run, indent=1).encode())
+        self.out.write(_RUN, json.dumps(run, indent=1, allow_nan=False).encode())
 
     def summary(self) -> ClusterSummary:
         return ClusterSummary(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.visible import visible_lines
@@ -48,9 +49,14 @@ NOTICE = "Research use only, not a medical device. The model knows only its own 
 log = logging.getLogger(__name__)
 
 
+class _VisibleConsole(Console):
+    def render_str(self, text: str, *args: Any, **kwargs: Any) -> Text:
+        return super().render_str(visible_lines(text), *args, **kwargs)
+
+
 def plain_console(*, stderr: bool = True) -> Console:
-    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup."""
-    return Console(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
+    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup, and control characters are seen."""
+    return _VisibleConsole(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
 
 
 class Counting:

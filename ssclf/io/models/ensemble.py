@@ -102,7 +102,13 @@ class Ensemble:
         if not self._classifiers:
             config = self._config
             self._classifiers = [
-                open_classifier(bundle, engine=config.engine, device=config.device, threads=config.threads)
+                open_classifier(
+                    bundle,
+                    engine=config.engine,
+                    device=config.device,
+                    threads=config.threads,
+                    timeout_s=config.timeout_s,
+                )
                 for bundle in self.bundles
             ]
 

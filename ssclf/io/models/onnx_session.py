@@ -9,11 +9,13 @@ import contextlib
 import io
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ssclf.errors import MissingDependencyError, ModelError
+from ssclf.io.memory import free_memory, room_for
 from ssclf.io.models.checksums import open_regular
 from ssclf.io.models.onnx_graph import MAX_BYTES, OnnxSummary, read_onnx
 
@@ -59,18 +61,28 @@ def open_session(model: Path | bytes, providers: list[Any], threads: int, *, kee
     # A thread that spins for work steals the core that prepares the next volume.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        # onnxruntime prints where CUDA does not start and takes the CPU; callers look at what it took.
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with _surroundings(providers):
             # what was looked through is what is loaded: the bytes, whatever happens to the file meanwhile
-            session = ort.InferenceSession(content, options, providers=providers)
+            return ort.InferenceSession(content, options, providers=providers)
     except Exception as exc:  # onnxruntime's exceptions share no public base
         raise ModelError(
             f"{name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
             "the file is damaged or newer than this onnxruntime."
         ) from exc
+
+
+@contextlib.contextmanager
+def _surroundings(providers: list[Any]) -> Iterator[None]:
+    if providers == ["CPUExecutionProvider"]:
+        # what is constant in a network is worked out when it is loaded, and may be made to take any memory
+        with room_for(free_memory()):
+            yield
+        return
+    # onnxruntime prints where CUDA does not start and takes the CPU; callers look at what it took
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        yield
     if printed.getvalue():
         log.debug("%s", printed.getvalue())
-    return session
 
 
 def describe(path: Path) -> OnnxSummary:

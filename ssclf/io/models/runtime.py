@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from ssclf.config import Device, Engine
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import MissingDependencyError, ModelError, VolumeError
 from ssclf.io.image_hints import image_hint
-from ssclf.io.memory import free_memory
+from ssclf.io.memory import free_memory, room_for
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.onnx_session import import_onnxruntime, open_session
 
@@ -55,15 +56,20 @@ class Classifier(Protocol):
         """(N, C, D, H, W) float32 in, scores out.
 
         Raises:
-            VolumeError: on a CPU, the volume takes more memory than was free when the model was loaded; or the scores
-                are not finite.
+            VolumeError: on a CPU, the volume takes more memory than was free when the model was loaded; the network
+                took longer than it may; or the scores are not finite.
             ModelError: the network does not answer what its spec says.
         """
         ...
 
 
 def open_classifier(
-    bundle: Bundle, *, engine: Engine = "auto", device: Device = "auto", threads: int = 0
+    bundle: Bundle,
+    *,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    threads: int = 0,
+    timeout_s: float | None = None,
 ) -> Classifier:
     """Load a bundle's network.
 
@@ -71,6 +77,8 @@ def open_classifier(
         engine: "auto" is ONNX Runtime; TorchScript, which runs code of whoever made the file, only by its name.
         device: "auto" takes CUDA where it really works and says what was taken; "cuda" insists.
         threads: CPU threads; 0 for as many as there are cores.
+        timeout_s: limit for one call, asked after each operator of the network; None for none. TorchScript, which
+            has no such question, runs to its end.
 
     Raises:
         ModelError: the bundle has no file for the engine, the file is damaged, or CUDA was asked for
@@ -78,8 +86,11 @@ def open_classifier(
         MissingDependencyError: the engine is not installed.
     """
     path = model_file(bundle, engine)
-    kind = TorchScriptClassifier if engine == "torchscript" else OnnxClassifier
-    classifier = kind(path, bundle.spec, device, threads)
+    classifier: Classifier
+    if engine == "torchscript":
+        classifier = TorchScriptClassifier(path, bundle.spec, device, threads)
+    else:
+        classifier = OnnxClassifier(path, bundle.spec, device, threads, timeout_s)
     log.info("%s: %s on %s", bundle.spec.name, classifier.engine, classifier.device)
     return classifier
 
@@ -169,9 +180,13 @@ class OnnxClassifier:
 
     engine = "onnx"
 
-    def __init__(self, path: Path, spec: ModelSpec, device: Device, threads: int) -> None:
+    def __init__(
+        self, path: Path, spec: ModelSpec, device: Device, threads: int, timeout_s: float | None
+    ) -> None:
         self.spec = spec
+        self._timeout_s = timeout_s
         ort = import_onnxruntime()
+        self._run_options = ort.RunOptions
         self._session = None
         cuda_build = "CUDAExecutionProvider" in ort.get_available_providers()
         if device != "cpu" and cuda_build:
@@ -202,10 +217,27 @@ class OnnxClassifier:
         if self._room:
             self._room.check(batch)
         names = [name for name in ("logits", "cam", "features") if name in self._outputs]
-        assert self._session is not None
-        results = self._session.run(names, {"volume": batch.astype(self._dtype, copy=False)})
+        with room_for(free_memory()) if self._room else contextlib.nullcontext():
+            results = self._run(names, {"volume": batch.astype(self._dtype, copy=False)})
         output = ClassifierOutput(*(np.asarray(r, np.float32) for r in results))
         return check_answer(output, self.spec, len(batch))
+
+    def _run(self, names: list[str], inputs: dict[str, NDArray[Any]]) -> Any:
+        assert self._session is not None
+        if self._timeout_s is None:
+            return self._session.run(names, inputs)
+        options = self._run_options()
+        timer = threading.Timer(self._timeout_s, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._session.run(names, inputs, options)
+        except Exception as exc:  # onnxruntime's exceptions share no public base
+            if options.terminate:
+                raise VolumeError(f"the network took longer than {self._timeout_s:g} s (--timeout).") from exc
+            raise
+        finally:
+            timer.cancel()
 
 
 class TorchScriptClassifier:

@@ -198,6 +198,8 @@ def detached_file(header: Path, name: str) -> Path:
     """
     if name.upper().startswith("LIST") or "%" in name or "\n" in name:
         raise VolumeError("expected one data file, found a list of them; convert the volume to one file.")
+    if "\0" in name:
+        raise VolumeError("the header names a data file that cannot be: its name holds a NUL.")
     folder = real_path(header.parent)
     path = real_path(folder / name)
     if not is_inside(folder, path):
