@@ -43,6 +43,10 @@ def doctor(
     """Show what this machine can do; fails where something that was asked for is not there."""
     if (json or typical) and not (bench and json):
         raise ConfigError("--json and --typical go with --bench.")
+    if json:
+        from ssclf.io.paths import check_output_file
+
+        check_output_file("json", json)
     from ssclf.reporting.console import print_checks
     from ssclf.workflows.doctor import bundles_at_hand, examine
 

@@ -73,6 +73,7 @@ from ssclf.errors import DatasetError, OutputError, SsclfError
 from ssclf.io.locks import Lock
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.paths import check_output_file
 from ssclf.io.records.results import ResultRow, write_csv
 from ssclf.workflows.classification import Origin, method_digest
 from ssclf.workflows.interruption import exit_code, note_signals
@@ -129,8 +130,8 @@ def predict_on_ray(
     bundles = [open_bundle(path) for path in models]
     ensemble = Ensemble(bundles, config)
     store = Store.at(out)
-    if csv and not csv.absolute().parent.is_dir():
-        raise OutputError(f"--csv {csv}: the folder {csv.parent} does not exist; make it first.")
+    if csv:
+        check_output_file("csv", csv)
     # Ray's core takes over SIGTERM as it starts: ours goes after it.
     saying = "stopping; the same command goes on later"
     with _one_run(store), _connected(cluster), note_signals(saying) as stopped:

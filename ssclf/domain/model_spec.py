@@ -127,9 +127,10 @@ class ModelSpec:
                 versions=values["versions"],
             )
             written = values["preprocess_hash"]
+            known = preprocess.hashes(values["preprocess"])
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, ConfigError) as exc:
             raise ModelError(f"{source}: expected the description of an ssclf model, found {exc!r}.") from exc
-        if written != preprocess.hash:
+        if written not in known:
             raise ModelError(
                 f"{source}: the preprocessing that trained this model (hash {written}) is not the one of "
                 f"this ssclf ({preprocess.hash}); use the version that exported it: "

@@ -21,6 +21,7 @@ from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.files import write_json
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Classifier, open_classifier
+from ssclf.io.paths import check_output_folder
 from ssclf.io.records.preprocessed import (
     PreparedCohort,
     Sample,
@@ -98,6 +99,7 @@ def evaluate(
         SsclfError: see `open_bundle` and `preprocess_cohort`.
     """
     check_choice("seen", seen, Seen)
+    check_output_folder("out", out)
     model = open_bundle(bundle)
     folder, made = _preprocessed(data, out, model, skull_strip=skull_strip, workers=workers)
     failed = len(made.failures) if made else 0

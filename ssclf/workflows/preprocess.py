@@ -33,6 +33,7 @@ from ssclf.io.locks import Lock
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.own_output import PREPARED_MARK
+from ssclf.io.paths import check_output_folder
 from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import (
     begin_folder,
@@ -148,6 +149,7 @@ def preprocess_cohort(
         MissingDependencyError: the brain extraction that was asked for is not installed.
     """
     how = SkullStrip.parse(skull_strip)
+    check_output_folder("out", out)
     if query.contrasts != config.contrasts:
         raise ConfigError(
             f"contrasts: expected those of the settings ({', '.join(config.contrasts)}) in the query too, "

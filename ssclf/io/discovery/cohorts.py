@@ -15,9 +15,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from ssclf.config import canonical_contrast
 from ssclf.errors import DatasetError
 from ssclf.io.discovery.folders import FolderContent, walk_folder
-from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
+from ssclf.io.discovery.naming import OTHER_CONTRAST, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
 from ssclf.io.paths import is_file, is_there, real_path
@@ -98,6 +99,9 @@ class CohortQuery:
     min_classes: int = 2
     pattern: str | None = None
     series: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contrasts", tuple(canonical_contrast(name) for name in self.contrasts))
 
 
 @dataclass
@@ -233,7 +237,7 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     ):
         required = ("subject",)
     table.require(*required)
-    columns = contrast_columns(table.columns, search.query.contrasts)
+    columns = contrast_columns(table, search.query.contrasts)
     if len(columns) < len(search.query.contrasts):
         table.require(*required, *search.query.contrasts)
     errors: list[str] = []
@@ -271,7 +275,7 @@ def _manifest_case(
     extra = {}
     for contrast in search.query.contrasts:
         other = search.stand_in(contrast, label)
-        column = contrast_columns(table.columns, (other,)).get(other, "") if other else ""
+        column = contrast_columns(table, (other,)).get(other, "") if other else ""
         if not row[chosen[contrast]] and row[column]:
             chosen[contrast] = column
             extra["stand_in"] = f"{contrast}={other}"

@@ -242,8 +242,8 @@ def _read_folder(folder: Path) -> PreparedCohort:
         )
     table = read_table(path)
     table.require("subject", "label", "source", "path")
-    preprocess, synthetic = _read_settings(folder / _SETTINGS)
-    samples = tuple(_sample(folder, row, preprocess) for row in table.rows)
+    preprocess, written, synthetic = _read_settings(folder / _SETTINGS)
+    samples = tuple(_sample(folder, row, written) for row in table.rows)
     twice = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if twice:
         raise DatasetError(f"{path}: expected every volume once, found {twice[0]} more than once.")
@@ -302,7 +302,8 @@ def _check_contradictions(samples: Sequence[Sample]) -> None:
             )
 
 
-def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample:
+def _sample(folder: Path, row: TableRow, settings: str) -> Sample:
+    """A row of a manifest whose volumes were all made with the settings of this hash."""
     where = f"{folder / _MANIFEST} line {row.line}"
     if not row["label"]:
         raise DatasetError(
@@ -312,10 +313,10 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
     empty = [name for name in ("subject", "path") if not row[name]]
     if empty:
         raise DatasetError(f"{where}: expected a value for {', '.join(empty)}, found none.")
-    if row["settings"] and row["settings"] != preprocess.hash:
+    if row["settings"] and row["settings"] != settings:
         raise DatasetError(
             f"{where}: {row['path']} was preprocessed with other settings ({row['settings']}) than {_SETTINGS} "
-            f"says ({preprocess.hash}); run `ssclf preprocess` again."
+            f"says ({settings}); run `ssclf preprocess` again."
         )
     path = folder / row["path"]
     if not path.is_file():
@@ -333,23 +334,24 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
     )
 
 
-def _read_settings(path: Path) -> tuple[PreprocessConfig, bool]:
-    """The settings, and whether some of the volumes are synthetic."""
+def _read_settings(path: Path) -> tuple[PreprocessConfig, str, bool]:
+    """The settings, their hash as it was written, and whether some of the volumes are synthetic."""
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
         config = config_from_dict(PreprocessConfig, values["preprocess"])
         written = values["hash"]
+        known = config.hashes(values["preprocess"])
         synthetic = bool(values["synthetic"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
         raise DatasetError(
             f"{path}: expected the settings of the preprocessing, found {exc!r}; run `ssclf preprocess` again."
         ) from exc
-    if written != config.hash:
+    if written not in known:
         raise DatasetError(
             f"{path}: these volumes were preprocessed by a version of ssclf that computes other values "
             f"({written}, here {config.hash}); run `ssclf preprocess` again."
         )
-    return config, synthetic
+    return config, written, synthetic
 
 
 def describe_data(cohort: PreparedCohort) -> RunData:
