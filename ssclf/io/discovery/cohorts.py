@@ -15,7 +15,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ssclf.errors import DatasetError
+from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
+from ssclf.errors import ConfigError, DatasetError
 from ssclf.io.discovery.folders import FolderContent, walk_folder
 from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
@@ -39,7 +40,6 @@ _BRATS_RELEASE = re.compile(r"^brats1[789]_", re.IGNORECASE)
 _BRATS_TIME_POINT = re.compile(r"^(brats-[a-z]+-\d+)-\d+$", re.IGNORECASE)
 _IXI = re.compile(r"^(?P<subject>IXI\d+)-(?P<site>[A-Za-z]+)-\d+")
 _LABEL_COLUMNS = ("label", "grade", "class", "diagnosis", "group", "dx")
-_NO_VALUE = ("", "n/a", "na", "nan")
 _LAYOUTS = (
     "a BraTS or IXI folder, one folder per class, BIDS with participants.tsv, or a manifest (CSV) with the "
     "columns subject, label and one for each contrast"
@@ -104,14 +104,17 @@ class CohortQuery:
 class _NameTable:
     """What tables say of subjects: their labels, and which names of several releases mean one case.
 
-    Names are in lower case.
+    Names are looked up with `_key`.
     """
 
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Labelled] = field(default_factory=dict)
     cases: dict[str, str] = field(default_factory=dict)
 
-    def add(self, table: Table, label_column: str | None) -> None:
+    def add(self, table: Table, label_column: str | None, renamed: Mapping[str, str]) -> None:
         """Take in a table with a label and one or several columns of names, such as BraTS 2020's name_mapping.csv.
+
+        Args:
+            renamed: as `CohortQuery.class_map`.
 
         Raises:
             DatasetError: a column is missing, or a name has two labels.
@@ -121,19 +124,25 @@ class _NameTable:
         if not columns:
             table.require("subject", label_column)
         for row in table.rows:
-            names = {c: row[c] for c in columns if row[c].lower() not in _NO_VALUE}
-            label = row[label_column]
-            if label.lower() in _NO_VALUE:
+            names = {c: clean_text(row[c]) for c in columns if not is_missing(row[c])}
+            here = Labelled(clean_text(row[label_column]), f"{table.path.name} line {row.line}")
+            if not read_label(here.label, renamed):
                 continue
             releases = [names[c] for c in sorted(names, reverse=True) if _BRATS_RELEASE.match(names[c])]
             for name in names.values():
-                if self.labels.setdefault(name.lower(), label) != label:
+                other = self.labels.setdefault(_key(name), here)
+                if read_label(other.label, renamed) != read_label(here.label, renamed):
                     raise DatasetError(
-                        f"{table.path.name} line {row.line}: expected one label for {name}, found "
-                        f"{self.labels[name.lower()]} and {label}."
+                        f"{here.place} and {other.place}: expected one label for {name}, found {here.label} and "
+                        f"{other.label}; correct one of the lines."
                     )
                 if releases:
-                    self.cases[name.lower()] = _BRATS_RELEASE.sub("", releases[0])
+                    self.cases[_key(name)] = _BRATS_RELEASE.sub("", releases[0])
+
+
+def _key(name: str) -> str:
+    """Equal for a name in a table and the same name of a file, which some systems store in another Unicode form."""
+    return clean_text(name).lower()
 
 
 @dataclass
@@ -155,11 +164,13 @@ class _Search:
         return tuple(canonical_contrast(contrast) for contrast in self.query.contrasts)
 
     def label(self, found: str) -> str:
-        return self.query.class_map.get(found, found)
+        """The class that a cell or a folder names, "" where it names none."""
+        return read_label(found, self.query.class_map)
 
-    def stand_in(self, contrast: str, label: str) -> str:
-        """The contrast that may take another's place in a volume of this label; "" where none may."""
-        return STAND_IN.get(canonical_contrast(contrast), "") if HEALTHY in (label, self.label(label)) else ""
+    def stand_in(self, contrast: str, found: str) -> str:
+        """The contrast that may take another's place in a volume labelled so; "" where none may."""
+        healthy = HEALTHY in (clean_text(found), self.label(found))
+        return STAND_IN.get(canonical_contrast(contrast), "") if healthy else ""
 
     def walk(self, root: Path) -> FolderContent:
         content = walk_folder(root, self.query.pattern)
@@ -177,15 +188,20 @@ def find_cases(query: CohortQuery, limits: Limits | None = None) -> Cohort:
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
             subject has two labels, or there are too few classes.
-        ConfigError: `series` is no regular expression.
+        ConfigError: `series` is no regular expression, or a class of `class_map` is named as none.
     """
     with HeaderWorkers(limits) if limits else nullcontext() as workers:
         return _find_cases(query, _Search(query, workers))
 
 
 def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
+    for label, name in query.class_map.items():
+        if is_missing(name):
+            raise ConfigError(
+                f"--class {label}={name}: expected the name of a class, found one that says none."
+            )
     if query.labels is not None:
-        search.names.add(read_table(query.labels), query.label_column)
+        search.names.add(read_table(query.labels), query.label_column, query.class_map)
     cases: dict[str, Case] = {}
     identities: set[tuple[str, ...]] = set()
     for source in query.sources:
@@ -198,10 +214,11 @@ def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
             else:
                 identities.add(identity)
                 cases[unique] = case
-    found = [replace(case, label=search.label(case.label)) for case in cases.values()]
+    found = list(cases.values())
+    check_look_alikes(Labelled(case.label, case.place) for case in found if case.label)
     found.sort(key=lambda case: (case.subject, case.scan.path, case.scan.series))
     _check(found, search.left_out, query.min_classes)
-    taken = _draw(found, query.limit, query.seed)
+    taken = _draw(found, {clean_text(name): count for name, count in query.limit.items()}, query.seed)
     return Cohort(tuple(taken), tuple(_count(found, taken)), dict(sorted((+search.left_out).items())))
 
 
@@ -229,7 +246,7 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     if (
         search.unlabelled
         and not search.query.label_column
-        and not any(row[label_column] for row in table.rows)
+        and not any(search.label(row[label_column]) for row in table.rows)
     ):
         required = ("subject",)
     table.require(*required)
@@ -240,8 +257,9 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     lines: dict[tuple[str, ...], int] = {}
     for row in table.rows:
         try:
-            for column in required:
-                _require_value(table, row, column)
+            _require_value(table, row, "subject", "" if is_missing(row["subject"]) else row["subject"])
+            if label_column in required:
+                _require_value(table, row, label_column, search.label(row[label_column]))
             case = _manifest_case(table, row, columns, label_column, search)
         except DatasetError as exc:
             errors.append(str(exc))
@@ -256,21 +274,22 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         raise DatasetError(" ".join(errors[:5]) + more)
 
 
-def _require_value(table: Table, row: TableRow, column: str) -> None:
-    if not row[column]:
+def _require_value(table: Table, row: TableRow, column: str, understood: str) -> None:
+    if not understood:
+        found = f"{row[column]!r}, which says that there is none" if row[column] else "an empty cell"
         raise DatasetError(
-            f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
+            f"{table.path.name} line {row.line}: expected a value in column {column}, found {found}."
         )
 
 
 def _manifest_case(
     table: Table, row: TableRow, columns: Mapping[str, str], label_column: str, search: _Search
 ) -> Case:
-    label = row[label_column]
+    found = row[label_column]
     chosen = dict(columns)
     extra = {}
     for contrast in search.query.contrasts:
-        other = search.stand_in(contrast, label)
+        other = search.stand_in(contrast, found)
         column = contrast_columns(table.columns, (other,)).get(other, "") if other else ""
         if not row[chosen[contrast]] and row[column]:
             chosen[contrast] = column
@@ -284,8 +303,15 @@ def _manifest_case(
     place = (table.path.parent / row[chosen[search.query.contrasts[0]]]).as_posix()
     key = place if len(voxels) == 1 else f"{table.path.as_posix()}#{row['subject']}"
     names = "+".join(part.name for part in voxels if isinstance(part, DicomSeries))
-    subject = _BRATS_RELEASE.sub("", row["subject"])
-    return Case(Scan(key, voxels, names), subject, label, row["source"] or table.path.stem, extra)
+    subject = _BRATS_RELEASE.sub("", clean_text(row["subject"]))
+    return Case(
+        Scan(key, voxels, names),
+        subject,
+        search.label(found),
+        row["source"] or table.path.stem,
+        place=f"{table.path.name} line {row.line}",
+        extra=extra,
+    )
 
 
 def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
@@ -298,13 +324,14 @@ def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     search.left_out["not in sub-*/anat of the BIDS folder"] += len(content.volumes) - len(anatomical)
     for (folder, name), files in cases_by_name(anatomical, search.wanted, search.left_out).items():
         row = people.get(folder.split("/")[0])
-        label = row[label_column] if row else ""
-        if row is None or label.lower() in _NO_VALUE:
+        found = row[label_column] if row else ""
+        if row is None or not search.label(found):
             search.left_out[f"a case without {label_column} in participants.tsv"] += 1
             continue
         unique = f"{root} {folder}/{name}"
         who = _Who(row["participant_id"], row["site"] or root.name, unique, contrast_optional=False)
-        yield from _choose(root, files, who, label, search)
+        stated = Labelled(found, f"participants.tsv line {row.line}")
+        yield from _choose(root, files, who, stated, search)
 
 
 def _bids_subject(path: str) -> bool:
@@ -345,7 +372,7 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         if PurePosixPath(name).name.lower().startswith("name_mapping"):
             table = read_table(root / name)
             if set(table.columns) & set(_LABEL_COLUMNS):  # the one of the validation data has none
-                search.names.add(table, None)
+                search.names.add(table, None, search.query.class_map)
     places = list(_places(root, content, search))
     if not places:
         reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(search.left_out.items()))
@@ -357,36 +384,38 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         (place, _identify(root, place, start, search), _label(root, place, start, search)) for place in places
     ]
     labels: dict[str, set[str]] = {}
-    for _, who, label in named:
+    for _, who, found in named:
         if who.named_by_class:
-            labels.setdefault(who.subject, set()).add(label)
-    classes = {label for _, who, label in named if who.named_by_class}
+            labels.setdefault(who.subject, set()).add(found.label)
+    classes = {found.label for _, who, found in named if who.named_by_class}
     if len(classes) > MAX_CLASSES:
         raise DatasetError(
             f"{root}: expected one folder per class, found {len(classes)} folders, which look like subjects; give "
             "the folder above, or a manifest (CSV) with the columns subject, label and path."
         )
-    stated = any(label for *_, label in named)
+    stated = any(search.label(found.label) for *_, found in named)
     if not stated and not search.unlabelled:
         raise DatasetError(
             f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
             "later publish no grades). Give a table with the columns subject and label with --labels."
         )
-    for place, who, label in named:
+    for place, who, found in named:
+        label = search.label(found.label)
         if not label and stated:
             search.left_out["a case whose class nothing states"] += 1
             continue
         if len(labels.get(who.subject, ())) > 1 and who.named_by_class:
-            who = replace(who, subject=f"{label}-{who.subject}")  # each class numbers its subjects on its own
+            # each class numbers its subjects on its own
+            who = replace(who, subject=f"{clean_text(found.label)}-{who.subject}")
         if isinstance(place.content, DicomSeries):
             series = place.content
             if len(search.query.contrasts) == 1:
                 scan = Scan(series.location.as_posix(), (series,), series.name)
-                yield who.unique, Case(scan, who.subject, label, who.source)
+                yield who.unique, Case(scan, who.subject, label, who.source, found.place or scan.path)
             else:
                 search.left_out["a DICOM series where several contrasts are wanted (give a manifest)"] += 1
         else:
-            yield from _choose(root, place.content, who, label, search)
+            yield from _choose(root, place.content, who, found, search)
 
 
 def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
@@ -432,7 +461,7 @@ def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
     names = [place.name, *reversed(place.folders)]
     brats = next((name for name in names if _BRATS_CASE.match(name)), "")
     if brats:
-        case = search.names.cases.get(brats.lower(), _BRATS_RELEASE.sub("", brats))
+        case = search.names.cases.get(_key(brats), _BRATS_RELEASE.sub("", brats))
         year = re.search(r"\d+", brats[:9])
         source = f"BraTS 20{year[0][-2:]}" if year else "BraTS"
         return _Who(_BRATS_TIME_POINT.sub(r"\1", case), source, case, contrast_optional=place.name == brats)
@@ -446,29 +475,33 @@ def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
     return _Who(subject, real_path(root).name, unique, named_by_class=bool(_class_folder(place, level)))
 
 
-def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
-    """The class of a case: from a table, a grade among the folders around it, IXI's name, or its class folder."""
+def _label(root: Path, place: _Place, level: int, search: _Search) -> Labelled:
+    """The class of a case as found: from a table, a grade among the folders around it, IXI's name, or its class folder.
+
+    Its place is the line of the table, or "" where names of files and folders tell.
+    """
     names = [place.name, *reversed(place.folders)]
     for name in names:
         ixi = _IXI.match(name)
         for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
-            if alias.lower() in search.names.labels:
-                return search.names.labels[alias.lower()]
+            if _key(alias) in search.names.labels:
+                return search.names.labels[_key(alias)]
     for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
-            return name.upper()
+            return Labelled(name.upper(), "")
     folder = _class_folder(place, level)
-    return HEALTHY if not folder and any(_IXI.match(name) for name in names) else folder
+    healthy = not folder and any(_IXI.match(name) for name in names)
+    return Labelled(HEALTHY if healthy else folder, "")
 
 
 def _choose(
-    root: Path, files: Mapping[str, list[str]], who: _Who, label: str, search: _Search
+    root: Path, files: Mapping[str, list[str]], who: _Who, found: Labelled, search: _Search
 ) -> Iterator[tuple[str, Case]]:
     """Take the wanted contrasts of a case, if it has them all; a single volume need not name its contrast."""
     chosen: list[str] = []
     stand_ins: list[str] = []
     for contrast, canonical in zip(search.query.contrasts, search.wanted, strict=True):
-        other = search.stand_in(contrast, label)
+        other = search.stand_in(contrast, found.label)
         if canonical in files:
             chosen.append(files[canonical][0])
         elif other and other in files:
@@ -487,7 +520,9 @@ def _choose(
     paths = [root / path for path in chosen]
     key = paths[0] if len(paths) == 1 else paths[0].parent
     extra = {"stand_in": ";".join(stand_ins)} if stand_ins else {}
-    yield who.unique, Case(Scan(key.as_posix(), tuple(paths)), who.subject, label, who.source, extra)
+    scan = Scan(key.as_posix(), tuple(paths))
+    label = search.label(found.label)
+    yield who.unique, Case(scan, who.subject, label, who.source, found.place or scan.path, extra)
 
 
 def _label_column(table: Table, wanted: str | None) -> str:

@@ -58,12 +58,17 @@ def with_own_keys(scans: Iterable[Scan]) -> list[Scan]:
 
 @dataclass(frozen=True)
 class Case:
-    """A labelled scan of a cohort, for training and evaluation."""
+    """A labelled scan of a cohort, for training and evaluation.
+
+    Attributes:
+        place: where subject and label stand, for messages: a line of a table, or the file.
+    """
 
     scan: Scan
     subject: str
     label: str
     source: str
+    place: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from ssclf import __version__
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
 from ssclf.domain.run_data import RunData
 from ssclf.errors import ConfigError, DatasetError, OutputError
 from ssclf.io.files import write_json, write_whole
@@ -216,6 +217,7 @@ def read_prepared_cohort(data: Folders, *, min_classes: int = 2) -> PreparedCoho
             )
     samples = first.samples if len(read) == 1 else _joined([s for part in read for s in part.samples])
     _check_contradictions(samples)
+    check_look_alikes(Labelled(sample.label, sample.place) for sample in samples)
     class_names = tuple(sorted({sample.label for sample in samples}))
     if len(class_names) < min_classes:
         where = " and ".join(str(manifest_path(folder)) for folder in folders)
@@ -304,12 +306,14 @@ def _check_contradictions(samples: Sequence[Sample]) -> None:
 
 def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample:
     where = f"{folder / _MANIFEST} line {row.line}"
-    if not row["label"]:
+    label = read_label(row["label"])
+    if not label:
         raise DatasetError(
-            f"{where}: expected a value for label, found none; {row['path']} cannot be trained on. Preprocess the "
-            "same scans again with --labels, which keeps the volumes."
+            f"{where}: expected a value for label, found {repr(row['label']) if row['label'] else 'none'}; "
+            f"{row['path']} cannot be trained on. Preprocess the same scans again with --labels, which keeps the "
+            "volumes."
         )
-    empty = [name for name in ("subject", "path") if not row[name]]
+    empty = [name for name in ("subject", "path") if is_missing(row[name])]
     if empty:
         raise DatasetError(f"{where}: expected a value for {', '.join(empty)}, found none.")
     if row["settings"] and row["settings"] != preprocess.hash:
@@ -323,8 +327,8 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
     return Sample(
         key=row["path"],
         path=path,
-        subject=row["subject"],
-        label=row["label"],
+        subject=clean_text(row["subject"]),
+        label=label,
         source=row["source"],
         voxels=row["voxels"],
         extraction=row["extraction"],
