@@ -8,7 +8,6 @@ refused with the reason.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,6 +20,16 @@ from ssclf.io.discovery.folders import FolderContent, walk_folder
 from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
+from ssclf.io.discovery.subjects import (
+    BRATS_RELEASE,
+    IXI,
+    Place,
+    Who,
+    class_folder,
+    class_level,
+    identify,
+    name_key,
+)
 from ssclf.io.paths import is_file, is_there, real_path
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
@@ -34,11 +43,6 @@ STAND_IN = {"t1ce": "t1"}
 #: A tree with more first-level folders than this is no tree of classes.
 MAX_CLASSES = 20
 
-_BRATS_CASE = re.compile(r"^brats(\d{2}|\d{4})?[_-].*\d", re.IGNORECASE)
-#: 2017 to 2019 name a case alike behind the prefix; later years number them anew.
-_BRATS_RELEASE = re.compile(r"^brats1[789]_", re.IGNORECASE)
-_BRATS_TIME_POINT = re.compile(r"^(brats-[a-z]+-\d+)-\d+$", re.IGNORECASE)
-_IXI = re.compile(r"^(?P<subject>IXI\d+)-(?P<site>[A-Za-z]+)-\d+")
 _LABEL_COLUMNS = ("label", "grade", "class", "diagnosis", "group", "dx")
 _LAYOUTS = (
     "a BraTS or IXI folder, one folder per class, BIDS with participants.tsv, or a manifest (CSV) with the "
@@ -104,7 +108,7 @@ class CohortQuery:
 class _NameTable:
     """What tables say of subjects: their labels, and which names of several releases mean one case.
 
-    Names are looked up with `_key`.
+    Names are looked up with `name_key`.
     """
 
     labels: dict[str, Labelled] = field(default_factory=dict)
@@ -128,21 +132,16 @@ class _NameTable:
             here = Labelled(clean_text(row[label_column]), f"{table.path.name} line {row.line}")
             if not read_label(here.label, renamed):
                 continue
-            releases = [names[c] for c in sorted(names, reverse=True) if _BRATS_RELEASE.match(names[c])]
+            releases = [names[c] for c in sorted(names, reverse=True) if BRATS_RELEASE.match(names[c])]
             for name in names.values():
-                other = self.labels.setdefault(_key(name), here)
+                other = self.labels.setdefault(name_key(name), here)
                 if read_label(other.label, renamed) != read_label(here.label, renamed):
                     raise DatasetError(
                         f"{here.place} and {other.place}: expected one label for {name}, found {here.label} and "
                         f"{other.label}; correct one of the lines."
                     )
                 if releases:
-                    self.cases[_key(name)] = _BRATS_RELEASE.sub("", releases[0])
-
-
-def _key(name: str) -> str:
-    """Equal for a name in a table and the same name of a file, which some systems store in another Unicode form."""
-    return clean_text(name).lower()
+                    self.cases[name_key(name)] = BRATS_RELEASE.sub("", releases[0])
 
 
 @dataclass
@@ -303,7 +302,7 @@ def _manifest_case(
     place = (table.path.parent / row[chosen[search.query.contrasts[0]]]).as_posix()
     key = place if len(voxels) == 1 else f"{table.path.as_posix()}#{row['subject']}"
     names = "+".join(part.name for part in voxels if isinstance(part, DicomSeries))
-    subject = _BRATS_RELEASE.sub("", clean_text(row["subject"]))
+    subject = BRATS_RELEASE.sub("", clean_text(row["subject"]))
     return Case(
         Scan(key, voxels, names),
         subject,
@@ -329,7 +328,7 @@ def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
             search.left_out[f"a case without {label_column} in participants.tsv"] += 1
             continue
         unique = f"{root} {folder}/{name}"
-        who = _Who(row["participant_id"], row["site"] or root.name, unique, contrast_optional=False)
+        who = Who(row["participant_id"], row["site"] or root.name, unique, contrast_optional=False)
         stated = Labelled(found, f"participants.tsv line {row.line}")
         yield from _choose(root, files, who, stated, search)
 
@@ -337,33 +336,6 @@ def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
 def _bids_subject(path: str) -> bool:
     parts = path.split("/")
     return len(parts) in (3, 4) and parts[0].startswith("sub-") and parts[-2] == "anat"
-
-
-@dataclass(frozen=True)
-class _Who:
-    """Attributes:
-    subject: the person.
-    source: where the volume comes from.
-    unique: equal for the same case in two releases.
-    named_by_class: the subject's name says nothing outside its class folder.
-    contrast_optional: a file whose name states no contrast is taken for the wanted one. Not where a data set names
-        all of its contrasts, unless the user has chosen the file with a pattern.
-    """
-
-    subject: str
-    source: str
-    unique: str
-    named_by_class: bool = False
-    contrast_optional: bool = True
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A case or series in a folder: the names of the folders around it, from the outermost, and its own."""
-
-    folders: tuple[str, ...]
-    name: str
-    content: dict[str, list[str]] | DicomSeries
 
 
 def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
@@ -379,9 +351,10 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         raise DatasetError(
             f"{root}: expected {_LAYOUTS}, found no volume ({reasons or 'the folder is empty'})."
         )
-    start = _class_level([place.folders for place in places])
+    start = class_level([place.folders for place in places])
     named = [
-        (place, _identify(root, place, start, search), _label(root, place, start, search)) for place in places
+        (place, identify(root, place, start, search.names.cases), _label(root, place, start, search))
+        for place in places
     ]
     labels: dict[str, set[str]] = {}
     for _, who, found in named:
@@ -418,9 +391,9 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
             yield from _choose(root, place.content, who, found, search)
 
 
-def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
+def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[Place]:
     for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
-        yield _Place(tuple(folder.split("/")) if folder else (), name, files)
+        yield Place(tuple(folder.split("/")) if folder else (), name, files)
     found = find_series(
         [root / path for path in (*content.dicom, *content.archives)],
         matching=search.query.series,
@@ -438,64 +411,32 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Pl
         place = series.root if series.in_archive else series.location  # copies in one archive are one case
         *folders, name = place.relative_to(root).parts or ("",)
         if series.in_archive or len(series.files) == 1:
-            yield _Place(tuple(folders), Path(name).stem, series)
+            yield Place(tuple(folders), Path(name).stem, series)
         else:
-            yield _Place((*folders, name) if name else (), series.name, series)
+            yield Place((*folders, name) if name else (), series.name, series)
 
 
-def _class_level(places: Sequence[tuple[str, ...]]) -> int:
-    """How many folders all places share before they part: behind these come the classes."""
-    level = 0
-    while all(len(folders) > level + 1 for folders in places) and len({f[level] for f in places}) == 1:
-        level += 1
-    return level
-
-
-def _class_folder(place: _Place, level: int) -> str:
-    """The folder that may name a class; those named by a data set do not."""
-    name = place.folders[level] if len(place.folders) > level else ""
-    return "" if "brats" in name.lower() or name.upper().startswith("IXI") else name
-
-
-def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
-    names = [place.name, *reversed(place.folders)]
-    brats = next((name for name in names if _BRATS_CASE.match(name)), "")
-    if brats:
-        case = search.names.cases.get(_key(brats), _BRATS_RELEASE.sub("", brats))
-        year = re.search(r"\d+", brats[:9])
-        source = f"BraTS 20{year[0][-2:]}" if year else "BraTS"
-        return _Who(_BRATS_TIME_POINT.sub(r"\1", case), source, case, contrast_optional=place.name == brats)
-    ixi = next((match for name in names if (match := _IXI.match(name))), None)
-    if ixi:
-        named = f"IXI-{ixi['site']}"
-        return _Who(ixi["subject"], named, ixi["subject"], contrast_optional=place.name == ixi[0])
-    inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
-    subject = inside[0] if inside else place.name
-    unique = "/".join((str(root), *place.folders, place.name))
-    return _Who(subject, real_path(root).name, unique, named_by_class=bool(_class_folder(place, level)))
-
-
-def _label(root: Path, place: _Place, level: int, search: _Search) -> Labelled:
+def _label(root: Path, place: Place, level: int, search: _Search) -> Labelled:
     """The class of a case as found: from a table, a grade among the folders around it, IXI's name, or its class folder.
 
     Its place is the line of the table, or "" where names of files and folders tell.
     """
     names = [place.name, *reversed(place.folders)]
     for name in names:
-        ixi = _IXI.match(name)
-        for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
-            if _key(alias) in search.names.labels:
-                return search.names.labels[_key(alias)]
+        ixi = IXI.match(name)
+        for alias in (name, BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
+            if name_key(alias) in search.names.labels:
+                return search.names.labels[name_key(alias)]
     for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
             return Labelled(name.upper(), "")
-    folder = _class_folder(place, level)
-    healthy = not folder and any(_IXI.match(name) for name in names)
+    folder = class_folder(place, level)
+    healthy = not folder and any(IXI.match(name) for name in names)
     return Labelled(HEALTHY if healthy else folder, "")
 
 
 def _choose(
-    root: Path, files: Mapping[str, list[str]], who: _Who, found: Labelled, search: _Search
+    root: Path, files: Mapping[str, list[str]], who: Who, found: Labelled, search: _Search
 ) -> Iterator[tuple[str, Case]]:
     """Take the wanted contrasts of a case, if it has them all; a single volume need not name its contrast."""
     chosen: list[str] = []
