@@ -21,6 +21,7 @@ _NAME, _MAGIC = slice(328, 344), slice(344, 347)
 _HEADERS = (
     b"path,series,status,prediction,confidence,",  # results.csv
     b"subject,label,source,path,contrasts,shape,",  # manifest.csv of a preprocessed cohort
+    b"subject,label,source,sessions,volumes,failed,",  # its subjects.csv
     b'{"run": {"ssclf_version": ',  # results.json
 )
 _GENERATOR = b'<meta name="generator" content="ssclf">'

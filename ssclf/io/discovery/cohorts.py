@@ -23,11 +23,18 @@ from ssclf.io.discovery.sources import contrast_columns, source_identity, table_
 from ssclf.io.discovery.subjects import (
     BRATS_RELEASE,
     IXI,
+    MANIFEST,
+    PARTICIPANTS,
+    ClassLevel,
     Place,
     Who,
-    class_folder,
-    class_level,
+    bids_session,
+    bids_subject,
+    check_persons,
+    find_class_level,
     identify,
+    is_running_number,
+    name_by_class,
     name_key,
 )
 from ssclf.io.paths import is_file, is_there, real_path
@@ -67,11 +74,13 @@ class Cohort:
     cases: sorted by subject, then path.
     found: per class and source, sorted.
     left_out: reason → number of files or volumes.
+    notes: what was understood that a reader should look at, a sentence each.
     """
 
     cases: tuple[Case, ...]
     found: tuple[Found, ...]
     left_out: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,7 @@ class CohortQuery:
         seed: of that draw.
         min_classes: fewer are an error. With 0, scans of which none has a label are taken too, without one.
         pattern, series: as for `ssclf.io.discovery.sources.discover`.
+        subjects_by_class: a name under two classes is two persons; otherwise it is refused.
     """
 
     sources: tuple[Path, ...]
@@ -102,6 +112,7 @@ class CohortQuery:
     min_classes: int = 2
     pattern: str | None = None
     series: str | None = None
+    subjects_by_class: bool = False
 
 
 @dataclass
@@ -152,6 +163,7 @@ class _Search:
     workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def unlabelled(self) -> bool:
@@ -213,12 +225,13 @@ def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
             else:
                 identities.add(identity)
                 cases[unique] = case
-    found = list(cases.values())
+    found = name_by_class(list(cases.values())) if query.subjects_by_class else list(cases.values())
     check_look_alikes(Labelled(case.label, case.place) for case in found if case.label)
-    found.sort(key=lambda case: (case.subject, case.scan.path, case.scan.series))
+    found.sort(key=lambda case: case.order)
     _check(found, search.left_out, query.min_classes)
     taken = _draw(found, {clean_text(name): count for name, count in query.limit.items()}, query.seed)
-    return Cohort(tuple(taken), tuple(_count(found, taken)), dict(sorted((+search.left_out).items())))
+    left_out = dict(sorted((+search.left_out).items()))
+    return Cohort(tuple(taken), tuple(_count(found, taken)), left_out, tuple(search.notes))
 
 
 def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:
@@ -310,30 +323,61 @@ def _manifest_case(
         row["source"] or table.path.stem,
         place=f"{table.path.name} line {row.line}",
         extra=extra,
+        session=clean_text(row["session"] or row["session_id"]),
+        named_by=MANIFEST,
     )
 
 
 def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     table = read_table(root / "participants.tsv")
     label_column = _label_column(table, search.query.label_column)
-    table.require("participant_id")
-    people = {row["participant_id"]: row for row in table.rows}
+    people = _participants(table, label_column, search)
     content = search.walk(root)
-    anatomical = [path for path in content.volumes if _bids_subject(path)]
+    anatomical = [path for path in content.volumes if _is_anatomical(path)]
     search.left_out["not in sub-*/anat of the BIDS folder"] += len(content.volumes) - len(anatomical)
     for (folder, name), files in cases_by_name(anatomical, search.wanted, search.left_out).items():
-        row = people.get(folder.split("/")[0])
+        row = people.get(clean_text(folder.split("/")[0]))
         found = row[label_column] if row else ""
         if row is None or not search.label(found):
             search.left_out[f"a case without {label_column} in participants.tsv"] += 1
             continue
-        unique = f"{root} {folder}/{name}"
-        who = Who(row["participant_id"], row["site"] or root.name, unique, contrast_optional=False)
+        bids_subject(f"{folder}/{name}")
+        who = Who(
+            clean_text(row["participant_id"]),
+            row["site"] or root.name,
+            f"{root} {folder}/{name}",
+            contrast_optional=False,
+            session=bids_session(f"{folder}/{name}"),
+            named_by=PARTICIPANTS,
+        )
         stated = Labelled(found, f"participants.tsv line {row.line}")
         yield from _choose(root, files, who, stated, search)
 
 
-def _bids_subject(path: str) -> bool:
+def _participants(table: Table, label_column: str, search: _Search) -> dict[str, TableRow]:
+    """participant_id → its line; of several lines that say the same, the first.
+
+    Raises:
+        DatasetError: two lines of one participant say different things of what is read here.
+    """
+    table.require("participant_id")
+    people: dict[str, TableRow] = {}
+    for row in table.rows:
+        name = clean_text(row["participant_id"])
+        other = people.setdefault(name, row)
+        for column, one, two in (
+            (label_column, search.label(other[label_column]), search.label(row[label_column])),
+            ("site", other["site"], row["site"]),
+        ):
+            if one != two:
+                raise DatasetError(
+                    f"{table.path.name} lines {other.line} and {row.line}: expected one {column} for {name}, found "
+                    f"{one or 'none'} and {two or 'none'}; correct or remove one of the lines."
+                )
+    return people
+
+
+def _is_anatomical(path: str) -> bool:
     parts = path.split("/")
     return len(parts) in (3, 4) and parts[0].startswith("sub-") and parts[-2] == "anat"
 
@@ -351,7 +395,7 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         raise DatasetError(
             f"{root}: expected {_LAYOUTS}, found no volume ({reasons or 'the folder is empty'})."
         )
-    start = class_level([place.folders for place in places])
+    start = find_class_level(places, search.names.labels)
     named = [
         (place, identify(root, place, start, search.names.cases), _label(root, place, start, search))
         for place in places
@@ -372,23 +416,30 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
             f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
             "later publish no grades). Give a table with the columns subject and label with --labels."
         )
+    numbers: set[str] = set()
     for place, who, found in named:
         label = search.label(found.label)
         if not label and stated:
             search.left_out["a case whose class nothing states"] += 1
             continue
-        if len(labels.get(who.subject, ())) > 1 and who.named_by_class:
-            # each class numbers its subjects on its own
+        if len(labels.get(who.subject, ())) > 1 and is_running_number(who.subject):
+            numbers.add(who.subject)
             who = replace(who, subject=f"{clean_text(found.label)}-{who.subject}")
         if isinstance(place.content, DicomSeries):
             series = place.content
             if len(search.query.contrasts) == 1:
                 scan = Scan(series.location.as_posix(), (series,), series.name)
-                yield who.unique, Case(scan, who.subject, label, who.source, found.place or scan.path)
+                yield who.unique, _case(scan, who, found, search)
             else:
                 search.left_out["a DICOM series where several contrasts are wanted (give a manifest)"] += 1
         else:
             yield from _choose(root, place.content, who, found, search)
+    if numbers:
+        search.notes.append(
+            f"{root.name}: {len(numbers)} numbers stand under several classes ({', '.join(sorted(numbers)[:3])}"
+            f"{', …' if len(numbers) > 3 else ''}) and are taken for different persons, named after both; if they are "
+            "one person each, give a manifest"
+        )
 
 
 def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[Place]:
@@ -416,7 +467,7 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[Pla
             yield Place((*folders, name) if name else (), series.name, series)
 
 
-def _label(root: Path, place: Place, level: int, search: _Search) -> Labelled:
+def _label(root: Path, place: Place, level: ClassLevel, search: _Search) -> Labelled:
     """The class of a case as found: from a table, a grade among the folders around it, IXI's name, or its class folder.
 
     Its place is the line of the table, or "" where names of files and folders tell.
@@ -430,7 +481,7 @@ def _label(root: Path, place: Place, level: int, search: _Search) -> Labelled:
     for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
             return Labelled(name.upper(), "")
-    folder = class_folder(place, level)
+    folder = level.folder(place)
     healthy = not folder and any(IXI.match(name) for name in names)
     return Labelled(HEALTHY if healthy else folder, "")
 
@@ -461,9 +512,22 @@ def _choose(
     paths = [root / path for path in chosen]
     key = paths[0] if len(paths) == 1 else paths[0].parent
     extra = {"stand_in": ";".join(stand_ins)} if stand_ins else {}
-    scan = Scan(key.as_posix(), tuple(paths))
-    label = search.label(found.label)
-    yield who.unique, Case(scan, who.subject, label, who.source, found.place or scan.path, extra)
+    yield who.unique, _case(Scan(key.as_posix(), tuple(paths)), who, found, search, extra)
+
+
+def _case(
+    scan: Scan, who: Who, found: Labelled, search: _Search, extra: Mapping[str, str] | None = None
+) -> Case:
+    return Case(
+        scan,
+        who.subject,
+        search.label(found.label),
+        who.source,
+        place=found.place or scan.path,
+        extra=extra or {},
+        session=who.session,
+        named_by=who.named_by,
+    )
 
 
 def _label_column(table: Table, wanted: str | None) -> str:
@@ -480,16 +544,7 @@ def _label_column(table: Table, wanted: str | None) -> str:
 
 
 def _check(cases: Sequence[Case], left_out: Mapping[str, int], min_classes: int) -> None:
-    labels: dict[str, set[str]] = {}
-    for case in cases:
-        labels.setdefault(case.subject, set()).add(case.label)
-    torn = sorted(subject for subject, found in labels.items() if len(found) > 1)
-    if torn:
-        raise DatasetError(
-            f"expected one label for each subject, found several for {', '.join(torn[:3])}"
-            f"{f' and {len(torn) - 3} more' if len(torn) > 3 else ''}; if these are different persons with "
-            "one name, give them different names in a manifest."
-        )
+    check_persons(cases)
     classes = sorted({case.label for case in cases})
     if "" in classes and len(classes) > 1:
         nameless = [case for case in cases if not case.label]

@@ -73,6 +73,11 @@ def canonical_contrast(word: str) -> str:
     return _WORDS.get(word.strip().lower(), word.strip().lower())
 
 
+def names_contrast(word: str) -> bool:
+    """Whether a word is one that names a contrast or a mask."""
+    return word.strip().lower() in _WORDS
+
+
 def needs_manifest(contrasts: Sequence[str], found: str) -> str:
     return (
         f"the model takes {', '.join(contrasts)} of one case, found {found}; "

@@ -2,6 +2,7 @@
 
 manifest.csv    a row per volume: who, which class, from where, what was found on the way
 settings.json   what decided the voxel values
+subjects.csv    a row per subject: what was understood of who is who
 failed.csv      what could not be used, and why
 qc.html         every volume at a glance
 volumes/        network input, float32 NIfTI
@@ -23,9 +24,10 @@ from typing import Any
 
 from ssclf import __version__
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs
 from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
 from ssclf.domain.run_data import RunData
-from ssclf.errors import ConfigError, DatasetError, OutputError
+from ssclf.errors import ConfigError, DatasetError, LeakageError, OutputError
 from ssclf.io.files import write_json, write_whole
 from ssclf.io.records.tables import TableRow, read_table, write_table
 
@@ -35,8 +37,10 @@ COLUMNS = (
     "original_dtype", "original_intensity",
 )  # fmt: skip
 FAILED_COLUMNS = ("path", "series", "subject", "label", "source", "error")
+SUBJECT_COLUMNS = ("subject", "label", "source", "sessions", "volumes", "failed", "named_by")
 _VOLUMES, _RECORDS = "volumes", "records"
 _MANIFEST, _SETTINGS, _FAILED, _QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
+_SUBJECTS = "subjects.csv"
 #: Names by which such a folder is known where it lies below the sources of a later run.
 MARKS = frozenset({_SETTINGS, _RECORDS, _VOLUMES})
 #: One preprocessed folder, or several that are joined.
@@ -101,7 +105,7 @@ def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, 
         "ssclf_version": __version__,
     }
     if read_record(path).get("hash") != config.hash:
-        for name in (_MANIFEST, _FAILED, _QC):
+        for name in (_MANIFEST, _SUBJECTS, _FAILED, _QC):
             (folder / name).unlink(missing_ok=True)
     write_json(path, values)
 
@@ -123,6 +127,16 @@ def read_record(path: Path) -> dict[str, Any]:
 def write_manifest(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """A row per volume, with the cells of `COLUMNS`."""
     write_table(folder / _MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+
+
+def subjects_path(folder: Path) -> Path:
+    """For messages."""
+    return folder / _SUBJECTS
+
+
+def write_subjects(folder: Path, rows: Iterable[Sequence[str | int]]) -> None:
+    """A row per subject and label, with the cells of `SUBJECT_COLUMNS`."""
+    write_table(folder / _SUBJECTS, SUBJECT_COLUMNS, rows)
 
 
 def write_failed(folder: Path, rows: Iterable[Sequence[str]]) -> None:
@@ -286,9 +300,9 @@ def _joined(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 def _check_contradictions(samples: Sequence[Sample]) -> None:
     """Raises:
     DatasetError: one subject, or the same voxels, with two labels.
+    LeakageError: the same voxels with two subjects, so that a split may train and test on them.
     """
     subjects: dict[str, Sample] = {}
-    voxels: dict[str, Sample] = {}
     for sample in samples:
         other = subjects.setdefault(sample.subject, sample)
         if other.label != sample.label and Path(other.place).parent != Path(sample.place).parent:
@@ -296,11 +310,13 @@ def _check_contradictions(samples: Sequence[Sample]) -> None:
                 f"{sample.place} and {other.place}: one subject has two labels, {sample.label} and {other.label}; if "
                 "these are different persons with one name, give them different names."
             )
-        other = voxels.setdefault(sample.voxels or sample.key, sample)
-        if other.label != sample.label:
-            raise DatasetError(
-                f"{sample.place} and {other.place}: the same voxels have two labels, {sample.label} and "
-                f"{other.label}; correct one of them, or leave both out."
+    pairs = equal_pairs([Known(s.place, s.subject, s.label, s.voxels) for s in samples])
+    check_labels(pairs)
+    for one, two in pairs:
+        if one.subject != two.subject:
+            raise LeakageError(
+                f"{one.place} and {two.place}: the same voxels have two subjects, {one.subject} and {two.subject}, so "
+                "a network could be tested on what trained it; give them one subject, or leave one of the two out."
             )
 
 
