@@ -152,10 +152,11 @@ def test_too_few_to_tell_is_said_and_nothing_found_is_not(per_class: int, scheme
         disjoint_folds(subjects, labels, count=2) if scheme == "kfold" else holdout_splits(subjects, labels)
     )
     parts = [
-        tuple(np.array([names.index(key) for key in part]) for part in (s.train, s.test)) for s in splits
+        (np.array([names.index(key) for key in s.train]), np.array([names.index(key) for key in s.test]))
+        for s in splits
     ]
     values = targets[:, None] * 10 + np.random.default_rng(0).normal(0, 0.01, (len(names), 1))
-    finding = audit("it", values, targets, names, parts, CLASSES)  # type: ignore[arg-type]
+    finding = audit("it", values, targets, names, parts, CLASSES)
     if per_class <= 4:
         assert cannot_be_significant([per_class] * 3) and finding.verdict == "too few"
     assert finding.verdict != "nothing" or not finding.complete

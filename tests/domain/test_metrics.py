@@ -85,7 +85,7 @@ def test_scores_are_scikit_learns_over_the_classes_that_are_there(seed: int) -> 
     from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
     random = np.random.default_rng(seed)
-    classes = random.integers(2, 6)
+    classes = int(random.integers(2, 6))
     targets = random.choice(random.permutation(classes)[: random.integers(1, classes + 1)], 12)
     said = random.integers(0, classes, 12)
     metrics = score_predictions(targets, np.eye(classes)[said], [str(k) for k in range(classes)])
