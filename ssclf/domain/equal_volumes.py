@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ssclf.domain.likeness import first_alike
 from ssclf.errors import DatasetError
 
 
@@ -15,19 +16,27 @@ class Known:
     Attributes:
         place: its file or its line in a table, for messages.
         voxels: hash of what preprocessing gave, "" where none is known.
+        likeness: of the same, see `domain.likeness`; "" likewise.
     """
 
     place: str
     subject: str
     label: str
     voxels: str
+    likeness: str = ""
 
 
 def equal_pairs(volumes: Sequence[Known]) -> list[tuple[Known, Known]]:
-    """Each volume that has the voxels of an earlier one, behind the first that has them."""
-    first: dict[str, Known] = {}
-    pairs = [(first.setdefault(each.voxels, each), each) for each in volumes if each.voxels]
-    return [(one, two) for one, two in pairs if one is not two]
+    """Each volume that is the same scan as an earlier one, behind the first such."""
+    exact: dict[str, int] = {}
+    alike = first_alike([each.likeness for each in volumes])
+    pairs = []
+    for place, (each, other) in enumerate(zip(volumes, alike, strict=True)):
+        first = exact.setdefault(each.voxels, place) if each.voxels else place
+        first = first if other is None else min(first, other)
+        if first != place:
+            pairs.append((volumes[first], each))
+    return pairs
 
 
 def check_labels(pairs: Sequence[tuple[Known, Known]]) -> None:

@@ -45,7 +45,7 @@ class Evaluation:
     out: folder with `report.html`, `tables.csv`, `figures/`, `predictions.csv` and `metrics.json`.
     raw, calibrated: scores before and after the bundle's temperature.
     volumes: that were scored.
-    seen: that were left out because the model was trained on them.
+    seen: that were left out because the model was trained on them, or its epoch chosen with them.
     failed: raw volumes that could not be preprocessed.
     unchecked: volumes that nothing says whether the model was trained on them.
     interrupted: signal that stopped preprocessing, 0 when all ended; then there are no scores.
@@ -147,9 +147,10 @@ def _classify(
 
 def _unchecked(samples: Sequence[Sample], model: Bundle) -> int:
     """How many volumes nothing says of whether the model was trained on them: hashes are missing on one side."""
-    if not model.spec.provenance.seen:
-        return len(samples)
-    return sum(not sample.voxels for sample in samples)
+    seen = model.spec.provenance.seen
+    if seen.likenesses:
+        return 0
+    return sum(not (seen and sample.voxels) for sample in samples)
 
 
 def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> None:
@@ -188,12 +189,12 @@ def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
 
 def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sample], int]:
     known = model.spec.provenance.seen
-    samples = [sample for sample in cohort.samples if not (sample.voxels and sample.voxels in known)]
+    samples = [sample for sample in cohort.samples if not known.hold(sample.voxels, sample.describe)]
     left_out = len(cohort.samples) - len(samples)
     if left_out and (seen == "refuse" or not samples):
         raise LeakageError(
-            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, so its score on them says "
-            "nothing; take another cohort"
+            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, or its epoch was chosen with "
+            "them, so its score on them says nothing; take another cohort"
             + (", or leave them out with --leave-out-seen." if samples else ".")
         )
     return samples, left_out
@@ -258,6 +259,12 @@ def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str
         ),
         ("device", device),
     ]
+    training = model.spec.provenance
+    if training.voxels and not training.likenesses:
+        facts.append(
+            ("not checked", "copies of training volumes that are stored in another way, and volumes that chose the "
+             "epoch: a bundle of an earlier version does not know them")
+        )  # fmt: skip
     if found.unchecked:
         facts.append(
             ("not checked", f"whether the model was trained on {found.unchecked} of them: no hashes")

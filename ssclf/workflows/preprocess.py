@@ -23,6 +23,7 @@ import numpy as np
 from ssclf.config import PreprocessConfig, SkullStrip
 from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs, join_subjects
 from ssclf.domain.geometry import orientation
+from ssclf.domain.likeness import describe_likeness
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, MissingDependencyError, OutputError
@@ -50,7 +51,7 @@ from ssclf.io.records.preprocessed import (
     write_subjects,
 )
 from ssclf.io.volumes.dicom_files import Limits
-from ssclf.io.volumes.nifti import write_nifti
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
 from ssclf.workflows.interruption import exit_code, note_signals
@@ -247,12 +248,10 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     old = read_record(record)
     stats = _stats(scan)
     valid = old.get("key") == job.key and old.get("engine") in ("none", job.engine)
-    if valid and _size(job.volume(task.name)) == old.get("bytes"):
-        if old.get("stats") == stats:
-            return "reused", ""
-        if old.get("content") == _content(scan):
-            write_record(record, {**old, "stats": stats})
-            return "reused", ""
+    whole = valid and _size(job.volume(task.name)) == old.get("bytes")
+    if whole and (old.get("stats") == stats or old.get("content") == _content(scan)):
+        _keep(record, old, job.volume(task.name), stats)
+        return "reused", ""
     try:
         with tempfile.TemporaryDirectory(dir=job.scratch) as work:
             prepared = prepare_scan(
@@ -287,6 +286,16 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     return "made", ""
 
 
+def _keep(record: Path, old: Mapping[str, Any], volume: Path, stats: list[list[Any]]) -> None:
+    """Bring the record of a volume that is kept up to what its scan's files and this version say of it."""
+    cells = dict(old["cells"])
+    if "likeness" not in cells:
+        made = read_written(volume)
+        cells["likeness"] = describe_likeness(made.data, made.affine)
+    if stats != old.get("stats") or cells != old["cells"]:
+        write_record(record, {**old, "stats": stats, "cells": cells})
+
+
 def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
     """What the manifest says of a volume beyond who it is."""
     original, volume = prepared.original, prepared.volume
@@ -297,6 +306,7 @@ def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
         "extraction": prepared.engine,
         "flags": ";".join(volume.flags),
         "voxels": voxel_hash(volume.data),
+        "likeness": describe_likeness(volume.data, volume.affine),
         "settings": config.hash,
         # Stored orders read (i, j, k), as in every viewer; ours are (d, h, w).
         "original_shape": _by(original.shape[::-1]),
@@ -443,6 +453,7 @@ def _persons(
             task.case.subject,
             task.case.label,
             cells[task.name]["voxels"],
+            cells[task.name]["likeness"],
         )
         for task in tasks
     ]

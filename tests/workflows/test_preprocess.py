@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ssclf.config import PreprocessConfig
+from ssclf.domain.likeness import is_readable
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError, DatasetError, LeakageError, OutputError
@@ -329,3 +330,31 @@ def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volu
         LeakageError, match=r"line 2 and .*line 3: the same voxels have two subjects, zoe and ann"
     ):
         read_prepared_cohort(cohort.parent / "out")
+
+
+def test_a_scan_stored_again_is_the_same_scan(cohort: Path, make_volume: MakeVolume) -> None:
+    """Equal but for rounding, it passed under another label."""
+    volume = make_volume(seed=0)
+    rounded = Volume(np.round(volume.data).astype(np.int16), volume.affine)
+    write_nifti(rounded, cohort / "LGG/dora.nii")
+    with pytest.raises(
+        DatasetError, match=r"HGG/ann\.nii\.gz and .*LGG/dora\.nii: .* two labels, HGG and LGG"
+    ):
+        run(cohort)
+    (cohort / "LGG/dora.nii").unlink()
+    write_nifti(rounded, cohort / "HGG/dora.nii")
+    rows = run(cohort).rows
+    assert [row["subject"] for row in rows] == ["ann", "ann", "bob", "cé d"]
+    assert rows[0]["voxels"] != rows[1]["voxels"]
+
+
+def test_records_of_an_earlier_version_are_kept_and_told_the_likeness(cohort: Path) -> None:
+    first = run(cohort)
+    before = times(cohort.parent / "out")
+    for path in (cohort.parent / "out/records").iterdir():
+        record = json.loads(path.read_text())
+        assert is_readable(record["cells"].pop("likeness"))
+        path.write_text(json.dumps(record))
+    second = run(cohort)
+    assert second.reused == 3 and times(cohort.parent / "out") == before
+    assert [row["likeness"] for row in second.rows] == [row["likeness"] for row in first.rows]

@@ -26,15 +26,17 @@ from ssclf import __version__
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
 from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs
 from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
+from ssclf.domain.likeness import describe_likeness, is_readable
 from ssclf.domain.run_data import RunData
 from ssclf.errors import ConfigError, DatasetError, LeakageError, OutputError
 from ssclf.io.files import write_json, write_whole
 from ssclf.io.records.tables import TableRow, read_table, write_table
+from ssclf.io.volumes.nifti import read_written
 
 COLUMNS = (
     "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
     "voxels", "settings", "original", "series", "original_shape", "original_spacing", "original_orientation",
-    "original_dtype", "original_intensity",
+    "original_dtype", "original_intensity", "likeness",
 )  # fmt: skip
 FAILED_COLUMNS = ("path", "series", "subject", "label", "source", "error")
 SUBJECT_COLUMNS = ("subject", "label", "source", "sessions", "volumes", "failed", "named_by")
@@ -157,7 +159,8 @@ class Sample:
     Attributes:
         key: its `path` in the manifest, which names it in splits; where two joined folders have the same one, with a
             hash behind it.
-        voxels: hash of the voxels it was made from, empty where the manifest has none.
+        voxels: hash of the voxels, empty where the manifest has none.
+        likeness: of the scan, see `domain.likeness`; likewise.
         extraction: what removed the skull.
         cells: all that the manifest says of it, by column.
         place: its line of the manifest, for messages.
@@ -172,6 +175,14 @@ class Sample:
     extraction: str = ""
     cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     place: str = field(default="", compare=False, repr=False)
+    likeness: str = field(default="", compare=False, repr=False)
+
+    def describe(self) -> str:
+        """Its likeness, from the volume where the manifest of an older version has none."""
+        if is_readable(self.likeness):
+            return self.likeness
+        volume = read_written(self.path)
+        return describe_likeness(volume.data, volume.affine)
 
 
 @dataclass(frozen=True)
@@ -310,7 +321,7 @@ def _check_contradictions(samples: Sequence[Sample]) -> None:
                 f"{sample.place} and {other.place}: one subject has two labels, {sample.label} and {other.label}; if "
                 "these are different persons with one name, give them different names."
             )
-    pairs = equal_pairs([Known(s.place, s.subject, s.label, s.voxels) for s in samples])
+    pairs = equal_pairs([Known(s.place, s.subject, s.label, s.voxels, s.likeness) for s in samples])
     check_labels(pairs)
     for one, two in pairs:
         if one.subject != two.subject:
@@ -350,6 +361,7 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
         extraction=row["extraction"],
         cells=dict(row.cells),
         place=where,
+        likeness=row["likeness"],
     )
 
 
