@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ssclf.config import Device, Engine, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
+from ssclf.domain.labels import Labelled, joining_option, look
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.discovery.cohorts import CohortQuery
+from ssclf.io.discovery.cohorts import Cohort, CohortQuery
 from ssclf.io.files import write_json
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Classifier, open_classifier
@@ -26,7 +27,6 @@ from ssclf.io.records.preprocessed import (
     Sample,
     count_sources,
     is_prepared,
-    manifest_path,
     read_prepared_cohort,
 )
 from ssclf.io.records.tables import write_table
@@ -37,6 +37,8 @@ from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
 Seen = Literal["refuse", "leave-out"]
+#: So many unknown classes are named in a message.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,12 @@ def _preprocessed(
     folder = out / PREPROCESSED
     config = model.spec.preprocess
     query = CohortQuery(sources=(data,), contrasts=config.contrasts, min_classes=1)
-    return folder, preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers)
+
+    def check(cohort: Cohort) -> None:
+        _check_classes([Labelled(case.label, case.place) for case in cohort.cases], model)
+
+    made = preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers, on_start=check)
+    return folder, made
 
 
 def _classify(
@@ -172,13 +179,26 @@ def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: B
     )
 
 
+def _check_classes(labels: Sequence[Labelled], model: Bundle) -> None:
+    """Raises:
+    DatasetError: a label is no class of the model; before hours of preprocessing.
+    """
+    known = model.spec.class_names
+    unknown = {each.label: each.place for each in reversed(labels) if each.label not in known}
+    if not unknown:
+        return
+    alike = [(found, name) for found in sorted(unknown) for name in known if look(found) == look(name)]
+    options = " ".join(joining_option(found, name) for found, name in alike) or "--class FOUND=NAME"
+    places = ", ".join(f"{label} ({place})" for label, place in sorted(unknown.items())[:_NAMED])
+    places += ", …" if len(unknown) > _NAMED else ""
+    raise DatasetError(
+        f"expected the classes {', '.join(known)} of the model, found {places}; rename labels with "
+        f"`ssclf preprocess {options}`, or leave these volumes out."
+    )
+
+
 def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
-    unknown = sorted(set(cohort.class_names) - set(model.spec.class_names))
-    if unknown:
-        raise DatasetError(
-            f"{manifest_path(folder)}: expected the classes {', '.join(model.spec.class_names)} of the model, found "
-            f"{', '.join(unknown)}; rename labels with `ssclf preprocess --class FOUND=NAME`."
-        )
+    _check_classes([Labelled(sample.label, sample.place) for sample in cohort.samples], model)
     if cohort.preprocess.hash != model.spec.preprocess.hash:
         raise DatasetError(
             f"{folder}: was preprocessed with other settings ({cohort.preprocess.hash}) than the model was trained "

@@ -178,3 +178,17 @@ def test_a_training_scan_is_left_out_however_it_is_stored(
     (prepared / "manifest.csv").write_text("\n".join(without) + "\n")
     with pytest.raises(LeakageError, match="trained on 1 of these 4 volumes"):
         evaluate(prepared, bundle, tmp_path / "again", device="cpu", threads=1)
+
+
+def test_an_unknown_class_is_refused_before_anything_is_preprocessed(
+    make_volume: Callable[..., Volume], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """It was refused after all volumes had been preprocessed."""
+    for number, label in enumerate(("lgg-", "healthy", "metastasis")):
+        write_nifti(make_volume(seed=number), tmp_path / "scans" / label / f"s{number}.nii.gz")
+    with pytest.raises(
+        DatasetError, match=r"found lgg- \(.*lgg-/s0\.nii\.gz\), metastasis \(.*s2\.nii\.gz\)"
+    ) as refused:
+        evaluate(tmp_path / "scans", tiny_bundle, tmp_path / "out", device="cpu", threads=1)
+    assert "--class lgg-=LGG" in str(refused.value)
+    assert not (tmp_path / "out").exists()
