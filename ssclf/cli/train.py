@@ -333,7 +333,7 @@ def evaluate(
         bool,
         typer.Option(
             "--leave-out-seen",
-            help="Leave out volumes that the model was trained on. By default they are an error.",
+            help="Leave out volumes that trained the model or chose its epoch. By default they are an error.",
             rich_help_panel="Input",
         ),
     ] = False,
