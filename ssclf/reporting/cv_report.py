@@ -86,7 +86,7 @@ def write_cv_report(out: Path) -> Path:
                 f"{' x '.join(f'{mm:g}' for mm in run.preprocess.spacing)} mm, {run.preprocess.hash}",
             ),
         ],
-        missing=[cell.name for cell in run.missing],
+        missing=[(cell.name, run.failures.get(cell, "")) for cell in run.missing],
         cohort=run.cohort,
         audit=run.audit,
         audited=True,

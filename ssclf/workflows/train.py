@@ -59,6 +59,7 @@ from ssclf.io.records.training_run import (
 )
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
+from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
@@ -67,8 +68,6 @@ from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import note_signals
 
-#: Epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses so much.
-SAVE_INTERVAL_S = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -100,11 +99,14 @@ class Machine:
     Attributes:
         workers: processes that read and augment volumes; 0 does so in the one that trains.
         weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        save_every_s: epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses
+            so much.
     """
 
     device: Device = "auto"
     workers: int = 2
     weights: Path | None = None
+    save_every_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     machine, watch = machine or Machine(), watch or Watch()
-    with own_folder(out):
+    with own_folder(out), resource_errors():
         return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
 
 
@@ -184,7 +186,7 @@ def _train(
             write_data(out, data)
             write_beginning(out, config, split)
         with note_signals("saving; run again with --resume to go on") as signals:
-            _run_epochs(trainer, progress, parts["validation"], out, signals, watch)
+            _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
         if main:
             draw_learning_curves([asdict(record) for record in progress.records], out / CURVES)
         if not progress.finished(config):
@@ -285,6 +287,7 @@ def _run_epochs(
     out: Path,
     signals: list[int],
     watch: Watch,
+    save_every_s: float,
 ) -> None:
     """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards."""
     main = trainer.fabric.global_rank == 0
@@ -314,7 +317,7 @@ def _run_epochs(
                 write_epochs(out, progress.records)
                 watch.on_epoch(record)
         over = progress.finished(trainer.config) or bool(signals)
-        if main and (over or time.monotonic() - saved > SAVE_INTERVAL_S):
+        if main and (over or time.monotonic() - saved > save_every_s):
             _save(trainer, progress, out)
             saved = time.monotonic()
         if signals:
