@@ -17,6 +17,7 @@ from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
 from ssclf.cli.train import cv, evaluate, export, train, weights_app
 from ssclf.errors import OutputError, SsclfError
+from ssclf.workflows.interruption import end_orderly
 
 
 class ErrorsAsMessages(TyperGroup):
@@ -25,7 +26,8 @@ class ErrorsAsMessages(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # older typers hand over click.Context, newer ones their own
         try:
             _check_working_folder()
-            return super().invoke(ctx)
+            with end_orderly():
+                return super().invoke(ctx)
         except SsclfError as exc:
             typer.echo(f"error: {exc}", err=True)
             raise typer.Exit(exc.exit_code) from exc

@@ -37,7 +37,8 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> Non
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=110)
+    with whole_path(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=110)
 
 
 def draw_confusions(

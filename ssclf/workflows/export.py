@@ -74,7 +74,7 @@ def export_run(
     Raises:
         ParityError: an exported network computes something else; nothing is left behind.
         ModelError: the run is missing or not finished.
-        OutputError: `out` exists.
+        OutputError: `out` exists, or has come to exist meanwhile.
         MissingDependencyError: brain extraction is asked for and deepbet is not installed.
     """
     config = config or ExportConfig()
@@ -82,7 +82,7 @@ def export_run(
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
     network, spec = read_run(run, name=out.name, record=record)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(out, replace=True) as partial:
+    with whole_folder(out, there="replace" if config.replace else "refuse") as partial:
         partial.chmod(0o755)
         _fill(partial, network, spec, config)
         open_bundle(partial)

@@ -27,6 +27,7 @@ from ssclf.domain.run_data import RunData, differences
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.files import whole_file
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.preprocessed import (
     Folders,
@@ -365,7 +366,8 @@ def _finish(
         save_checkpoint({"network": trainer.network.state_dict()}, out / CHOSEN)
         write_predictions(out, names, _predictions(cohort, parts, found, calibration.temperature))
         train = found["train"]
-        np.savez_compressed(out / FEATURES, features=train.features, targets=train.targets)
+        with whole_file(out / FEATURES, binary=True) as file:
+            np.savez_compressed(file, features=train.features, targets=train.targets)
         training = dataclasses.replace(
             _describe(trainer, progress, cohort, parts, calibration),
             statistics=training_statistics(parts, found),

@@ -147,7 +147,7 @@ def newest_cv_run(runs: Path = RUNS) -> Path:
     Raises:
         DatasetError: there is none.
     """
-    found = [path.parent for path in runs.glob(f"*/{CV}")]
+    found = [path.parent for path in runs.glob(f"[!.]*/{CV}")]
     if not found:
         raise DatasetError(f"{runs}: expected a cross-validation, found none; name its folder with --out.")
     return max(found, key=lambda folder: (folder / CV).stat().st_mtime)
