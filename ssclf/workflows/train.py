@@ -67,7 +67,8 @@ from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
-from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.reports import try_report
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class TrainResult:
     temperature: that calibrates the logits; 1 where nothing was held out to fit it on.
     calibrated_on: volumes that the temperature was fitted on.
     interrupted: signal that stopped the run, 0 when it ran to its end. It goes on with `resume`.
+    reported: False where the picture of its curves could not be drawn.
     """
 
     run: Path
@@ -91,6 +93,12 @@ class TrainResult:
     temperature: float
     calibrated_on: int = 0
     interrupted: int = 0
+    reported: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """Contract, "Exit codes"."""
+        return exit_code(failed=not self.reported, interrupted=self.interrupted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +196,16 @@ def _train(
             write_beginning(out, config, split)
         with note_signals("saving; run again with --resume to go on") as signals:
             _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
-        if main:
-            draw_learning_curves([asdict(record) for record in progress.records], out / CURVES)
+        rows = [asdict(record) for record in progress.records]
+        reported = not main or try_report(str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES))
         if not progress.finished(config):
             return TrainResult(
                 out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
             )
         if progress.best is not None:
             network.load_state_dict(progress.best)
-        return _finish(trainer, progress, cohort, parts, out, write=main)
+        result = _finish(trainer, progress, cohort, parts, out, write=main)
+        return dataclasses.replace(result, reported=reported)
 
 
 def _build(
