@@ -432,9 +432,10 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     if found.calibrated is None:
         return []
     kind = "synthetic volumes" if found.synthetic else "volumes"
+    where = f"report: {found.out / 'report.html'}" if found.reported else f"without a report, in {found.out}"
     return [
         f"{found.volumes} {kind}: accuracy {found.calibrated.accuracy:.4f}, "
-        f"macro F1 {found.calibrated.macro_f1:.4f}; report: {found.out / 'report.html'}"
+        f"macro F1 {found.calibrated.macro_f1:.4f}; {where}"
     ]
 
 

@@ -32,9 +32,10 @@ from ssclf.io.records.preprocessed import (
 )
 from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import read_written
-from ssclf.reporting.cv_report import write_evaluation_report
+from ssclf.reporting.cv_report import REPORT, write_evaluation_report
 from ssclf.workflows.interruption import exit_code
 from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
+from ssclf.workflows.reports import try_report
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
 Seen = Literal["refuse", "leave-out"]
@@ -52,6 +53,7 @@ class Evaluation:
     failed: raw volumes that could not be preprocessed.
     unchecked: volumes that nothing says whether the model was trained on them.
     interrupted: signal that stopped preprocessing, 0 when all ended; then there are no scores.
+    reported: False where page, figures or tables could not be written.
     """
 
     out: Path
@@ -63,11 +65,12 @@ class Evaluation:
     unchecked: int
     synthetic: bool
     interrupted: int = 0
+    reported: bool = True
 
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
+        return exit_code(failed=bool(self.failed) or not self.reported, interrupted=self.interrupted)
 
 
 def evaluate(
@@ -122,8 +125,8 @@ def evaluate(
         unchecked=_unchecked(samples, model),
         synthetic=cohort.synthetic or model.spec.synthetic,
     )
-    _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
-    return found
+    reported = _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
+    return replace(found, reported=reported)
 
 
 def _preprocessed(
@@ -162,8 +165,8 @@ def _unchecked(samples: Sequence[Sample], model: Bundle) -> int:
     return sum(not (seen and sample.voxels) for sample in samples)
 
 
-def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> None:
-    """Everything in the folder of an evaluation; `cohort` has only what was scored."""
+def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> bool:
+    """Everything in the folder of an evaluation, and whether the report is; `cohort` has only what was scored."""
     out = found.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -171,13 +174,16 @@ def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: B
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
     _write_predictions(out / PREDICTIONS, network, cohort.samples)
     _write_metrics(out / METRICS, found, model, device)
-    write_evaluation_report(
-        out,
-        network,
-        synthetic=found.synthetic,
-        cohort=count_sources(cohort),
-        facts=_facts(found, model, device),
-        seen=found.seen,
+    return try_report(
+        str(out / REPORT),
+        lambda: write_evaluation_report(
+            out,
+            network,
+            synthetic=found.synthetic,
+            cohort=count_sources(cohort),
+            facts=_facts(found, model, device),
+            seen=found.seen,
+        ),
     )
 
 

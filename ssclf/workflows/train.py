@@ -28,6 +28,7 @@ from ssclf.domain.run_data import RunData, differences
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.files import whole_file
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.preprocessed import (
     Folders,
@@ -60,16 +61,16 @@ from ssclf.io.records.training_run import (
 )
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
+from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
-from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.reports import try_report
 
-#: Epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses so much.
-SAVE_INTERVAL_S = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -83,6 +84,7 @@ class TrainResult:
     temperature: that calibrates the logits; 1 where nothing was held out to fit it on.
     calibrated_on: volumes that the temperature was fitted on.
     interrupted: signal that stopped the run, 0 when it ran to its end. It goes on with `resume`.
+    reported: False where the picture of its curves could not be drawn.
     """
 
     run: Path
@@ -92,6 +94,12 @@ class TrainResult:
     temperature: float
     calibrated_on: int = 0
     interrupted: int = 0
+    reported: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """Contract, "Exit codes"."""
+        return exit_code(failed=not self.reported, interrupted=self.interrupted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +109,14 @@ class Machine:
     Attributes:
         workers: processes that read and augment volumes; 0 does so in the one that trains.
         weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        save_every_s: epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses
+            so much.
     """
 
     device: Device = "auto"
     workers: int = 2
     weights: Path | None = None
+    save_every_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,7 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     machine, watch = machine or Machine(), watch or Watch()
-    with own_folder(out):
+    with own_folder(out), resource_errors():
         return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
 
 
@@ -185,16 +196,17 @@ def _train(
             write_data(out, data)
             write_beginning(out, config, split)
         with note_signals("saving; run again with --resume to go on") as signals:
-            _run_epochs(trainer, progress, parts["validation"], out, signals, watch)
-        if main:
-            draw_learning_curves([asdict(record) for record in progress.records], out / CURVES)
+            _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
+        rows = [asdict(record) for record in progress.records]
+        reported = not main or try_report(str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES))
         if not progress.finished(config):
             return TrainResult(
                 out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
             )
         if progress.best is not None:
             network.load_state_dict(progress.best)
-        return _finish(trainer, progress, cohort, parts, out, write=main)
+        result = _finish(trainer, progress, cohort, parts, out, write=main)
+        return dataclasses.replace(result, reported=reported)
 
 
 def _build(
@@ -286,6 +298,7 @@ def _run_epochs(
     out: Path,
     signals: list[int],
     watch: Watch,
+    save_every_s: float,
 ) -> None:
     """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards."""
     main = trainer.fabric.global_rank == 0
@@ -315,7 +328,7 @@ def _run_epochs(
                 write_epochs(out, progress.records)
                 watch.on_epoch(record)
         over = progress.finished(trainer.config) or bool(signals)
-        if main and (over or time.monotonic() - saved > SAVE_INTERVAL_S):
+        if main and (over or time.monotonic() - saved > save_every_s):
             _save(trainer, progress, out)
             saved = time.monotonic()
         if signals:
@@ -363,7 +376,8 @@ def _finish(
         save_checkpoint({"network": trainer.network.state_dict()}, out / CHOSEN)
         write_predictions(out, names, _predictions(cohort, parts, found, calibration.temperature))
         train = found["train"]
-        np.savez_compressed(out / FEATURES, features=train.features, targets=train.targets)
+        with whole_file(out / FEATURES, binary=True) as file:
+            np.savez_compressed(file, features=train.features, targets=train.targets)
         training = dataclasses.replace(
             _describe(trainer, progress, cohort, parts, calibration),
             statistics=training_statistics(parts, found),

@@ -87,6 +87,16 @@ def test_scores_are_those_of_the_bundle_s_own_answers(
     assert (tmp_path / "out" / "figures" / "confusion.png").is_file()
 
 
+def test_a_report_that_cannot_be_written_costs_no_scores(
+    cohort: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    found = evaluate(cohort, tiny_bundle, tmp_path / "out", device="cpu", threads=1)
+    assert not found.reported and found.exit_code == 3
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["volumes"] == 6
+    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 6
+
+
 def test_volumes_of_the_training_are_refused_or_left_out(
     cohort: Path, knowing_bundle: Path, tmp_path: Path
 ) -> None:

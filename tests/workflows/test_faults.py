@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_rows_of_one_scan_are_equal(case: Path, tiny_bundle: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("crop", ["none", "brain"])
-def test_the_network_sees_the_same(crop: str, case: Path, tmp_path: Path) -> None:
+def test_the_network_sees_the_same(crop: Literal["none", "brain"], case: Path, tmp_path: Path) -> None:
     """Probabilities of a network that has learned nothing forgive much: what it is shown does not."""
     config = replace(PreprocessConfig(spacing=(4.0, 4.0, 4.0)), crop=crop)
     scans = {key(scan.path, scan.series): scan for scan in discover([case], contrasts=config.contrasts).scans}

@@ -67,6 +67,15 @@ def test_a_run_leaves_its_files_and_scores_what_it_held_out(
     assert training["calibration"]["fitted_on"] == "validation"
 
 
+def test_curves_that_cannot_be_drawn_cost_no_training(
+    preprocessed: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run" / "curves.png").mkdir(parents=True)
+    result = run(preprocessed(), tmp_path / "run", dataclasses.replace(TINY, epochs=1))
+    assert result.exit_code == 3 and (tmp_path / "run" / "provenance.json").is_file()
+    assert "curves.png: could not be written (IsADirectoryError" in caplog.text
+
+
 def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
     preprocessed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
