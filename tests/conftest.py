@@ -16,6 +16,11 @@ from ssclf.domain.volume import Volume
 from ssclf.io.volumes.nifti import write_nifti
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        pytest.importorskip(*mark.args, reason="pip install 'ssclf[train]'")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real MR volumes for development: beside the checkout, or where SSCLF_TEST_DATA points."""

@@ -24,6 +24,7 @@ def fold(targets: list[int], said: list[int], start: int = 0, sure: float = 2.0)
     return FoldPredictions(names, names, np.array(targets), sure * np.eye(2)[said])
 
 
+@pytest.mark.needs("scipy")
 def test_the_corrected_t_test_by_hand() -> None:
     """Macro F1 of the first network is 1, 1, 1; of the second 1, 1/3 (all said to be a) and 2/3·… by hand below."""
     first = {k: fold([0, 0, 1, 1], [0, 0, 1, 1], 4 * k) for k in (1, 2, 3)}
@@ -42,12 +43,14 @@ def test_the_corrected_t_test_by_hand() -> None:
     assert found.folds == 3 and found.low >= 0
 
 
+@pytest.mark.needs("scipy")
 def test_equal_networks_have_no_p_and_no_difference() -> None:
     folds = {1: fold([0, 1], [0, 1]), 2: fold([0, 1], [0, 0], 2)}
     (found,) = compare({"one": folds, "two": folds}, {1: 2, 2: 2}, CLASSES)
     assert (found.difference, found.p, found.low, found.high) == (0, None, 0, 0)
 
 
+@pytest.mark.needs("scipy")
 def test_networks_are_compared_on_the_folds_that_both_have() -> None:
     one = {1: fold([0, 1], [0, 1]), 2: fold([0, 1], [0, 1], 2)}
     two = {2: fold([0, 1], [0, 0], 2), 3: fold([0, 1], [0, 1], 4)}
@@ -57,6 +60,7 @@ def test_networks_are_compared_on_the_folds_that_both_have() -> None:
     assert compare({"one": {1: one[1]}, "two": {3: two[3]}}, {1: 4, 3: 4}, CLASSES) == []
 
 
+@pytest.mark.needs("sklearn")
 def test_resampled_scores_are_those_of_the_metrics_and_spread_as_a_proportion_does() -> None:
     random = np.random.default_rng(1)
     targets = np.repeat([0, 1], 100)
@@ -83,6 +87,7 @@ def test_subjects_not_volumes_are_drawn() -> None:
     assert bootstrap_scores([same], 2)["accuracy"].std() == 0
 
 
+@pytest.mark.needs("scipy")
 def test_a_temperature_never_sees_what_it_scores() -> None:
     random = np.random.default_rng(2)
     targets = random.integers(0, 2, 60).tolist()

@@ -59,10 +59,12 @@ def find(values: Features, name: str = "it") -> bool:
 
 
 @pytest.mark.parametrize("kind", ["shape", "histogram"])
+@pytest.mark.needs("sklearn")
 def test_quiet_where_the_generator_plants_nothing(volumes: list[Volume], kind: str) -> None:
     assert not find(features(volumes, kind))
 
 
+@pytest.mark.needs("sklearn")
 def test_quiet_on_noise() -> None:
     """With 19 shuffles, one run in 20 is to give a false alarm."""
     random = np.random.default_rng(0)
@@ -74,6 +76,7 @@ def test_quiet_on_noise() -> None:
     assert sum(finding.verdict != "nothing" for finding in found) <= 2
 
 
+@pytest.mark.needs("sklearn")
 def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
     def brighten(volume: Volume, target: int) -> Volume:
         data = volume.data / volume.data.max()
@@ -86,6 +89,7 @@ def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
     assert not find(features(volumes, "shape", brighten))
 
 
+@pytest.mark.needs("sklearn")
 def test_another_field_of_view_is_found(volumes: list[Volume]) -> None:
     def cut(volume: Volume, target: int) -> Volume:
         return Volume(volume.data[:, 4:], volume.affine) if target == 2 else volume
@@ -93,6 +97,7 @@ def test_another_field_of_view_is_found(volumes: list[Volume]) -> None:
     assert find(features(volumes, "shape", cut))
 
 
+@pytest.mark.needs("sklearn")
 def test_header_fields_are_read_as_numbers_or_as_names() -> None:
     rows = [
         {"spacing": f"{1 + 0.1 * (t == 0):g} x 1 x 1", "orientation": "RAS" if t else "LPS", "empty": ""}
@@ -106,6 +111,7 @@ def test_header_fields_are_read_as_numbers_or_as_names() -> None:
     assert text.startswith("header fields alone tells HGG from the rest")
 
 
+@pytest.mark.needs("sklearn")
 def test_a_stored_scale_is_found_though_numbers_range_widely() -> None:
     """Brains of 300 to 3000 in two classes, ten times that in the third; some below zero."""
     random = np.random.default_rng(2)
@@ -121,6 +127,7 @@ def test_a_table_that_says_the_same_of_all_tells_nothing() -> None:
     assert finding.verdict == "nothing" and finding.score == 0.5
 
 
+@pytest.mark.needs("sklearn")
 def test_volumes_of_a_subject_are_shuffled_together() -> None:
     """24 subjects with two equal volumes each: shuffled one by one, the labels would look too hard to guess."""
     random = np.random.default_rng(3)

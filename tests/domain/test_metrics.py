@@ -17,6 +17,7 @@ def from_confusion() -> tuple[np.ndarray, np.ndarray]:
     return targets, np.eye(3)[[p for _, p in pairs]] * 0.7 + 0.1
 
 
+@pytest.mark.needs("sklearn")
 def test_every_score_of_a_confusion_matrix_worked_out_by_hand() -> None:
     metrics = score_predictions(*from_confusion(), NAMES)
     assert metrics.confusion == CONFUSION
@@ -43,6 +44,7 @@ def test_every_score_of_a_confusion_matrix_worked_out_by_hand() -> None:
     assert metrics.log_loss == pytest.approx(-(15 * np.log(0.8) + 5 * np.log(0.1)) / 20)
 
 
+@pytest.mark.needs("sklearn")
 def test_the_area_under_the_curve_counts_ordered_pairs() -> None:
     targets = np.array([0, 0, 1, 1, 1])
     p = np.array([0.9, 0.4, 0.6, 0.3, 0.2])
@@ -51,6 +53,7 @@ def test_the_area_under_the_curve_counts_ordered_pairs() -> None:
     assert metrics.macro_roc_auc == pytest.approx(5 / 6)
 
 
+@pytest.mark.needs("sklearn")
 def test_a_class_that_is_absent_gives_no_area_and_no_warning() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1]])
     metrics = score_predictions(np.array([0, 1]), probabilities, NAMES)
@@ -64,6 +67,7 @@ def test_a_class_that_is_absent_gives_no_area_and_no_warning() -> None:
     assert alone.per_class["LGG"].specificity == 0
 
 
+@pytest.mark.needs("scipy")
 def test_the_temperature_is_found_again() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, (4000, 3))
@@ -72,6 +76,7 @@ def test_the_temperature_is_found_again() -> None:
     assert fit_temperature(logits / 2, targets) == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.needs("scipy")
 def test_a_few_right_answers_do_not_make_certainty() -> None:
     logits = np.array([[2.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
     temperature = fit_temperature(logits, np.array([0, 1, 0]))

@@ -199,6 +199,7 @@ def test_the_engines_agree(predict: Callable[..., tuple[int, str]], scans: Path,
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7200)
 def test_engines_and_workers_agree_on_every_real_file(
     tiny_bundle: Path, shared_data: Path, tmp_path: Path
 ) -> None:
