@@ -387,7 +387,7 @@ class PredictConfig:
     ] = None
     engine: Annotated[
         Engine,
-        Option("auto: ONNX Runtime if the model has it.", "Device"),
+        Option("auto: ONNX Runtime. torchscript runs code of whoever made the model.", "Device"),
     ] = "auto"
     device: Annotated[
         Device,
@@ -402,7 +402,7 @@ class PredictConfig:
     timeout_s: Annotated[
         float | None,
         Option(
-            "Limit for reading one volume; 0: none.",
+            "Limit for reading one volume, and for its network; 0: none.",
             "Speed",
             flag="--timeout",
             metavar="SECONDS",

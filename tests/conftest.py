@@ -91,6 +91,24 @@ def _write_untrained_bundle(folder: Path, seed: int, architecture: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def describe_anew() -> Callable[[Path, str], None]:
+    """Gives a bundle another description as an export would: beside its network and in it. Its TorchScript goes."""
+    onnx = pytest.importorskip("onnx")
+    from ssclf.io.models.checksums import write_checksums
+
+    def describe(folder: Path, spec: str) -> None:
+        model = onnx.load(folder / "model.onnx")
+        onnx.helper.set_model_props(model, {"spec.json": spec})
+        onnx.save(model, folder / "model.onnx")
+        (folder / "spec.json").write_text(spec)
+        for name in ("model.torchscript.pt", "SHA256SUMS"):
+            (folder / name).unlink()
+        write_checksums(folder)
+
+    return describe
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "tiny", 0, "mc3")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ssclf.cli import options as opt
+from ssclf.cli.saying import say
 from ssclf.errors import ConfigError
 
 
@@ -54,7 +55,7 @@ def doctor(
 
         (chosen, *_) = choose_bundles(model or [], os.environ)
         write_rates(json, measure_rates(chosen, device=device, engine=engine, typical=typical or ()))
-        typer.echo(f"rates: {json}")
+        say(f"rates: {json}")
     raise typer.Exit(1 if failed else 0)
 
 

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import sys
 import threading
 import time
@@ -200,6 +201,9 @@ def _connected(cluster: ClusterConfig) -> Iterator[None]:
         # one core is enough to run, but not for a task and an actor to be counted side by side
         cores = max(2, len(os.sched_getaffinity(0)))
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        # Ray listens on every interface. Since 2.59 it asks for a token where it starts a cluster itself; one of this
+        # run, known to its processes alone, instead of a file in the home folder that every run shares.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
         options |= {"address": cluster.address}
     try:
@@ -466,7 +470,13 @@ class _Run:
             "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
             "config": config_to_dict(self.config),
             "models": [
-                {"name": b.spec.name, "sha256": b.sha256, "synthetic": b.spec.synthetic} for b in self.bundles
+                {
+                    "name": b.spec.name,
+                    "sha256": b.sha256,
+                    "engine": self.ensemble.engine,
+                    "synthetic": b.spec.synthetic,
+                }
+                for b in self.bundles
             ],
             "class_names": list(self.ensemble.class_names),
             "volumes": summary.volumes,
@@ -476,7 +486,7 @@ class _Run:
             "seconds": self.seconds,
             "notice": "Research use only, not a medical device.",
         }
-        self.out.write(_RUN, json.dumps(run, indent=1).encode())
+        self.out.write(_RUN, json.dumps(run, indent=1, allow_nan=False).encode())
 
     def summary(self) -> ClusterSummary:
         return ClusterSummary(

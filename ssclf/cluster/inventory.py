@@ -380,7 +380,15 @@ def _stamps(unit: Unit, source: Source) -> tuple[str, ...]:
         case FileUnit():
             return (unit.stamp,)
         case RowUnit():
-            return () if source.base.local else tuple(source.base.stamp(file) for file in unit.files)
+            return () if source.base.local else tuple(_stamp_below(source.base, file) for file in unit.files)
+
+
+def _stamp_below(base: Store, file: str) -> str:
+    try:
+        base.check_inside(file)
+    except DatasetError:
+        return "gone"
+    return base.stamp(file)
 
 
 def _write_units(out: Store, number: int, units: Iterable[Unit]) -> None:
@@ -463,9 +471,9 @@ def _settle_row(source: Source, unit: RowUnit, here: Path, selection: Selection)
     if source.base.local is None:
         # what must be looked into is fetched; of a volume the name is enough
         for cell in unit.files:
-            target = here / cell
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                source.base.check_inside(cell)
+                (here / cell).parent.mkdir(parents=True, exist_ok=True)
                 _fetch_cell(source.base, cell, here)
             except FileNotFoundError:
                 continue

@@ -38,6 +38,11 @@ class ModelSpec:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        texts = (self.name, self.architecture, *self.class_names)
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"name, architecture and class_names: expected text, found {texts}.")
+        if not isinstance(self.training, Mapping) or not isinstance(self.versions, Mapping):
+            raise ConfigError("training and versions: expected objects.")
         if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
             raise ConfigError(f"class_names: expected two or more different names, found {self.class_names}.")
         if not 0 < self.temperature < 1000:
@@ -90,6 +95,7 @@ class ModelSpec:
             },
             indent=2,
             sort_keys=True,
+            allow_nan=False,
         )
 
     @staticmethod
@@ -114,14 +120,14 @@ class ModelSpec:
             spec = ModelSpec(
                 name=values["name"],
                 architecture=values["architecture"],
-                class_names=tuple(values["class_names"]),
+                class_names=_names(values["class_names"]),
                 preprocess=preprocess,
                 temperature=float(values["calibration"]["temperature"]),
                 training=values["training"],
                 versions=values["versions"],
             )
             written = values["preprocess_hash"]
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, ConfigError) as exc:
             raise ModelError(f"{source}: expected the description of an ssclf model, found {exc!r}.") from exc
         if written != preprocess.hash:
             raise ModelError(
@@ -130,3 +136,12 @@ class ModelSpec:
                 f"{spec.versions.get('ssclf', 'unknown')}."
             )
         return spec
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """Raises:
+    ConfigError: not a list; a string would be taken letter by letter.
+    """
+    if not isinstance(values, list):
+        raise ConfigError(f"class_names: expected a list of names, found {values!r}.")
+    return tuple(values)

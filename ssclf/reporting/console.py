@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,8 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
+from ssclf.domain.visible import visible_lines
 from ssclf.io.discovery.cohorts import Cohort
 from ssclf.io.discovery.scans import Case
 from ssclf.io.discovery.sources import Discovery
@@ -50,9 +52,14 @@ NOTICE = "Research use only, not a medical device. The model knows only its own 
 log = logging.getLogger(__name__)
 
 
+class _VisibleConsole(Console):
+    def render_str(self, text: str, *args: Any, **kwargs: Any) -> Text:
+        return super().render_str(visible_lines(text), *args, **kwargs)
+
+
 def plain_console(*, stderr: bool = True) -> Console:
-    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup."""
-    return Console(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
+    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup, and control characters are seen."""
+    return _VisibleConsole(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
 
 
 class Counting:
@@ -431,15 +438,23 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     ]
 
 
+class _VisibleFormatter(logging.Formatter):
+    """A terminal acts on control characters, and names of files may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
+
+
 def log_to_stderr(level: int) -> None:
     """Send ssclf's log to stderr: coloured on a terminal, plain lines with a time stamp elsewhere."""
     console = plain_console()
     handler: logging.Handler
+    lines = "%(message)s" if console.is_terminal else "%(asctime)s %(levelname)s %(message)s"
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_VisibleFormatter(lines))
     logger = logging.getLogger("ssclf")
     logger.handlers[:] = [handler]
     logger.propagate = False

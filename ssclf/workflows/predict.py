@@ -23,6 +23,7 @@ from ssclf.errors import DatasetError, OutputError
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.image_hints import image_hint
+from ssclf.io.inside import is_inside
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import check_output_file, holds_something, is_file, real_path, watched_folder, why_missing
@@ -326,7 +327,7 @@ def _remove_maps(maps: Path, gone: Iterable[ResultRow], *, kept: Iterable[Result
     there = {real_path(maps / row.extra["map"]) for row in kept if "map" in row.extra}
     for path in (real_path(maps / row.extra["map"]) for row in gone if "map" in row.extra):
         # the name comes from a file that anybody may have edited
-        if path.is_relative_to(real_path(maps)) and path not in there and is_file(path):
+        if is_inside(maps, path) and path not in there and is_file(path):
             path.unlink(missing_ok=True)
 
 
@@ -342,6 +343,7 @@ def _describe_run(
             {
                 "name": bundle.spec.name,
                 "sha256": bundle.sha256,
+                "engine": ensemble.engine,
                 "synthetic": bundle.spec.synthetic,
                 "training": {
                     k: v for k, v in bundle.spec.training.items() if k not in ("voxels", "statistics")

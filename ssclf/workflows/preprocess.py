@@ -31,6 +31,7 @@ from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
 from ssclf.io.discovery.subjects import list_subjects
 from ssclf.io.extraction.engines import available_engines
+from ssclf.io.files import own_folder
 from ssclf.io.locks import Lock
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.checksums import file_sha256
@@ -391,6 +392,7 @@ def _locked(out: Path) -> Iterator[Path]:
                 raise OutputError(
                     f"{out}: another ssclf run is writing there; wait for it, or choose another --out."
                 )
+            own_folder(scratch)
             sweep_folder(out)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(mode=0o700)

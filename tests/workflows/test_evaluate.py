@@ -16,7 +16,6 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, LeakageError
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.models.bundle import open_bundle
-from ssclf.io.models.checksums import write_checksums
 from ssclf.io.models.runtime import open_classifier
 from ssclf.io.preparation import prepare_scan
 from ssclf.io.volumes.nifti import read_written, write_nifti
@@ -43,14 +42,13 @@ def cohort(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def knowing_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def knowing_bundle(tiny_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> Path:
     """A model that says it was trained on the first two volumes of the cohort, with a temperature."""
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "knowing"))
     spec = json.loads((folder / "spec.json").read_text())
     spec["training"]["voxels"] = [f"{k:064x}" for k in range(2)]
     spec["calibration"]["temperature"] = 2.0
-    (folder / "spec.json").write_text(json.dumps(spec))
-    write_checksums(folder)
+    describe_anew(folder, json.dumps(spec))
     return folder
 
 

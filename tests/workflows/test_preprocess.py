@@ -236,6 +236,18 @@ def test_a_folder_in_use_or_of_something_else_is_left_alone(cohort: Path) -> Non
             run(cohort)
 
 
+def test_a_planted_link_is_not_followed(cohort: Path) -> None:
+    """What the link leads to was emptied as our own scratch folder."""
+    theirs, out = cohort.parent / "theirs", cohort.parent / "out"
+    theirs.mkdir()
+    (theirs / "kept").touch()
+    out.mkdir()
+    (out / ".work").symlink_to(theirs)
+    with pytest.raises(OutputError, match="found a link"):
+        run(cohort)
+    assert (theirs / "kept").exists()
+
+
 def test_the_output_of_an_earlier_run_is_no_source(cohort: Path) -> None:
     out = cohort / "preprocessed"
     first = preprocess_cohort(query(cohort), out, CONFIG)

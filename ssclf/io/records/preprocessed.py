@@ -114,7 +114,7 @@ def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
     """What a volume was made from, beside what the manifest says of it."""
-    write_whole(path, json.dumps(values))
+    write_whole(path, json.dumps(values, allow_nan=False))
 
 
 def read_record(path: Path) -> dict[str, Any]:
