@@ -339,7 +339,7 @@ def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volu
     assert len(summary.notes) == 2 and "ann and zoe count as one subject" in " ".join(summary.notes)
     assert len(read_prepared_cohort(cohort.parent / "out").samples) == 5
     text = (cohort.parent / "out/manifest.csv").read_text("utf-8")
-    (cohort.parent / "out/manifest.csv").write_text(text.replace("ann,HGG", "zoe,HGG", 1), "utf-8")
+    (cohort.parent / "out/manifest.csv").write_text(text.replace('"ann","HGG"', '"zoe","HGG"', 1), "utf-8")
     with pytest.raises(
         LeakageError, match=r"line 2 and .*line 3: the same voxels have two subjects, zoe and ann"
     ):
