@@ -208,7 +208,7 @@ def cannot_be_significant(counts: Sequence[int], permutations: int = PERMUTATION
     completely has p >= m / C(N, n) with m classes of its size; with B shuffles, the audit asks for 1 / (B + 1).
 
     Source: Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010 (the smallest p is that of the number
-    of distinct permutations); Ojala and Garriga, Permutation Tests for Studying Classifier Performance, 2010, Sec. 3.
+    of distinct permutations); Ojala and Garriga, Permutation Tests for Studying Classifier Performance, 2010.
 
     Args:
         counts: subjects of each class; those without any do not count.

@@ -29,7 +29,7 @@ VERSION: Final = "1-"
 BITS: Final = 512
 #: Likenesses that differ in no more bits are of one scan. A scan stored again differs in none, with noise
 #: of 2 % in up to 9; scans of two persons differ in 112 and more, two contrasts of one visit in 54 and more.
-TOLERANCE: Final = 20
+TOLERANCE: Final = 10
 _WRITTEN: Final = re.compile(f"{VERSION}[0-9a-f]{{{BITS // 4}}}")
 _BLOCK_MM: Final = 8.0
 #: Blocks along each axis: 192 mm, more than a brain.

@@ -161,7 +161,10 @@ def test_a_cohort_of_one_class_can_be_scored_though_not_trained_on(
 
 
 def test_a_training_scan_is_left_out_however_it_is_stored(
-    make_volume: Callable[..., Volume], tiny_bundle: Path, tmp_path: Path
+    make_volume: Callable[..., Volume],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    describe_anew: Callable[[Path, str], None],
 ) -> None:
     """Only equal voxels were known again: a scan rounded to whole numbers passed as unseen."""
     for number, label in enumerate(("LGG", "healthy", "LGG", "healthy")):
@@ -170,8 +173,7 @@ def test_a_training_scan_is_left_out_however_it_is_stored(
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "knowing"))
     spec = json.loads((bundle / "spec.json").read_text())
     spec["training"]["likenesses"] = [describe_likeness(seen.data, seen.affine)]
-    (bundle / "spec.json").write_text(json.dumps(spec))
-    write_checksums(bundle)
+    describe_anew(bundle, json.dumps(spec))
     volume = make_volume(seed=2)
     rounded = Volume(np.round(volume.data).astype(np.int16), volume.affine)
     (tmp_path / "scans/LGG/s2.nii.gz").unlink()

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from ssclf.cli.app import app
 from ssclf.config import PreprocessConfig
 from ssclf.domain.likeness import is_readable
 from ssclf.domain.preprocessing import voxel_hash
@@ -337,7 +339,7 @@ def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volu
     assert len(summary.notes) == 2 and "ann and zoe count as one subject" in " ".join(summary.notes)
     assert len(read_prepared_cohort(cohort.parent / "out").samples) == 5
     text = (cohort.parent / "out/manifest.csv").read_text("utf-8")
-    (cohort.parent / "out/manifest.csv").write_text(text.replace("ann,HGG", "zoe,HGG", 1), "utf-8")
+    (cohort.parent / "out/manifest.csv").write_text(text.replace('"ann","HGG"', '"zoe","HGG"', 1), "utf-8")
     with pytest.raises(
         LeakageError, match=r"line 2 and .*line 3: the same voxels have two subjects, zoe and ann"
     ):
@@ -370,3 +372,20 @@ def test_records_of_an_earlier_version_are_kept_and_told_the_likeness(cohort: Pa
     second = run(cohort)
     assert second.reused == 3 and times(cohort.parent / "out") == before
     assert [row["likeness"] for row in second.rows] == [row["likeness"] for row in first.rows]
+
+
+def test_who_was_taken_for_whom_is_printed_and_shortened(tmp_path: Path, make_volume: MakeVolume) -> None:
+    for number in range(11):
+        label = ("HGG", "LGG")[number % 2]
+        write_nifti(make_volume(seed=number), tmp_path / f"data/{label}/sub-{number:02d}_ses-1_T1w.nii.gz")
+    write_nifti(make_volume(seed=20), tmp_path / "data/HGG/sub-10_ses-2_T1w.nii.gz")
+    words = ["preprocess", tmp_path / "data", "--out", tmp_path / "out", "--contrasts", "t1", "--spacing", "12",
+             "--workers", "1", "--assume-stripped"]  # fmt: skip
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    shown = [" ".join(line.split()) for line in done.output.replace("\u2502", " ").splitlines()]
+    assert "11 subjects, named by sub- in the name (11)" in shown
+    assert "sub-10 HGG 1, 2 2" in shown and "sub-00 HGG 1 1" in shown
+    assert sum(line.startswith("sub-") for line in shown) == 8
+    assert any(line.startswith("\u2026 and 3 more: all will be in subjects.csv") for line in shown)
+    assert len(read_csv(tmp_path / "out/subjects.csv")) == 11

@@ -187,6 +187,7 @@ def _in_folders(root: Path, place: Place, level: ClassLevel) -> Who:
     people = [name for name in inside if not _VISIT.fullmatch(name) and not _is_kind(name)]
     found = people[0] if people else place.name or (*place.folders, real_path(root).name)[-1]
     before, *_, behind = (*_SES.split(found), "")[:3]
+    alone = "DICOM series" if isinstance(place.content, DicomSeries) else "file name"
     below = "folder below the class" if class_folder else "folder"
     return Who(
         clean_text(before or behind.strip("_-") or found),
@@ -194,7 +195,7 @@ def _in_folders(root: Path, place: Place, level: ClassLevel) -> Who:
         "/".join((str(root), *place.folders, place.name)),
         named_by_class=bool(class_folder),
         session=next((name for name in inside if _VISIT.fullmatch(name)), ""),
-        named_by=below if people else "file name",
+        named_by=below if people else alone,
     )
 
 

@@ -131,11 +131,6 @@ def write_manifest(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
     write_table(folder / _MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
 
 
-def subjects_path(folder: Path) -> Path:
-    """For messages."""
-    return folder / _SUBJECTS
-
-
 def write_subjects(folder: Path, rows: Iterable[Sequence[str | int]]) -> None:
     """A row per subject and label, with the cells of `SUBJECT_COLUMNS`."""
     write_table(folder / _SUBJECTS, SUBJECT_COLUMNS, rows)
