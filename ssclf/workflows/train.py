@@ -9,13 +9,14 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,6 +71,9 @@ from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.reports import try_report
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -300,47 +304,79 @@ def _run_epochs(
     watch: Watch,
     save_every_s: float,
 ) -> None:
-    """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards."""
+    """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards.
+
+    Raises:
+        ModelError: numbers ran over; what is on disk is from before.
+    """
     main = trainer.fabric.global_rank == 0
     events = open_event_log(out / EVENTS, len(progress.records) + 1) if main else None
-    saved = time.monotonic()
-    while not progress.finished(trainer.config):
-        epoch = trainer.epoch + 1
+    saved = -math.inf  # the first epoch is kept, whatever becomes of the next
+    with contextlib.closing(events) if events else contextlib.nullcontext():
+        while not progress.finished(trainer.config):
+            with _what_is_kept(out):
+                record = _train_epoch(trainer, validation, signals, watch)
+            if record:
+                progress.add(record, trainer.network.state_dict())
+                if events:
+                    _note(record, progress, events, out)
+                    watch.on_epoch(record)
+            over = progress.finished(trainer.config) or bool(signals)
+            if main and (over or time.monotonic() - saved > save_every_s):
+                _save(trainer, progress, out)
+                saved = time.monotonic()
+            if signals:
+                break
 
-        def report(step: int, loss: float, epoch: int = epoch) -> None:
-            watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
 
-        result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
-        if result.finished:
-            record = EpochRecord(
-                epoch=epoch,
-                train_loss=result.loss,
-                learning_rate=result.learning_rate,
-                seconds=result.seconds,
-                wait_share=result.wait_share,
-                **_validate(trainer, validation),
-            )
-            progress.add(record, trainer.network.state_dict())
-            if events:
-                for field in fields(record)[1:]:
-                    if (value := getattr(record, field.name)) is not None:
-                        events.add_scalar(field.name, value, epoch)
-                write_epochs(out, progress.records)
-                watch.on_epoch(record)
-        over = progress.finished(trainer.config) or bool(signals)
-        if main and (over or time.monotonic() - saved > save_every_s):
-            _save(trainer, progress, out)
-            saved = time.monotonic()
-        if signals:
-            break
-    if events:
-        events.close()
+def _train_epoch(
+    trainer: Trainer, validation: list[Sample], signals: list[int], watch: Watch
+) -> EpochRecord | None:
+    """What an epoch came to, None where a signal ended it early."""
+    epoch = trainer.epoch + 1
+
+    def report(step: int, loss: float) -> None:
+        watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
+
+    result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
+    trainer.check_weights()
+    if not result.finished:
+        return None
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=result.loss,
+        learning_rate=result.learning_rate,
+        seconds=result.seconds,
+        wait_share=result.wait_share,
+        **_validate(trainer, validation),
+    )
+
+
+@contextlib.contextmanager
+def _what_is_kept(out: Path) -> Iterator[None]:
+    """An error of the network says what is left of the run."""
+    try:
+        yield
+    except ModelError as exc:
+        left = (
+            f"The state before is kept in {out / LAST}"
+            if (out / LAST).is_file()
+            else "No state was kept before"
+        )
+        raise ModelError(f"{exc} {left}; what may help are other settings, and with them a new run.") from exc
+
+
+def _note(record: EpochRecord, progress: _Progress, events: SummaryWriter, out: Path) -> None:
+    for field in fields(record)[1:]:
+        if (value := getattr(record, field.name)) is not None:
+            events.add_scalar(field.name, value, record.epoch)
+    write_epochs(out, progress.records)
 
 
 def _validate(trainer: Trainer, validation: list[Sample]) -> dict[str, float]:
     if not validation:
         return {}
-    found = trainer.predict(validation)
+    found = trainer.predict(validation, "validation")
     metrics = score_predictions(found.targets, softmax(found.logits), trainer.class_names)
     return {"val_loss": found.loss, "val_accuracy": metrics.accuracy, "val_macro_f1": metrics.macro_f1}
 
@@ -356,7 +392,7 @@ def _finish(
 ) -> TrainResult:
     """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
     names = cohort.class_names
-    found = {role: trainer.predict(samples) for role, samples in parts.items() if samples}
+    found = {role: trainer.predict(samples, role) for role, samples in parts.items() if samples}
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)
     calibration = Calibration(

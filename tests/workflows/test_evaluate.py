@@ -16,7 +16,6 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, LeakageError
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.models.bundle import open_bundle
-from ssclf.io.models.checksums import write_checksums
 from ssclf.io.models.runtime import open_classifier
 from ssclf.io.preparation import prepare_scan
 from ssclf.io.volumes.nifti import read_written, write_nifti

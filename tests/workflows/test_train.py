@@ -13,14 +13,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ssclf.config import TrainConfig
 from ssclf.domain.provenance import Provenance
+from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
 from ssclf.io.records.preprocessed import read_prepared_cohort
-from ssclf.io.records.training_run import read_record
+from ssclf.io.records.training_run import EpochRecord, read_record
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.workflows.train import Machine, TrainResult, Watch, train
 
 TINY = TrainConfig(
@@ -65,6 +68,33 @@ def test_a_run_leaves_its_files_and_scores_what_it_held_out(
     assert len(training["voxels"]) == 6
     assert "subject" not in json.dumps(training).replace('"subjects"', "")
     assert training["calibration"]["fitted_on"] == "validation"
+
+
+def test_numbers_that_run_over_leave_the_last_good_state(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """NaN in the validation part was a traceback of sklearn's without a checkpoint, and left epoch 0 as the best."""
+    data, out = preprocessed(), tmp_path / "run"
+    before: dict[Path, bytes] = {}
+
+    def spoil(record: EpochRecord) -> None:
+        for key in json.loads((out / "split.json").read_text())["splits"][0]["validation"][:1]:
+            volume = read_written(data / key)
+            before[data / key] = (data / key).read_bytes()
+            write_nifti(Volume(np.full_like(volume.data, 3e38), volume.affine), data / key)
+
+    with pytest.raises(ModelError) as found:
+        run(data, out, on_epoch=spoil)
+    ((path, content),) = before.items()
+    text = str(found.value)
+    assert (
+        f"for 1 of the 3 validation volumes after epoch 2 (learning rate 0.001), the first of them {path.parent.name}"
+        in text
+    )
+    assert f"The state before is kept in {out / 'checkpoints' / 'last.pt'}" in text
+    path.write_bytes(content)
+    result = run(data, out, resume=True)
+    assert [record.epoch for record in result.epochs] == [1, 2, 3] and result.chosen_epoch > 0
 
 
 def test_curves_that_cannot_be_drawn_cost_no_training(
