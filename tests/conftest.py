@@ -18,7 +18,8 @@ from ssclf.io.volumes.nifti import write_nifti
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
-        pytest.importorskip(*mark.args, reason="pip install 'ssclf[train]'")
+        (module,) = mark.args
+        pytest.importorskip(module, reason="pip install 'ssclf[train]'")
 
 
 @pytest.fixture(scope="session")
