@@ -8,6 +8,7 @@ SsclfError
 ├── ModelError              a bundle, checkpoint or weights file cannot be used
 │   └── ParityError         exported networks disagree with the trained one
 ├── MissingDependencyError  an extra or an outside program is not installed
+├── ResourceError           the machine had too little: memory, processes that live
 └── OutputError             a result cannot be written where it was asked for
 
 A message says which file, what was expected, what was found and what to do next. It carries
@@ -48,6 +49,10 @@ class ParityError(ModelError):
 
 
 class MissingDependencyError(SsclfError):
+    pass
+
+
+class ResourceError(SsclfError):
     pass
 
 

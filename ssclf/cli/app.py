@@ -18,6 +18,7 @@ from ssclf.cli.prepare import preprocess
 from ssclf.cli.saying import say
 from ssclf.cli.train import cv, evaluate, export, train, weights_app
 from ssclf.errors import OutputError, SsclfError
+from ssclf.workflows.interruption import end_orderly
 
 
 class ErrorsAsMessages(TyperGroup):
@@ -26,7 +27,8 @@ class ErrorsAsMessages(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # older typers hand over click.Context, newer ones their own
         try:
             _check_working_folder()
-            return super().invoke(ctx)
+            with end_orderly():
+                return super().invoke(ctx)
         except SsclfError as exc:
             say(f"error: {exc}", err=True)
             raise typer.Exit(exc.exit_code) from exc

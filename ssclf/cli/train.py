@@ -184,7 +184,7 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
             watch=Watch(on_step=display.step, on_epoch=display.epoch),
         )
     display.summary(result)
-    raise typer.Exit(128 + result.interrupted if result.interrupted else 0)
+    raise typer.Exit(result.exit_code)
 
 
 def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
@@ -250,7 +250,8 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
 
 def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
     """Say what failed or is missing, write the report, and set the exit code."""
-    from ssclf.reporting.cv_report import write_cv_report
+    from ssclf.reporting.cv_report import REPORT, write_cv_report
+    from ssclf.workflows.reports import try_report
 
     for cell, error in result.errors.items():
         say(f"{cell.name}: {error}", err=True)
@@ -258,8 +259,11 @@ def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
         say(f"not finished: {', '.join(cell.name for cell in result.missing)}")
         same = f" --weights {shlex.quote(str(weights))}" if weights else ""
         say(f"`ssclf cv --resume --out {shlex.quote(str(result.run))}{same}` goes on")
-    if not result.interrupted:
-        say(f"report: {write_cv_report(result.run)}")
+    page = result.run / REPORT
+    if not result.interrupted and try_report(str(page), lambda: write_cv_report(result.run)):
+        say(f"report: {page}")
+    elif not result.interrupted:
+        raise typer.Exit(result.exit_code or 3)
     raise typer.Exit(result.exit_code)
 
 
@@ -333,7 +337,7 @@ def evaluate(
         bool,
         typer.Option(
             "--leave-out-seen",
-            help="Leave out volumes that the model was trained on. By default they are an error.",
+            help="Leave out volumes that trained the model or chose its epoch. By default they are an error.",
             rich_help_panel="Input",
         ),
     ] = False,

@@ -48,7 +48,7 @@ class ModelSpec:
         if not 0 < self.temperature < 1000:
             raise ConfigError(f"temperature: expected a positive number, found {self.temperature}.")
         try:  # now, so that damage is found before the first volume
-            known = self.provenance, self.feature_reference, self.contrast_references
+            known = self.provenance.seen.bits, self.feature_reference, self.contrast_references
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(
                 f"training: expected what ssclf writes of it, and numbers that belong together, {exc!r}."

@@ -76,6 +76,22 @@ class Lock:
         self.close()
 
 
+def hold(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file or folder itself, until its descriptor is closed or this process ends.
+
+    Returns:
+        False where another process has it, which it never is where we wait.
+
+    Raises:
+        OSError: the file system has no locks, or none on folders.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = False, remove: bool = False) -> Iterator[bool]:
     """Hold a lock file while the block runs.

@@ -35,6 +35,7 @@ _UNMARKED_MAP = (
 _HEADERS = (
     b"path,series,status,prediction,confidence,",  # results.csv
     b"subject,label,source,path,contrasts,shape,",  # manifest.csv of a preprocessed cohort
+    b"subject,label,source,sessions,volumes,failed,",  # its subjects.csv
     b'{"run": {"ssclf_version": ',  # results.json
 )
 _GENERATOR = b'<meta name="generator" content="ssclf">'

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, parent_process
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -38,7 +39,7 @@ class Outcome(Generic[Item, Result]):
     error: str = ""
 
 
-class _Worker(ForkServerProcess):
+class WithoutScript(BaseProcess):
     """A process that does not run the main script again, as multiprocessing's would: that script may not guard its
     calls, may come from stdin, or may import what costs seconds."""
 
@@ -49,6 +50,10 @@ class _Worker(ForkServerProcess):
             super().start()
         finally:
             sys.modules["__main__"] = script
+
+
+class _Worker(WithoutScript, ForkServerProcess):
+    pass
 
 
 class _Context(ForkServerContext):
@@ -160,11 +165,16 @@ def _start_worker(memory: int | None) -> None:
         limit_memory(memory)
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """However the process ends that started this one, this one ends too."""
     pr_set_pdeathsig = 1
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl"):  # Linux
         libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
-    # The fork server is our parent, and lives as long as one of us does; who waits for us is another process.
+    # A fork server may be our parent, and lives as long as one of us does; who waits for us is another process.
     started_by = parent_process()
     if started_by is not None:
         threading.Thread(target=_end_with, args=(started_by.sentinel,), daemon=True).start()
@@ -214,6 +224,10 @@ def _outcome(item: Item, future: Future[Any], timeout_s: float | None) -> Outcom
     except FutureTimeout:
         return Outcome(item, None, f"took longer than --timeout {timeout_s:g} s and was stopped.")
     except ProcessExpired as exc:
-        cause = f"signal {-exc.exitcode}" if exc.exitcode < 0 else f"exit code {exc.exitcode}"
         hint = "; the system may have run out of memory" if exc.exitcode == -signal.SIGKILL else ""
-        return Outcome(item, None, f"the process that read it died ({cause}){hint}.")
+        return Outcome(item, None, f"the process that read it died ({how_it_died(exc.exitcode)}){hint}.")
+
+
+def how_it_died(code: int) -> str:
+    """An exit code of multiprocessing's, in words."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

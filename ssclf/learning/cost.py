@@ -66,6 +66,16 @@ def measure_cost(
     )
 
 
+def thread_count() -> int:
+    """How many threads torch computes with in this process."""
+    return torch.get_num_threads()
+
+
+def use_threads(count: int) -> None:
+    """Compute with so many."""
+    torch.set_num_threads(count)
+
+
 class PeakMemory:
     """`megabytes` is the most that was in use since the watch began, None where the system does not tell."""
 

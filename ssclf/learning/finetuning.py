@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssclf.config import Architecture
+from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.models.bundle import Bundle
@@ -36,8 +37,8 @@ class Start:
     sha256: str
 
     @property
-    def voxels(self) -> frozenset[str]:
-        """Hashes of the volumes that trained it, and those that trained what it began with."""
+    def seen(self) -> SeenVolumes:
+        """The volumes that trained it or chose its epoch, and those that trained what it began with."""
         return self.spec.provenance.seen
 
     def describe(self) -> dict[str, Any]:

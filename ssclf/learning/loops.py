@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import Device, TrainConfig
@@ -150,7 +150,7 @@ class Trainer:
         optimizer = Adam(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         compiled = cast(nn.Module, torch.compile(network)) if config.compile else network
         self._module, self._optimizer = fabric.setup(compiled, optimizer)
-        self._scheduler = _make_scheduler(optimizer, config, config.epochs * self.steps_per_epoch)
+        self._scheduler = make_scheduler(optimizer, config, config.epochs * self.steps_per_epoch)
         # Dropout must differ between processes. The weights are drawn before this.
         torch.manual_seed(config.seed + fabric.global_rank)
 
@@ -213,8 +213,15 @@ class Trainer:
             self._batches_done, self._loss_sum = 0, 0.0
         return result
 
-    def predict(self, samples: list[Sample]) -> Predictions:
-        """Logits in eval mode without augmentation; on several processes each takes its share."""
+    def predict(self, samples: list[Sample], part: str = "these") -> Predictions:
+        """Logits in eval mode without augmentation; on several processes each takes its share.
+
+        Args:
+            part: what the samples are, for a message.
+
+        Raises:
+            ModelError: some of the logits are no numbers.
+        """
         self.network.eval()
         dataset = VolumeDataset(samples, self._cohort.class_names, augmentation="none", seed=0)
         sampler = EpochSampler(
@@ -231,9 +238,23 @@ class Trainer:
             found, pooled = self._forward(self.fabric.to_device(batch.volumes))
             indices, found, pooled = self._gather(self.fabric.to_device(batch.indices), found, pooled)
             logits[indices], features[indices] = found, pooled
+        self._check_logits(logits, samples, part)
         targets = torch.tensor(dataset.targets)
         loss = weighted_cross_entropy(logits, targets, self._weights.cpu())
         return Predictions(logits.numpy(), targets.numpy(), features.numpy(), float(loss))
+
+    def _check_logits(self, logits: Tensor, samples: list[Sample], part: str) -> None:
+        bad = [s.key for s, row in zip(samples, logits, strict=True) if not torch.isfinite(row).all()]
+        if bad:
+            what = (
+                "lower the learning rate, or use precision 32-true or bf16-mixed"
+                if len(bad) == len(samples)
+                else "see whether they are sound, or lower the learning rate"
+            )
+            raise ModelError(
+                f"the network gives NaN or infinity for {len(bad)} of the {len(samples)} {part} volumes after "
+                f"epoch {self.epoch} ({self._words()}), the first of them {bad[0]}; {what}."
+            )
 
     def close(self) -> None:
         """End the processes that read volumes. One that a slow machine left behind would keep this one from ending:
@@ -288,16 +309,52 @@ class Trainer:
                 loss = loss * (len(batch.targets) / total)
                 self.fabric.backward(loss)
             losses.append(loss.detach())
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._scheduler.step()
         value = float(torch.stack(losses).sum())
         if not np.isfinite(value):
             raise ModelError(
-                f"the loss became {value} in epoch {self.epoch + 1}; lower the learning rate "
-                f"(now {self.config.learning_rate}) or use precision 32-true or bf16-mixed."
+                f"the loss became {value} {self._place()}; lower the learning rate, or use precision 32-true or "
+                "bf16-mixed."
             )
+        if self._take_step():
+            self._scheduler.step()
+        self._optimizer.zero_grad()
         return value * total
+
+    def _take_step(self) -> bool:
+        """Change the weights; False where 16-bit gradients ran over, so that the step was left out and the loss scale
+        lowered. The schedule waits for it."""
+        before = self._scale
+        self._optimizer.step()
+        return before is None or self._scale == before or cast(float, self._scale) > before
+
+    @property
+    def _scale(self) -> float | None:
+        """What losses are multiplied with before 16-bit gradients are taken; None without such."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return None if scaler is None else float(scaler.get_scale())
+
+    def _place(self) -> str:
+        """Where a run is, for a message that it went wrong there."""
+        step = self._batches_done // self.config.accumulate + 1
+        where = f"at step {step} of {self.steps_per_epoch} in epoch {self.epoch + 1}"
+        return f"{where} ({self._words()})"
+
+    def _words(self) -> str:
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        scale = "" if self._scale is None else f", loss scale {self._scale:g}"
+        return f"learning rate {rate:.3g}{scale}"
+
+    def check_weights(self) -> None:
+        """Raises:
+        ModelError: they hold values that are no numbers, and are not worth keeping.
+        """
+        bad = [name for name, value in self.network.state_dict().items() if not torch.isfinite(value).all()]
+        if bad:
+            raise ModelError(
+                f"{len(bad)} of the network's tensors hold NaN or infinity after epoch {self.epoch} "
+                f"({self._words()}), the first of them {bad[0]}; lower the learning rate, or use precision 32-true or "
+                "bf16-mixed."
+            )
 
     def _logits(self, volumes: Tensor) -> Tensor:
         try:
@@ -342,23 +399,26 @@ class Trainer:
         )
 
 
-def _make_scheduler(optimizer: Adam, config: TrainConfig, steps: int) -> LRScheduler:
-    """How the learning rate moves from step to step."""
+def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
+    """How the learning rate moves from step to step, for so many of them, 1 or more."""
     if config.schedule == "onecycle":
+        rising = config.warmup or 0.3
+        while rising * (steps + 1) == 1:  # it would end at the first step, and torch divide by its length
+            rising = float(np.nextafter(rising, 0))
         return OneCycleLR(
             optimizer,
             max_lr=config.learning_rate,
             total_steps=steps + 1,
-            pct_start=config.warmup or 0.3,
+            pct_start=rising,
             cycle_momentum=False,
         )
-    rising = round(config.warmup * steps)
+    first = round(config.warmup * steps)
 
     def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
+        if step < first:
+            return (step + 1) / first
         if config.schedule == "constant":
             return 1.0
-        return 0.5 * (1 + float(np.cos(np.pi * (step - rising) / max(steps - rising, 1))))
+        return 0.5 * (1 + float(np.cos(np.pi * (step - first) / max(steps - first, 1))))
 
     return LambdaLR(optimizer, factor)

@@ -28,6 +28,7 @@ from ssclf.domain.visible import visible_lines
 from ssclf.io.discovery.cohorts import Cohort
 from ssclf.io.discovery.scans import Case
 from ssclf.io.discovery.sources import Discovery
+from ssclf.io.discovery.subjects import list_subjects
 from ssclf.io.records.cv_run import Cell
 from ssclf.io.records.results import ResultRow
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 #: Without a terminal, a line at most this often (seconds).
 PLAIN_INTERVAL_S = 10.0
+#: So many rows of what may be long are shown.
+SUBJECTS_SHOWN = 8
 NOTICE = "Research use only, not a medical device. The model knows only its own classes."
 log = logging.getLogger(__name__)
 
@@ -184,8 +187,11 @@ class PreprocessDisplay(Counting):
             for found in cohort.found:
                 table.add_row(found.label or "not stated", found.source, str(found.volumes), str(found.taken))
             self.console.print(table)
+            self.console.print(_subjects_table(cohort))
             for reason, count in sorted(cohort.left_out.items()):
                 log.info("left out: %d %s", count, reason)
+            for note in cohort.notes:
+                log.warning("%s", note)
             pairs = Counter((case.label, case.extra.get("stand_in", "")) for case in cohort.cases)
             for (label, stand_in), count in sorted(pairs.items()):
                 if stand_in:  # contrast=other
@@ -216,10 +222,30 @@ class PreprocessDisplay(Counting):
                 "one class or none: ssclf train and ssclf cv need two; they join several folders of equal settings, "
                 "--data once for each"
             )
+        for note in summary.notes[:SUBJECTS_SHOWN]:
+            print_(note)
+        if len(summary.notes) > SUBJECTS_SHOWN:
+            print_(f"… and {len(summary.notes) - SUBJECTS_SHOWN} more such pairs")
         if summary.left_over:
             print_(
                 f"{summary.left_over} volumes of earlier runs are no part of this cohort; their files stay"
             )
+
+
+def _subjects_table(cohort: Cohort) -> Table:
+    """Who was taken for whom, those with the most volumes first: a wrong guess shows there."""
+    subjects = list_subjects(cohort.cases)
+    by = Counter(how for each in subjects for how in each.named_by)
+    how = ", ".join(f"{name} ({count})" for name, count in by.most_common())
+    table = Table(title=f"{len(subjects)} subjects, named by {how or 'nothing'}", title_justify="left")
+    for heading in ("subject", "class", "sessions", "volumes"):
+        table.add_column(heading, justify="right" if heading == "volumes" else "left")
+    shown = sorted(subjects, key=lambda each: -each.volumes)[:SUBJECTS_SHOWN]
+    for each in shown:
+        table.add_row(each.subject, each.label or "not stated", ", ".join(each.sessions), str(each.volumes))
+    if len(subjects) > len(shown):
+        table.add_row(f"… and {len(subjects) - len(shown)} more: all will be in subjects.csv", "", "", "")
+    return table
 
 
 class TrainDisplay:
@@ -406,9 +432,10 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     if found.calibrated is None:
         return []
     kind = "synthetic volumes" if found.synthetic else "volumes"
+    where = f"report: {found.out / 'report.html'}" if found.reported else f"without a report, in {found.out}"
     return [
         f"{found.volumes} {kind}: accuracy {found.calibrated.accuracy:.4f}, "
-        f"macro F1 {found.calibrated.macro_f1:.4f}; report: {found.out / 'report.html'}"
+        f"macro F1 {found.calibrated.macro_f1:.4f}; {where}"
     ]
 
 

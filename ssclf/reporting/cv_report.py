@@ -87,10 +87,14 @@ def write_cv_report(out: Path) -> Path:
             ),
         ],
         missing=[cell.name for cell in run.missing],
+        failures=[(cell.name, reason) for cell, reason in run.failures.items()],
         cohort=run.cohort,
         audit=run.audit,
         audited=True,
-        pairs=[{**vars(pair), "first": titles[pair.first], "second": titles[pair.second]} for pair in pairs],
+        pairs=[
+            {**vars(pair), "told": pair.told, "first": titles[pair.first], "second": titles[pair.second]}
+            for pair in pairs
+        ],
         costs=[_cost(run, network) for network in networks],
         overlap=run.scheme == "paper",
         seen=0,
@@ -124,6 +128,7 @@ def write_evaluation_report(
         curves={},
         facts=facts,
         missing=[],
+        failures=[],
         cohort=cohort,
         audit=None,
         audited=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,17 @@ import numpy as np
 from ssclf.io.files import whole_path
 
 
+@contextlib.contextmanager
+def _plain_text() -> Iterator[None]:
+    """What users name is drawn as they wrote it: two dollar signs make no formula, a letter without a shape a box."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        yield
+
+
+@_plain_text()
 def draw_learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss and validation scores by epoch.
 
@@ -37,9 +50,11 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> Non
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=110)
+    with whole_path(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=110)
 
 
+@_plain_text()
 def draw_confusions(
     networks: Mapping[str, Sequence[Sequence[float]]], class_names: Sequence[str], stem: Path, note: str = ""
 ) -> None:
@@ -57,6 +72,7 @@ def draw_confusions(
     _save(figure, stem, note)
 
 
+@_plain_text()
 def draw_heat_maps(
     rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]],
     class_names: Sequence[str],
@@ -82,6 +98,7 @@ def draw_heat_maps(
     _save(figure, stem, note)
 
 
+@_plain_text()
 def draw_fold_curves(
     networks: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], stem: Path, note: str = ""
 ) -> None:
@@ -112,6 +129,7 @@ def draw_fold_curves(
     _save(figure, stem, note)
 
 
+@_plain_text()
 def draw_reliability(
     networks: Mapping[str, Mapping[str, Sequence[tuple[float, float, int]]]], stem: Path, note: str = ""
 ) -> None:
@@ -163,8 +181,9 @@ def _fill_confusion(axes: Any, confusion: Sequence[Sequence[float]], class_names
 
 
 def _fold(name: str, width: int = 30) -> str:
-    """A name in lines that do not run into the next panel; its dollars are no formula."""
-    return textwrap.fill(name, width).replace("$", r"\$")
+    """A name in lines that do not run into the next panel, without what an SVG file cannot hold."""
+    shown = "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return textwrap.fill(shown, width)
 
 
 def _grid(count: int, width: float, height: float, wrap: int = 3) -> tuple[Any, list[Any]]:

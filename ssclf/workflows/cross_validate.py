@@ -1,8 +1,9 @@
 """`ssclf cv`: every fold of every network, each a run of its own that any process may take on.
 
-A cell (network, start, fold) is a run folder, so it is resumed and scored as `ssclf train` does it. Processes
-share a folder without talking to each other: the first draws the folds, each cell has a lock, and whoever finds
-a cell locked leaves it to its owner.
+A cell (network, start, fold) is a run folder, so it is resumed and scored as `ssclf train` does it, and is trained
+in a process of its own (`workflows.cells`), so that whatever ends it leaves the others alone. Processes share a folder
+without talking to each other: the first draws the folds, each cell has a lock, and whoever finds a cell locked leaves
+it to its owner.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssclf import __version__
-from ssclf.config import Architecture, Device, Scheme, TrainConfig, check_choice, config_to_dict
+from ssclf.config import Architecture, Scheme, TrainConfig, check_choice, config_to_dict
 from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.locks import lock
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.cv_run import (
     Cell,
+    forget_failure,
     has_cost,
     holds_training_run,
     is_cv_run,
@@ -29,7 +31,7 @@ from ssclf.io.records.cv_run import (
     read_cv_run,
     read_folds,
     read_settings,
-    write_cost,
+    write_failure,
     write_folds,
     write_settings,
 )
@@ -40,14 +42,13 @@ from ssclf.io.records.preprocessed import (
     fingerprint,
     read_prepared_cohort,
 )
-from ssclf.io.records.training_run import LOCK, can_resume, is_finished, process_count
-from ssclf.io.volumes.nifti import read_written
-from ssclf.learning.cost import PeakMemory, measure_cost
+from ssclf.io.records.training_run import LOCK, is_finished, process_count
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.workflows.audit import audit_confounds
-from ssclf.workflows.interruption import exit_code
-from ssclf.workflows.train import Machine, Watch, train
+from ssclf.workflows.cells import CellTask, train_cell
+from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.train import Machine, Watch
 
 #: Settings that each cell replaces.
 _PER_CELL = ("architecture", "pretrained")
@@ -182,7 +183,7 @@ def cross_validate(
 
     Raises:
         SsclfError: data, settings or folder cannot be used; with `only` also what stopped that cell.
-            Without it, a cell that fails costs itself: see `CvResult.errors`.
+            Without it, a cell that fails, or whose process dies, costs itself: see `CvResult.errors`.
     """
     plan, machine, watch = plan or CvPlan.of(), machine or Machine(), watch or CvWatch()
     if resume:
@@ -192,78 +193,83 @@ def cross_validate(
     _check_weights(plan, machine.weights)
     cohort = read_prepared_cohort(data)
     splits = _open(out, cohort, plan, machine.weights)
-    audit_confounds(out, cohort, splits)
-    states: dict[Cell, State] = {}
-    errors: dict[Cell, str] = {}
-    interrupted = 0
-    for number, cell in enumerate(plan.cells, 1):
-
-        def work(cell: Cell = cell, number: int = number) -> int:
-            watch.on_cell(cell, number, len(plan.cells), None)
-            split = splits[cell.fold - 1]
-            return _train_cell(cell, out, cohort, plan.config, split, machine, watch)
-
-        try:
-            states[cell], interrupted = _take(cell, out, work)
-        except SsclfError as exc:
-            if plan.only:
-                raise
-            log.error("%s: %s", cell.name, exc)
-            states[cell], errors[cell] = "failed", str(exc)
-        watch.on_cell(cell, number, len(plan.cells), states[cell])
-        if interrupted:
-            break
-    if plan.chosen and states[plan.chosen] == "busy":
+    _audit(out, cohort, splits)
+    tasks = [
+        CellTask(
+            cell=cell,
+            out=out,
+            data=cohort.folders,
+            config=plan.config,
+            split=splits[cell.fold - 1],
+            machine=machine,
+        )
+        for cell in plan.cells
+    ]
+    with note_signals("saving; run again with --resume to go on") as signals:
+        states, errors = _train_cells(tasks, watch, signals, alone=plan.chosen is not None)
+    if plan.chosen and states.get(plan.chosen) == "busy":
         raise OutputError(
             f"{plan.chosen.folder(out)}: another ssclf process is training this cell; leave it to finish."
         )
     missing = tuple(c for c in planned_cells(read_settings(out)) if not is_finished(c.folder(out)))
+    stopped = len(states) < len(tasks) or "interrupted" in states.values()
+    interrupted = signals[0] if signals and stopped else 0
     return CvResult(out, states, missing, errors, interrupted)
 
 
-def _train_cell(
-    cell: Cell,
-    out: Path,
-    cohort: PreparedCohort,
-    config: TrainConfig,
-    split: Split,
-    machine: Machine,
-    watch: Watch,
-) -> int:
-    """Train a cell and measure its cost; the signal that stopped it, or 0."""
-    memory = PeakMemory(machine.device)
-    result = train(
-        cohort.folders,
-        cell.folder(out),
-        dataclasses.replace(
-            config,
-            architecture=cell.architecture,
-            pretrained=cell.pretrained,
-            seed=config.seed + cell.fold,
-        ),
-        resume=can_resume(cell.folder(out)),
-        split=split,
-        machine=machine if cell.pretrained else dataclasses.replace(machine, weights=None),
-        watch=watch,
-    )
-    if not result.interrupted:
-        _measure_cost(cell, out, cohort, machine.device, memory)
-    return result.interrupted
+def _train_cells(
+    tasks: Sequence[CellTask], watch: CvWatch, signals: Sequence[int], *, alone: bool
+) -> tuple[dict[Cell, State], dict[Cell, str]]:
+    """One after the other; what became of each, and why it failed.
+
+    Args:
+        alone: it was asked for one cell, so that its failure is the caller's.
+    """
+    states: dict[Cell, State] = {}
+    errors: dict[Cell, str] = {}
+    for number, task in enumerate(tasks, 1):
+        if signals:
+            break
+
+        def begin(task: CellTask = task, number: int = number) -> None:
+            watch.on_cell(task.cell, number, len(tasks), None)
+
+        try:
+            states[task.cell] = _take(task, watch, signals, begin)
+        except SsclfError as exc:
+            write_failure(task.cell.folder(task.out), str(exc), str(exc.__cause__ or ""))
+            if alone:
+                raise
+            log.error("%s: %s", task.cell.name, exc)
+            states[task.cell], errors[task.cell] = "failed", str(exc)
+        watch.on_cell(task.cell, number, len(tasks), states[task.cell])
+    return states, errors
 
 
-def _take(cell: Cell, out: Path, work: Callable[[], int]) -> tuple[State, int]:
+def _audit(out: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
+    """A part of the report, which never costs the trainings; without one, the next call makes it."""
+    try:
+        audit_confounds(out, cohort, splits)
+    except Exception as exc:
+        text = str(exc) if isinstance(exc, SsclfError) else f"unexpected {type(exc).__name__} ({exc})"
+        log.error("no audit: %s", text)
+
+
+def _take(task: CellTask, watch: Watch, signals: Sequence[int], begin: Callable[[], None]) -> State:
     """Do a cell's work unless it is done or another process is at it."""
-    folder = cell.folder(out)
+    folder = task.cell.folder(task.out)
     if is_finished(folder) and has_cost(folder):
-        return "finished", 0
+        return "finished"
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / LOCK) as ours:
         if not ours:
-            return "busy", 0
+            return "busy"
         if is_finished(folder) and has_cost(folder):  # by another process, meanwhile
-            return "finished", 0
-        interrupted = work()
-    return ("interrupted" if interrupted else "trained"), interrupted
+            return "finished"
+        begin()
+        forget_failure(folder)
+        stopped = train_cell(task, watch, signals)
+    return "interrupted" if stopped else "trained"
 
 
 def _check_processes() -> None:
@@ -373,13 +379,3 @@ def _draw(cohort: PreparedCohort, plan: CvPlan) -> list[Split]:
             for number, split in enumerate(splits, 1)
         ]
     return splits
-
-
-def _measure_cost(cell: Cell, out: Path, cohort: PreparedCohort, device: Device, memory: PeakMemory) -> None:
-    """Training cost of this cell, and what a forward pass costs on the same volume for every cell."""
-    peak = memory.megabytes
-    some = [read_written(sample.path).data for sample in sorted(cohort.samples, key=lambda s: s.key)[:9]]
-    middle = sorted(some, key=lambda volume: volume.size)[len(some) // 2]
-    cost = measure_cost(cell.architecture, middle, classes=len(cohort.class_names), device=device)
-    values = {**dataclasses.asdict(cost), "peak_training_mb": peak, "peak_of": memory.what}
-    write_cost(cell.folder(out), values)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ssclf.config import Device, Engine, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
+from ssclf.domain.labels import Labelled, joining_option, look
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.discovery.cohorts import CohortQuery
+from ssclf.io.discovery.cohorts import Cohort, CohortQuery
 from ssclf.io.files import write_json
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Classifier, open_classifier
@@ -27,17 +28,19 @@ from ssclf.io.records.preprocessed import (
     Sample,
     count_sources,
     is_prepared,
-    manifest_path,
     read_prepared_cohort,
 )
 from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import read_written
-from ssclf.reporting.cv_report import write_evaluation_report
+from ssclf.reporting.cv_report import REPORT, write_evaluation_report
 from ssclf.workflows.interruption import exit_code
 from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
+from ssclf.workflows.reports import try_report
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
 Seen = Literal["refuse", "leave-out"]
+#: So many unknown classes are named in a message.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class Evaluation:
     out: folder with `report.html`, `tables.csv`, `figures/`, `predictions.csv` and `metrics.json`.
     raw, calibrated: scores before and after the bundle's temperature.
     volumes: that were scored.
-    seen: that were left out because the model was trained on them.
+    seen: that were left out because the model was trained on them, or its epoch chosen with them.
     failed: raw volumes that could not be preprocessed.
     unchecked: volumes that nothing says whether the model was trained on them.
     interrupted: signal that stopped preprocessing, 0 when all ended; then there are no scores.
+    reported: False where page, figures or tables could not be written.
     """
 
     out: Path
@@ -61,11 +65,12 @@ class Evaluation:
     unchecked: int
     synthetic: bool
     interrupted: int = 0
+    reported: bool = True
 
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
+        return exit_code(failed=bool(self.failed) or not self.reported, interrupted=self.interrupted)
 
 
 def evaluate(
@@ -120,8 +125,8 @@ def evaluate(
         unchecked=_unchecked(samples, model),
         synthetic=cohort.synthetic or model.spec.synthetic,
     )
-    _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
-    return found
+    reported = _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
+    return replace(found, reported=reported)
 
 
 def _preprocessed(
@@ -133,7 +138,12 @@ def _preprocessed(
     folder = out / PREPROCESSED
     config = model.spec.preprocess
     query = CohortQuery(sources=(data,), contrasts=config.contrasts, min_classes=1)
-    return folder, preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers)
+
+    def check(cohort: Cohort) -> None:
+        _check_classes([Labelled(case.label, case.place) for case in cohort.cases], model)
+
+    made = preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers, on_start=check)
+    return folder, made
 
 
 def _classify(
@@ -149,13 +159,14 @@ def _classify(
 
 def _unchecked(samples: Sequence[Sample], model: Bundle) -> int:
     """How many volumes nothing says of whether the model was trained on them: hashes are missing on one side."""
-    if not model.spec.provenance.seen:
-        return len(samples)
-    return sum(not sample.voxels for sample in samples)
+    seen = model.spec.provenance.seen
+    if seen.likenesses:
+        return 0
+    return sum(not (seen and sample.voxels) for sample in samples)
 
 
-def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> None:
-    """Everything in the folder of an evaluation; `cohort` has only what was scored."""
+def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> bool:
+    """Everything in the folder of an evaluation, and whether the report is; `cohort` has only what was scored."""
     out = found.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -163,23 +174,39 @@ def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: B
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}).") from exc
     _write_predictions(out / PREDICTIONS, network, cohort.samples)
     _write_metrics(out / METRICS, found, model, device)
-    write_evaluation_report(
-        out,
-        network,
-        synthetic=found.synthetic,
-        cohort=count_sources(cohort),
-        facts=_facts(found, model, device),
-        seen=found.seen,
+    return try_report(
+        str(out / REPORT),
+        lambda: write_evaluation_report(
+            out,
+            network,
+            synthetic=found.synthetic,
+            cohort=count_sources(cohort),
+            facts=_facts(found, model, device),
+            seen=found.seen,
+        ),
+    )
+
+
+def _check_classes(labels: Sequence[Labelled], model: Bundle) -> None:
+    """Raises:
+    DatasetError: a label is no class of the model; before hours of preprocessing.
+    """
+    known = model.spec.class_names
+    unknown = {each.label: each.place for each in reversed(labels) if each.label not in known}
+    if not unknown:
+        return
+    alike = [(found, name) for found in sorted(unknown) for name in known if look(found) == look(name)]
+    options = " ".join(joining_option(found, name) for found, name in alike) or "--class FOUND=NAME"
+    places = ", ".join(f"{label} ({place})" for label, place in sorted(unknown.items())[:_NAMED])
+    places += ", …" if len(unknown) > _NAMED else ""
+    raise DatasetError(
+        f"expected the classes {', '.join(known)} of the model, found {places}; rename labels with "
+        f"`ssclf preprocess {options}`, or leave these volumes out."
     )
 
 
 def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
-    unknown = sorted(set(cohort.class_names) - set(model.spec.class_names))
-    if unknown:
-        raise DatasetError(
-            f"{manifest_path(folder)}: expected the classes {', '.join(model.spec.class_names)} of the model, found "
-            f"{', '.join(unknown)}; rename labels with `ssclf preprocess --class FOUND=NAME`."
-        )
+    _check_classes([Labelled(sample.label, sample.place) for sample in cohort.samples], model)
     if cohort.preprocess.hash != model.spec.preprocess.hash:
         raise DatasetError(
             f"{folder}: was preprocessed with other settings ({cohort.preprocess.hash}) than the model was trained "
@@ -190,12 +217,12 @@ def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
 
 def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sample], int]:
     known = model.spec.provenance.seen
-    samples = [sample for sample in cohort.samples if not (sample.voxels and sample.voxels in known)]
+    samples = [sample for sample in cohort.samples if not known.hold(sample.voxels, sample.describe)]
     left_out = len(cohort.samples) - len(samples)
     if left_out and (seen == "refuse" or not samples):
         raise LeakageError(
-            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, so its score on them says "
-            "nothing; take another cohort"
+            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, or its epoch was chosen with "
+            "them, so its score on them says nothing; take another cohort"
             + (", or leave them out with --leave-out-seen." if samples else ".")
         )
     return samples, left_out
@@ -260,6 +287,12 @@ def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str
         ),
         ("device", device),
     ]
+    training = model.spec.provenance
+    if training.voxels and not training.likenesses:
+        facts.append(
+            ("not checked", "copies of training volumes that are stored in another way, and volumes that chose the "
+             "epoch: a bundle of an earlier version does not know them")
+        )  # fmt: skip
     if found.unchecked:
         facts.append(
             ("not checked", f"whether the model was trained on {found.unchecked} of them: no hashes")

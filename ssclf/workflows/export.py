@@ -75,7 +75,7 @@ def export_run(
     Raises:
         ParityError: an exported network computes something else; nothing is left behind.
         ModelError: the run is missing or not finished.
-        OutputError: `out` exists, or cannot be written.
+        OutputError: `out` exists, has come to exist meanwhile, or cannot be written.
         MissingDependencyError: brain extraction is asked for and deepbet is not installed.
     """
     config = config or ExportConfig()
@@ -83,7 +83,7 @@ def export_run(
     network, spec = read_run(run, name=out.name, record=record)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_folder(out, replace=True) as partial:
+        with whole_folder(out, there="replace" if config.replace else "refuse") as partial:
             partial.chmod(0o755)
             _fill(partial, network, spec, config)
             open_bundle(partial)

@@ -42,6 +42,25 @@ def note_signals(saying: str) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def end_orderly() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, by an exception, so that what is half written is cleared away. A second
+    one ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def exit_code(*, failed: bool, interrupted: int) -> int:
     """Contract, "Exit codes", of work that does one thing after the other.
 

@@ -9,24 +9,27 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssclf import __version__
 from ssclf.config import Device, TrainConfig, config_to_dict
+from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.run_data import RunData, differences
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.files import whole_file
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.preprocessed import (
     Folders,
@@ -59,16 +62,19 @@ from ssclf.io.records.training_run import (
 )
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
+from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
-from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.reports import try_report
 
-#: Epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses so much.
-SAVE_INTERVAL_S = 10.0
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 log = logging.getLogger(__name__)
 
 
@@ -82,6 +88,7 @@ class TrainResult:
     temperature: that calibrates the logits; 1 where nothing was held out to fit it on.
     calibrated_on: volumes that the temperature was fitted on.
     interrupted: signal that stopped the run, 0 when it ran to its end. It goes on with `resume`.
+    reported: False where the picture of its curves could not be drawn.
     """
 
     run: Path
@@ -91,6 +98,12 @@ class TrainResult:
     temperature: float
     calibrated_on: int = 0
     interrupted: int = 0
+    reported: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """Contract, "Exit codes"."""
+        return exit_code(failed=not self.reported, interrupted=self.interrupted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +113,14 @@ class Machine:
     Attributes:
         workers: processes that read and augment volumes; 0 does so in the one that trains.
         weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        save_every_s: epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses
+            so much.
     """
 
     device: Device = "auto"
     workers: int = 2
     weights: Path | None = None
+    save_every_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +161,7 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     machine, watch = machine or Machine(), watch or Watch()
-    with own_folder(out):
+    with own_folder(out), resource_errors():
         return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
 
 
@@ -184,16 +200,17 @@ def _train(
             write_data(out, data)
             write_beginning(out, config, split)
         with note_signals("saving; run again with --resume to go on") as signals:
-            _run_epochs(trainer, progress, parts["validation"], out, signals, watch)
-        if main:
-            draw_learning_curves([asdict(record) for record in progress.records], out / CURVES)
+            _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
+        rows = [asdict(record) for record in progress.records]
+        reported = not main or try_report(str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES))
         if not progress.finished(config):
             return TrainResult(
                 out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
             )
         if progress.best is not None:
             network.load_state_dict(progress.best)
-        return _finish(trainer, progress, cohort, parts, out, write=main)
+        result = _finish(trainer, progress, cohort, parts, out, write=main)
+        return dataclasses.replace(result, reported=reported)
 
 
 def _build(
@@ -209,7 +226,7 @@ def _build(
     progress = _Progress()
     if start:
         adopt_weights(network, config.architecture, start, cohort.class_names)
-        progress.started_from, progress.seen = start.describe(), sorted(start.voxels)
+        progress.started_from, progress.seen = start.describe(), start.seen.texts
     elif config.pretrained and not begun:
         progress.initial_weights = load_pretrained(
             network, config.architecture, stem=config.stem, path=weights
@@ -238,7 +255,7 @@ class _Progress:
     def __init__(self) -> None:
         #: File of Kinetics-400 weights that the run began with.
         self.initial_weights = ""
-        #: Model that it began with instead, and the hashes of the volumes that trained it.
+        #: Model that it began with instead, and hashes and likenesses of the volumes that it has seen.
         self.started_from: dict[str, Any] = {}
         self.seen: list[str] = []
         self.records: list[EpochRecord] = []
@@ -285,48 +302,81 @@ def _run_epochs(
     out: Path,
     signals: list[int],
     watch: Watch,
+    save_every_s: float,
 ) -> None:
-    """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards."""
+    """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards.
+
+    Raises:
+        ModelError: numbers ran over; what is on disk is from before.
+    """
     main = trainer.fabric.global_rank == 0
     events = open_event_log(out / EVENTS, len(progress.records) + 1) if main else None
-    saved = time.monotonic()
-    while not progress.finished(trainer.config):
-        epoch = trainer.epoch + 1
+    saved = -math.inf  # the first epoch is kept, whatever becomes of the next
+    with contextlib.closing(events) if events else contextlib.nullcontext():
+        while not progress.finished(trainer.config):
+            with _what_is_kept(out):
+                record = _train_epoch(trainer, validation, signals, watch)
+            if record:
+                progress.add(record, trainer.network.state_dict())
+                if events:
+                    _note(record, progress, events, out)
+                    watch.on_epoch(record)
+            over = progress.finished(trainer.config) or bool(signals)
+            if main and (over or time.monotonic() - saved > save_every_s):
+                _save(trainer, progress, out)
+                saved = time.monotonic()
+            if signals:
+                break
 
-        def report(step: int, loss: float, epoch: int = epoch) -> None:
-            watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
 
-        result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
-        if result.finished:
-            record = EpochRecord(
-                epoch=epoch,
-                train_loss=result.loss,
-                learning_rate=result.learning_rate,
-                seconds=result.seconds,
-                wait_share=result.wait_share,
-                **_validate(trainer, validation),
-            )
-            progress.add(record, trainer.network.state_dict())
-            if events:
-                for field in fields(record)[1:]:
-                    if (value := getattr(record, field.name)) is not None:
-                        events.add_scalar(field.name, value, epoch)
-                write_epochs(out, progress.records)
-                watch.on_epoch(record)
-        over = progress.finished(trainer.config) or bool(signals)
-        if main and (over or time.monotonic() - saved > SAVE_INTERVAL_S):
-            _save(trainer, progress, out)
-            saved = time.monotonic()
-        if signals:
-            break
-    if events:
-        events.close()
+def _train_epoch(
+    trainer: Trainer, validation: list[Sample], signals: list[int], watch: Watch
+) -> EpochRecord | None:
+    """What an epoch came to, None where a signal ended it early."""
+    epoch = trainer.epoch + 1
+
+    def report(step: int, loss: float) -> None:
+        watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
+
+    result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
+    trainer.check_weights()
+    if not result.finished:
+        return None
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=result.loss,
+        learning_rate=result.learning_rate,
+        seconds=result.seconds,
+        wait_share=result.wait_share,
+        **_validate(trainer, validation),
+    )
+
+
+@contextlib.contextmanager
+def _what_is_kept(out: Path) -> Iterator[None]:
+    """An error of the network says what is left of the run."""
+    try:
+        yield
+    except ModelError as exc:
+        left = (
+            f"The state before is kept in {out / LAST}"
+            if (out / LAST).is_file()
+            else "No state was kept before"
+        )
+        raise ModelError(f"{exc} {left}; what may help are other settings, and with them a new run.") from exc
+
+
+def _note(record: EpochRecord, progress: _Progress, events: SummaryWriter, out: Path) -> None:
+    for field in fields(record)[1:]:
+        if (value := getattr(record, field.name)) is not None:
+            events.add_scalar(field.name, value, record.epoch)
+    write_epochs(out, progress.records)
 
 
 def _validate(trainer: Trainer, validation: list[Sample]) -> dict[str, float]:
     if not validation:
         return {}
-    found = trainer.predict(validation)
+    found = trainer.predict(validation, "validation")
     metrics = score_predictions(found.targets, softmax(found.logits), trainer.class_names)
     return {"val_loss": found.loss, "val_accuracy": metrics.accuracy, "val_macro_f1": metrics.macro_f1}
 
@@ -342,7 +392,7 @@ def _finish(
 ) -> TrainResult:
     """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
     names = cohort.class_names
-    found = {role: trainer.predict(samples) for role, samples in parts.items() if samples}
+    found = {role: trainer.predict(samples, role) for role, samples in parts.items() if samples}
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)
     calibration = Calibration(
@@ -362,7 +412,8 @@ def _finish(
         save_checkpoint({"network": trainer.network.state_dict()}, out / CHOSEN)
         write_predictions(out, names, _predictions(cohort, parts, found, calibration.temperature))
         train = found["train"]
-        np.savez_compressed(out / FEATURES, features=train.features, targets=train.targets)
+        with whole_file(out / FEATURES, binary=True) as file:
+            np.savez_compressed(file, features=train.features, targets=train.targets)
         training = dataclasses.replace(
             _describe(trainer, progress, cohort, parts, calibration),
             statistics=training_statistics(parts, found),
@@ -406,7 +457,7 @@ def _open_run(
         raise ModelError(f"{out}: expected a run to resume ({CONFIG}), found none; leave --resume out.")
     if not exists:
         split = split or _draw_split(cohort, config)
-        return _keep_seen_in_training(split, cohort, start.voxels) if start else split
+        return _keep_seen_in_training(split, cohort, start.seen) if start else split
     stored = read_config(out)
     different = [f.name for f in fields(config) if getattr(stored, f.name) != getattr(config, f.name)]
     if config.epochs > stored.epochs:
@@ -472,9 +523,9 @@ def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
     return split
 
 
-def _keep_seen_in_training(split: Split, cohort: PreparedCohort, seen: frozenset[str]) -> Split:
+def _keep_seen_in_training(split: Split, cohort: PreparedCohort, seen: SeenVolumes) -> Split:
     """Move subjects that trained an earlier model out of the parts that score this one."""
-    subjects = {sample.subject for sample in cohort.samples if sample.voxels in seen}
+    subjects = {s.subject for s in cohort.samples if seen.hold(s.voxels, s.describe)}
     moved = {
         role: tuple(key for key in keys if cohort.subjects[key] in subjects)
         for role, keys in split.roles.items()
@@ -514,6 +565,8 @@ def _describe(
 ) -> Provenance:
     """What the bundle says about its data and training: counts and hashes, never subjects or paths."""
     train = parts["train"]
+    seen = SeenVolumes.of(progress.seen)
+    described = {sample.describe() for role in ("train", "validation") for sample in parts[role]} - {""}
     return Provenance(
         synthetic=cohort.synthetic or bool(progress.started_from.get("synthetic")),
         settings_hash=cohort.preprocess.hash,
@@ -527,7 +580,8 @@ def _describe(
             name: _count(s.source for s in train if s.label == name) for name in cohort.class_names
         },
         extraction=_count(sample.extraction for sample in train),
-        voxels=tuple(sorted({sample.voxels for sample in train if sample.voxels}.union(progress.seen))),
+        voxels=tuple(sorted({sample.voxels for sample in train if sample.voxels} | seen.voxels)),
+        likenesses=tuple(sorted(described.union(seen.likenesses))),
         config=config_to_dict(trainer.config),
         initial_weights=progress.initial_weights,
         started_from=progress.started_from,

@@ -112,3 +112,50 @@ def test_mean_and_sd_of_what_is_there() -> None:
     assert mean_and_sd([1.0, None, 3.0]) == pytest.approx((2.0, np.sqrt(2)))
     assert mean_and_sd([1.0]) == (1.0, None)
     assert mean_and_sd([None]) == (None, None)
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_equal_differences_have_no_p_whatever_their_last_bits(count: int) -> None:
+    """One error a fold, each time in another class, gave differences equal but for 6e-17, and p = 1e-31."""
+    classes = ("a", "b", "c")
+
+    def part(number: int, wrong: int | None) -> FoldPredictions:
+        targets = np.repeat([0, 1, 2], count)
+        said = targets.copy()
+        if wrong is not None:
+            said[np.flatnonzero(targets == wrong)[0]] = (wrong + 1) % 3
+        names = tuple(f"{number}-{k}" for k in range(3 * count))
+        return FoldPredictions(names, names, targets, np.eye(3)[said] * 3.0)
+
+    networks = {
+        name: {k: part(k, k - 1 if name == "two" else None) for k in (1, 2, 3)} for name in ("one", "two")
+    }
+    (found,) = compare(networks, dict.fromkeys((1, 2, 3), 6 * count), classes)
+    assert (found.p, found.sd) == (None, 0) and found.difference > 0
+    assert found.told == "none: equal in all folds"
+    (same,) = compare(
+        {"one": networks["two"], "two": networks["two"]}, dict.fromkeys((1, 2, 3), 6 * count), classes
+    )
+    assert same.told == "none: no difference measurable"
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_an_estimate_lies_in_its_interval_whatever_classes_are_there(seed: int) -> None:
+    """An external cohort of one class had macro F1 1.000, with an interval from 0.333 to 0.333."""
+    random = np.random.default_rng(seed)
+    classes = tuple("abcd")[: random.integers(2, 5)]
+    present = random.choice(len(classes), random.integers(1, len(classes) + 1), replace=False)
+    folds = []
+    for number in range(random.integers(1, 4)):
+        targets = np.repeat(present, random.integers(1, 6, len(present)))
+        said = np.where(
+            random.random(len(targets)) < random.uniform(0.3, 1), targets, random.integers(len(classes))
+        )
+        names = tuple(f"{number}-{k}" for k in range(len(targets)))
+        folds.append(FoldPredictions(names, names, targets, 2.0 * np.eye(len(classes))[said]))
+    estimates = score_folds(folds, [1.0] * len(folds), classes)
+    drawn = bootstrap_scores(folds, len(classes), draws=400)
+    for metric in ("accuracy", "macro_f1", "weighted_f1", "macro_specificity"):
+        low, high = interval(drawn[metric])
+        estimate = np.mean([getattr(each, metric) for each in estimates])
+        assert low - 1e-9 <= estimate <= high + 1e-9, (metric, low, estimate, high)

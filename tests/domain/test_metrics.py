@@ -83,3 +83,23 @@ def test_a_few_right_answers_do_not_make_certainty() -> None:
     assert 0.5 < temperature < 5
     assert softmax(logits, temperature).max() < 0.95
     assert fit_temperature(np.empty((0, 3)), np.empty(0, int)) == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_scores_are_scikit_learns_over_the_classes_that_are_there(seed: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+    random = np.random.default_rng(seed)
+    classes = int(random.integers(2, 6))
+    targets = random.choice(random.permutation(classes)[: random.integers(1, classes + 1)], 12)
+    said = random.integers(0, classes, 12)
+    metrics = score_predictions(targets, np.eye(classes)[said], [str(k) for k in range(classes)])
+    there = np.unique(targets)
+    assert metrics.accuracy == pytest.approx(accuracy_score(targets, said))
+    for kind, mean in (("macro", metrics.macro_f1), ("weighted", metrics.weighted_f1)):
+        assert mean == pytest.approx(f1_score(targets, said, labels=there, average=kind, zero_division=0))
+    each = precision_recall_fscore_support(targets, said, labels=np.arange(classes), zero_division=0)
+    for k, found in enumerate(metrics.per_class.values()):
+        assert (found.precision, found.recall, found.f1, found.support) == pytest.approx(
+            [row[k] for row in each]
+        )

@@ -17,7 +17,7 @@ from ssclf.errors import ModelError, VolumeError
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.checksums import write_checksums
 from ssclf.io.models.ensemble import Ensemble
-from ssclf.io.models.onnx_graph import read_onnx
+from ssclf.io.models.onnx_graph import MAX_NODES, read_onnx
 from ssclf.io.models.runtime import ClassifierOutput, check_answer, open_classifier
 from ssclf.io.models.torchscript_archive import read_weights
 
@@ -102,6 +102,7 @@ def test_what_export_never_writes_is_refused() -> None:
         graph(helper.make_node("Add", ["a", "b"], ["y"], domain="com.other")),
         graph(helper.make_node("Constant", [], ["y"], value=outside)),
         graph(helper.make_node("Add", ["a", "b"], ["y"]), functions=[function]),
+        graph(*[helper.make_node("Add", ["a", "b"], ["y"])] * (MAX_NODES + 1)),
     ):
         with pytest.raises(ModelError, match=r"bad\.onnx: expected a network as"):
             read_onnx(content, "bad.onnx")

@@ -86,7 +86,7 @@ def test_a_folder_that_came_first_stays_unless_it_is_to_be_replaced(tmp_path: Pa
         with whole_folder(path) as faster:
             (faster / "faster").touch()
     assert [entry.name for entry in path.iterdir()] == ["faster"]
-    with whole_folder(path, replace=True) as better:
+    with whole_folder(path, there="replace") as better:
         assert better.stat().st_mode & 0o077 == 0
         (better / "better").touch()
         assert [entry.name for entry in path.iterdir()] == ["faster"]

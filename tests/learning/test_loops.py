@@ -1,22 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, read_prepared_cohort
 from ssclf.learning.datasets import EpochSampler, VolumeDataset, collate
-from ssclf.learning.loops import Trainer, start_fabric
+from ssclf.learning.loops import Trainer, make_scheduler, start_fabric
 from ssclf.learning.losses import class_weights
 from ssclf.learning.networks import VolumeNetwork, build_network
 
@@ -113,13 +117,68 @@ def test_learning_rates_follow_their_schedule(preprocessed: Callable[..., Path])
     assert cycle[-1] < 5e-5
 
 
+SHARES = sorted({0.0, 0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 0.75, 0.9, *(1 / n for n in range(2, 52))})
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
+def test_a_run_of_any_length_has_a_schedule(schedule: Literal["onecycle", "cosine", "constant"]) -> None:
+    """Four steps and a fifth of them to rise were a division by zero."""
+    for steps, warmup in itertools.product(range(1, 51), SHARES):
+        if warmup > 0.9:
+            continue
+        config = dataclasses.replace(CONFIG, schedule=schedule, warmup=warmup, learning_rate=1e-3)
+        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
+        scheduler = make_scheduler(optimizer, config, steps)
+        found = []
+        for _ in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert all(0 < rate <= 1e-3 * (1 + 1e-9) for rate in found), (steps, warmup, found)
+
+
+def test_the_schedule_waits_for_a_step_that_was_left_out(preprocessed: Callable[..., Path]) -> None:
+    """With 16 bits the first steps are left out until the loss scale fits; the rate rose all the same."""
+    cohort = read_prepared_cohort(preprocessed(per_class=2, labels=("a", "b"), shape=(2, 17, 9)))
+    config = dataclasses.replace(CONFIG, batch_size=2, schedule="onecycle", epochs=1)
+    torch.set_num_threads(1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
+    fabric = Fabric(
+        accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    )
+    fabric.launch()
+    network = build_network("mc3", channels=1, classes=2, dropout=0.0)
+    trainer = Trainer(fabric, network, config, cohort, list(cohort.samples), workers=0)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    taken: list[int] = []
+    scales: list[float] = []
+
+    def on_step(step: int, loss: float) -> None:
+        scales.append(scaler.get_scale())
+        taken.append(trainer.state_dict()["scheduler"]["last_epoch"])
+        if step == 1:
+            assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+
+    trainer.train_epoch(on_step=on_step)
+    assert scales == [2.0**7] * 2 and taken == [0, 1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(preprocessed: Callable[..., Path]) -> None:
     cohort = read_prepared_cohort(preprocessed(per_class=2))
     trainer, network = make_trainer(cohort, dataclasses.replace(CONFIG, batch_size=2))
     with torch.no_grad():
         network.fc.bias.fill_(float("nan"))
-    with pytest.raises(ModelError, match="lower the learning rate"):
+    kept = {name: value.clone() for name, value in network.named_parameters()}
+    message = r"loss became nan at step 1 of 3 in epoch 1 \(learning rate 0.001\); lower the learning rate"
+    with pytest.raises(ModelError, match=message):
         trainer.train_epoch()
+    for name, value in network.named_parameters():  # the step was not taken
+        assert torch.equal(value, kept[name]) or name == "fc.bias"
+    with pytest.raises(ModelError, match=r"1 of the network's tensors hold NaN .* first of them fc\.bias"):
+        trainer.check_weights()
+    samples = list(cohort.samples)
+    with pytest.raises(ModelError, match=r"NaN or infinity for 6 of the 6 validation volumes .* HGG/HGG0"):
+        trainer.predict(samples, "validation")
 
 
 def test_cuda_is_never_replaced_silently() -> None:

@@ -3,15 +3,20 @@ from __future__ import annotations
 import csv
 import json
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+import typer
 
+from ssclf.cli.train import _report_cv
 from ssclf.config import PreprocessConfig, TrainConfig, config_to_dict
 from ssclf.errors import ModelError
 from ssclf.reporting.cv_report import write_cv_report
+from ssclf.workflows.cross_validate import CvResult
 
 PAPER = ("HGG", "LGG", "healthy")
 AUDIT: dict[str, Any] = {
@@ -139,6 +144,35 @@ def test_the_page_is_one_file_and_its_figures_lie_beside_it(tmp_path: Path) -> N
     assert "Not looked at yet" in page
     again = write_cv_report(run).read_text("utf-8")
     assert text_of(again) == text_of(page)
+
+
+HOSTILE = (
+    ("cost $5_a^$", r"$\frac{", "$$"),
+    (r"\$a\$", "100 % {x}", "<b>&'\""),
+    ("\u8133 $\u00fc$", "bell\x07 and $\x1b$", "a; b = #"),
+)
+
+
+@pytest.mark.parametrize("names", HOSTILE)
+def test_class_names_are_text_in_figures(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Two dollar signs made a formula of what stood between them, and ended the report after all trainings."""
+    run = write_run(tmp_path / "run", finished={"mc3/scratch": {1: RIGHT, 2: ONE_WRONG}}, class_names=names)
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        write_cv_report(run)
+    shown = ET.parse(run / "figures" / "confusion.svg").getroot()
+    texts = ["".join(element.itertext()) for element in shown.iter("{http://www.w3.org/2000/svg}text")]
+    for name in names:
+        plain = "".join(c if c.isprintable() else "\ufffd" for c in name)
+        assert texts.count(plain) == 2, (plain, texts)  # an axis each
+
+
+def test_a_report_that_cannot_be_written_costs_no_training(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", finished={"mc3/scratch": {1: RIGHT}})
+    (run / "report.html").mkdir()
+    result = CvResult(run, {}, ())
+    with pytest.raises(typer.Exit) as found:
+        _report_cv(result, None)
+    assert found.value.exit_code == 3
 
 
 def test_an_empty_run_says_what_is_missing(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +26,8 @@ from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
 from ssclf.io.locks import lock
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.records.cv_run import Cell, read_cv_run
+from ssclf.io.records.preprocessed import read_prepared_cohort
+from ssclf.io.records.training_run import EpochRecord, read_split
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.learning.vision import video_models
 from ssclf.reporting.cv_report import write_cv_report
@@ -36,12 +41,12 @@ FIRST, SECOND = Cell("mc3", False, 1), Cell("mc3", False, 2)
 LABELS = ("HGG", "LGG", "healthy")
 
 
-def write_cohort(folder: Path) -> Path:
-    """Nine preprocessed volumes of unequal shapes; the healthy ones have a source of their own. Synthetic."""
+def write_cohort(folder: Path, volumes: int = 9) -> Path:
+    """Preprocessed volumes of unequal shapes; the healthy ones have a source of their own. Synthetic."""
     settings = PreprocessConfig(spacing=(8.0, 7.0, 7.5))
     random = np.random.default_rng(0)
     rows = ["subject,label,source,path,settings,voxels,extraction,original_spacing,original_shape"]
-    for number in range(9):
+    for number in range(volumes):
         label = LABELS[number % 3]
         shape = (5 + number % 2, 16 + number % 3, 17)
         data = 0.3 * random.random((1, *shape), np.float32)
@@ -73,7 +78,8 @@ SCRIPT = ExportConfig(formats=("torchscript",), brain_extraction=False)
 def run(data: Path, out: Path, **options: Any) -> CvResult:
     torch.set_num_threads(1)
     values: dict[str, Any] = {"models": ("mc3",), "config": CONFIG, "scheme": "kfold", "folds": 2, **options}
-    machine = Machine(device="cpu", workers=0, weights=values.pop("weights", None))
+    settings = {name: values.pop(name) for name in ("weights", "save_every_s") if name in values}
+    machine = Machine(device="cpu", workers=0, **settings)
     told = [name for name in values if name.startswith("on_")]
     watch = CvWatch(**{name: values.pop(name) for name in told})
     resume = values.pop("resume", False)
@@ -171,16 +177,15 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import ssclf.workflows.train
 from test_cross_validate import run
-ssclf.workflows.train.SAVE_INTERVAL_S = 0  # as if epochs were longer
 
 def on_step(epoch, step, steps, loss):
     if epoch == 2:
         print("second epoch", flush=True)
         sys.stdin.read()
 
-run(Path(sys.argv[1]), Path(sys.argv[2]), only="mc3/scratch/1", on_step=on_step)
+# saved as if epochs were longer
+run(Path(sys.argv[1]), Path(sys.argv[2]), only="mc3/scratch/1", on_step=on_step, save_every_s=0)
 """
 
 
@@ -222,6 +227,75 @@ def test_a_cell_that_fails_costs_itself(data: Path, copy: Path) -> None:
     assert "last.pt" in result.errors[FIRST] and result.exit_code == 3
     with pytest.raises(ModelError, match=r"last\.pt"):
         run(data, copy, only=FIRST.name)
+
+
+class Trouble:
+    """What may end a training from outside, each at its cell: the kernel that takes the process away, memory that runs
+    out, and volumes on which the network gives no numbers."""
+
+    def __init__(self, data: Path, out: Path) -> None:
+        self.data, self.out = data, out
+        self.now: Cell | None = None
+        self.before: dict[Path, bytes] = {}
+
+    def on_cell(self, cell: Cell, number: int, total: int, state: str | None) -> None:
+        self.now = cell
+        if state:
+            for path, content in self.before.items():
+                path.write_bytes(content)
+            self.before.clear()
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        (process,) = multiprocessing.active_children()
+        assert process.pid
+        if self.now == Cell("mc3", False, 1):
+            os.kill(process.pid, signal.SIGKILL)
+        if self.now == Cell("mc3", False, 3):
+            taken = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (taken, taken))
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        if self.now == Cell("mc3", False, 5):
+            for key in read_split(self.now.folder(self.out), self.keys).test:
+                self.before[self.data / key] = (self.data / key).read_bytes()
+                huge = np.full((1, 5, 16, 17), 3e38, np.float32)
+                write_nifti(Volume(huge, np.diag([8.0, 7.0, 7.5, 1])[[2, 1, 0, 3]]), self.data / key)
+
+    @property
+    def keys(self) -> list[str]:
+        return [sample.key for sample in read_prepared_cohort(self.data).samples]
+
+
+@pytest.mark.soak
+def test_six_cells_of_which_one_is_killed_one_lacks_memory_and_one_gives_no_numbers(tmp_path: Path) -> None:
+    """The first of them ended all others, with a traceback and without a report."""
+    data, out = write_cohort(tmp_path / "data", volumes=18), tmp_path / "run"
+    trouble = Trouble(data, out)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    told = {"on_cell": trouble.on_cell, "on_step": trouble.on_step, "on_epoch": trouble.on_epoch}
+    result = run(data, out, config=config, folds=6, **told)
+    cells = [Cell("mc3", False, fold) for fold in range(1, 7)]
+    bad = cells[::2]
+    assert result.states == {cell: "failed" if cell in bad else "trained" for cell in cells}
+    assert list(result.errors) == bad and result.missing == tuple(bad) and result.exit_code == 3
+    assert "signal 9" in result.errors[bad[0]] and "memory" in result.errors[bad[1]]
+    page = write_cv_report(out).read_text()
+    for cell in bad:
+        assert f"{cell.name}: failed" in page and html.escape(result.errors[cell]) in page
+    assert multiprocessing.active_children() == []
+    again = run(data, out, config=config, folds=6)
+    assert again.states == {cell: "trained" if cell in bad else "finished" for cell in cells}
+    assert again.exit_code == 0 and "failed" not in write_cv_report(out).read_text()
+
+
+def test_a_volume_that_cannot_be_read_costs_the_cells_that_need_it(data: Path, tmp_path: Path) -> None:
+    """An empty file ended the run before its first cell, in the audit, and every cell where its cost was measured."""
+    other, out = Path(shutil.copytree(data, tmp_path / "data")), tmp_path / "run"
+    (other / "volumes" / "s0.nii.gz").write_bytes(b"")
+    result = run(other, out)
+    assert result.exit_code == 3 and set(result.states.values()) == {"failed"}
+    assert all("s0.nii.gz: expected a preprocessed volume" in error for error in result.errors.values())
+    assert "s0.nii.gz" in write_cv_report(out).read_text()
 
 
 def test_a_signal_stops_all_cells(data: Path, tmp_path: Path) -> None:

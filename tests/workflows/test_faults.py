@@ -7,14 +7,16 @@ by which they were found. What reading many gzip members costs is counted in tes
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from ssclf.cli.app import app
-from ssclf.config import Crop, PreprocessConfig
+from ssclf.config import PreprocessConfig
 from ssclf.io.discovery.sources import discover
 from ssclf.io.preparation import prepare_scan
 
@@ -91,9 +93,9 @@ def test_rows_of_one_scan_are_equal(case: Path, tiny_bundle: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("crop", ["none", "brain"])
-def test_the_network_sees_the_same(crop: Crop, case: Path, tmp_path: Path) -> None:
+def test_the_network_sees_the_same(crop: Literal["none", "brain"], case: Path, tmp_path: Path) -> None:
     """Probabilities of a network that has learned nothing forgive much: what it is shown does not."""
-    config = PreprocessConfig(spacing=(4.0, 4.0, 4.0), crop=crop)
+    config = replace(PreprocessConfig(spacing=(4.0, 4.0, 4.0)), crop=crop)
     scans = {key(scan.path, scan.series): scan for scan in discover([case], contrasts=config.contrasts).scans}
     for first, *others in ALIKE[case.name]:
         expected, *found = (

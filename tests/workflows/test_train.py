@@ -13,11 +13,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ssclf.config import TrainConfig
+from ssclf.domain.provenance import Provenance
+from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.records.preprocessed import read_prepared_cohort
+from ssclf.io.records.training_run import EpochRecord, read_record
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.workflows.train import Machine, TrainResult, Watch, train
 
 TINY = TrainConfig(
@@ -62,6 +68,42 @@ def test_a_run_leaves_its_files_and_scores_what_it_held_out(
     assert len(training["voxels"]) == 6
     assert "subject" not in json.dumps(training).replace('"subjects"', "")
     assert training["calibration"]["fitted_on"] == "validation"
+
+
+def test_numbers_that_run_over_leave_the_last_good_state(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """NaN in the validation part was a traceback of sklearn's without a checkpoint, and left epoch 0 as the best."""
+    data, out = preprocessed(), tmp_path / "run"
+    before: dict[Path, bytes] = {}
+
+    def spoil(record: EpochRecord) -> None:
+        for key in json.loads((out / "split.json").read_text())["splits"][0]["validation"][:1]:
+            volume = read_written(data / key)
+            before[data / key] = (data / key).read_bytes()
+            write_nifti(Volume(np.full_like(volume.data, 3e38), volume.affine), data / key)
+
+    with pytest.raises(ModelError) as found:
+        run(data, out, on_epoch=spoil)
+    ((path, content),) = before.items()
+    text = str(found.value)
+    assert (
+        f"for 1 of the 3 validation volumes after epoch 2 (learning rate 0.001), the first of them {path.parent.name}"
+        in text
+    )
+    assert f"The state before is kept in {out / 'checkpoints' / 'last.pt'}" in text
+    path.write_bytes(content)
+    result = run(data, out, resume=True)
+    assert [record.epoch for record in result.epochs] == [1, 2, 3] and result.chosen_epoch > 0
+
+
+def test_curves_that_cannot_be_drawn_cost_no_training(
+    preprocessed: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run" / "curves.png").mkdir(parents=True)
+    result = run(preprocessed(), tmp_path / "run", dataclasses.replace(TINY, epochs=1))
+    assert result.exit_code == 3 and (tmp_path / "run" / "provenance.json").is_file()
+    assert "curves.png: could not be written (IsADirectoryError" in caplog.text
 
 
 def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
@@ -219,3 +261,17 @@ def test_a_signal_to_the_whole_process_group_saves_and_ends(
     assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_what_chose_the_epoch_counts_as_seen(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    """Validation volumes, which chose the epoch and fitted the temperature, passed as unseen."""
+    data = preprocessed()
+    training = read_record(run(data, tmp_path / "run").run).training
+    (split,) = json.loads((tmp_path / "run" / "split.json").read_text())["splits"]
+    samples = {sample.key: sample for sample in read_prepared_cohort(data).samples}
+    for role, seen in (("train", True), ("validation", True), ("test", False)):
+        assert split[role]
+        for key in split[role]:
+            assert training.seen.hold("", samples[key].describe) is seen, (role, key)
+    assert len(training.likenesses) == len(split["train"]) + len(split["validation"])
+    assert Provenance.from_dict(json.loads(json.dumps(training.to_dict()))).seen == training.seen

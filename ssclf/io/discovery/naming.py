@@ -66,6 +66,11 @@ def parse_name(name: str, wanted: tuple[str, ...] = ()) -> VolumeName:
     return VolumeName(case, contrast, stem)
 
 
+def names_contrast(word: str) -> bool:
+    """Whether a word is one that names a contrast or a mask."""
+    return word.strip().lower() in _WORDS
+
+
 def needs_manifest(contrasts: Sequence[str], found: str) -> str:
     return (
         f"the model takes {', '.join(contrasts)} of one case, found {found}; "

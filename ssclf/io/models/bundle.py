@@ -173,7 +173,8 @@ def choose_bundles(
                 f"{named}: this image holds no model, since none trained on patients ships with ssclf.{hint}"
             )
         return [Path(named)]
-    found = sorted(p.parent for p in exported.glob(f"*/{SPEC}"))
+    # hidden ones are being made, or were left by who was killed while it made them
+    found = sorted(p.parent for p in exported.glob(f"[!.]*/{SPEC}"))
     if len(found) == 1:
         return found
     listing = "".join(f"\n  {p}" for p in found)

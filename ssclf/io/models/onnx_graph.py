@@ -26,6 +26,8 @@ OPERATORS = frozenset(
 _DOMAINS = ("", "ai.onnx")
 #: protobuf's own limit: a message of more cannot be loaded anyway.
 MAX_BYTES = (1 << 31) - 1
+#: ONNX Runtime's time to load a network grows faster than its number of operators; ours have some hundred.
+MAX_NODES = 10_000
 #: Of ModelProto; of GraphProto; of NodeProto; of AttributeProto; of TensorProto.
 _GRAPH, _METADATA, _TRAINING, _FUNCTIONS = 7, 14, 20, 25
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15
@@ -81,8 +83,12 @@ def read_onnx(content: bytes, name: str) -> OnnxSummary:
 
 
 def _read_graph(graph: memoryview, summary: OnnxSummary) -> None:
+    nodes = 0
     for number, value in _fields(graph):
         if number == _NODE:
+            nodes += 1
+            if nodes > MAX_NODES:
+                raise ModelError(f"more than {MAX_NODES} operators")
             _check_node(_message(value))
         elif number == _INITIALIZER:
             _check_tensor(_message(value))

@@ -3,7 +3,7 @@
 cv.json         settings, classes, and which networks are asked for
 splits.json     the folds, the same for all networks
 audit.json      how well what should not matter tells the class
-cells/mc3/scratch/1/     a run folder as `ssclf train` leaves it, and cost.json
+cells/mc3/scratch/1/     a run folder as `ssclf train` leaves it, and cost.json; failure.json where it failed
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from ssclf.io.records.training_run import (
 )
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
+FAILURE = "failure.json"
 FORMAT = 1
 
 
@@ -114,6 +115,7 @@ class CvRun:
     cells: asked for, sorted.
     cohort: class → source → number of volumes.
     results: of the finished cells.
+    failures: why others are not finished, of those that were tried and failed.
     audit: what `audit.json` says, None without one.
     data: the preprocessed folders.
     """
@@ -129,6 +131,7 @@ class CvRun:
     cells: tuple[Cell, ...]
     cohort: Mapping[str, Mapping[str, int]]
     results: Mapping[Cell, FoldResult]
+    failures: Mapping[Cell, str]
     audit: Mapping[str, Any] | None
 
     @property
@@ -151,7 +154,7 @@ def newest_cv_run(runs: Path = RUNS) -> Path:
     Raises:
         DatasetError: there is none.
     """
-    found = [path.parent for path in runs.glob(f"*/{CV}")]
+    found = [path.parent for path in runs.glob(f"[!.]*/{CV}")]
     if not found:
         raise DatasetError(f"{runs}: expected a cross-validation, found none; name its folder with --out.")
     return max(found, key=lambda folder: (folder / CV).stat().st_mtime)
@@ -222,6 +225,25 @@ def write_cost(cell_folder: Path, values: Mapping[str, Any]) -> None:
     write_json(cell_folder / COST, dict(values))
 
 
+def write_failure(cell_folder: Path, error: str, traceback: str) -> None:
+    """Why a cell failed: one line, and where, for an error that has no message of ours."""
+    write_json(cell_folder / FAILURE, {"error": error, "traceback": traceback})
+
+
+def forget_failure(cell_folder: Path) -> None:
+    """A cell is tried again."""
+    (cell_folder / FAILURE).unlink(missing_ok=True)
+
+
+def _read_failure(cell_folder: Path) -> str:
+    try:
+        return str(json.loads((cell_folder / FAILURE).read_text("utf-8"))["error"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return f"{FAILURE} cannot be read ({exc!r})"
+
+
 def holds_training_run(folder: Path) -> bool:
     """Whether something else than a cross-validation was trained here."""
     return (folder / CONFIG).is_file() or any(folder.glob("*/checkpoints"))
@@ -259,6 +281,11 @@ def read_cv_run(run: Path) -> CvRun:
                 cell: _read_result(cell.folder(run), class_names)
                 for cell in cells
                 if is_finished(cell.folder(run))
+            },
+            failures={
+                cell: reason
+                for cell in cells
+                if not is_finished(cell.folder(run)) and (reason := _read_failure(cell.folder(run)))
             },
             audit=read_audit(run),
         )

@@ -27,7 +27,7 @@ from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.run_data import RunData
 from ssclf.domain.splits import Split, splits_from_json, splits_to_json
 from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
-from ssclf.io.files import write_json, write_whole
+from ssclf.io.files import sweep, write_json, write_whole
 from ssclf.io.locks import lock
 from ssclf.io.records.tables import read_written_rows, write_table
 
@@ -97,6 +97,8 @@ def keep_folder(run: Path) -> Iterator[None]:
 def own_folder(run: Path) -> Iterator[None]:
     """As `keep_folder`, and keep other trainings out while the block runs; of several processes the first does so.
 
+    What a killed one has left half written goes.
+
     Raises:
         OutputError: it cannot be written, or another process is training there.
     """
@@ -109,6 +111,8 @@ def own_folder(run: Path) -> Iterator[None]:
                 raise OutputError(
                     f"{run}: another ssclf process is training in this folder; wait for it, or choose another --out."
                 )
+            for folder in (run, (run / LAST).parent):
+                sweep(folder)
             yield
 
 
@@ -128,7 +132,7 @@ def newest_run(model: str | None = None, runs: Path = RUNS) -> Path:
     Raises:
         DatasetError: there is none.
     """
-    found = [path.parent for path in runs.glob(f"*/{CONFIG}") if model in (None, _model(path))]
+    found = [path.parent for path in runs.glob(f"[!.]*/{CONFIG}") if model in (None, _model(path))]
     if not found:
         what = f"a run of {model}" if model else "a run"
         raise DatasetError(

@@ -11,6 +11,7 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from ssclf.domain.fitness import choose_affine
@@ -78,16 +79,22 @@ def read_written(path: Path) -> Volume:
     """Read back what `write_nifti` wrote: (C, D, H, W) float32, several contrasts too.
 
     Raises:
-        VolumeError: missing or damaged.
+        VolumeError: missing or damaged, or with voxels that are no numbers.
     """
+    again = "remove it, and run the same `ssclf preprocess` again."
     try:
         raw = path.read_bytes()
         image = nib.Nifti1Image.from_bytes(igzip.decompress(raw) if is_gzip(path) else raw)
         data = np.asarray(image.dataobj, np.float32)
-    except (OSError, EOFError, ValueError, IsalError, ImageFileError, HeaderDataError) as exc:  # type: ignore[misc]
+    except (  # type: ignore[misc]
+        *(OSError, EOFError, ValueError, OverflowError, TypeError),
+        *(IsalError, ImageFileError, HeaderDataError, WrapStructError),
+    ) as exc:
         raise VolumeError(
-            f"{path}: expected a preprocessed volume, found a missing or damaged file."
+            f"{path}: expected a preprocessed volume, found a missing or damaged file; {again}"
         ) from exc
+    if data.size and not (np.isfinite(data.min()) and np.isfinite(data.max())):
+        raise VolumeError(f"{path}: expected finite voxels, found NaN or infinity; {again}")
     data = data.reshape(*data.shape[:3], -1)
     return Volume(data.transpose(3, 2, 1, 0), np.asarray(image.affine, np.float64)[:, [2, 1, 0, 3]])
 

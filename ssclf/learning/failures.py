@@ -1,0 +1,54 @@
+"""What torch says when the machine has too little, in words that say what to do.
+
+Torch raises plain RuntimeErrors for most of it, so its texts are what tells them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+
+import torch
+
+from ssclf.errors import ResourceError
+
+#: c10's allocators, oneDNN (which fails to make what it has no memory for), cuBLAS and cuDNN.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory"
+    r"|could not create a (?:primitive|memory)|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|std::bad_alloc",
+    re.IGNORECASE,
+)
+_READER_DIED = re.compile(
+    r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
+)
+
+
+@contextlib.contextmanager
+def resource_errors() -> Iterator[None]:
+    """Raises:
+    ResourceError: the block ran out of memory, or a process that reads volumes died.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise ResourceError(
+            "the GPU has not enough memory for this network, batch and size of volumes; use a smaller --batch-size "
+            "(and --accumulate for the same step), a coarser spacing, or see whether others use the GPU."
+        ) from exc
+    except (RuntimeError, MemoryError, OSError) as exc:
+        text = str(exc)
+        if died := _READER_DIED.search(text):
+            how = f" (killed by signal: {died[1]})" if died[1] else ""
+            raise ResourceError(
+                f"a process that reads volumes died{how}; the system may have run out of memory. Use fewer --workers "
+                "or a smaller --batch-size."
+            ) from exc
+        memory = isinstance(exc, MemoryError) or getattr(exc, "errno", None) == errno.ENOMEM
+        if not (memory or _NO_MEMORY.search(text)):
+            raise
+        raise ResourceError(
+            "not enough memory for this network, batch and size of volumes; use a smaller --batch-size (and "
+            "--accumulate for the same step), fewer --workers, or a machine with more."
+        ) from exc
