@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from ssclf.config import Device, TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
-from ssclf.io.records.training_run import idle_tasks, process_count, processes_per_node
+from ssclf.io.records.training_run import process_count, processes_per_node
 from ssclf.learning.datasets import EpochSampler, VolumeDataset
 from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
@@ -89,12 +89,6 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
     if precision != config.precision:
         log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
     processes, local = process_count(), processes_per_node()
-    if tasks := idle_tasks():
-        log.warning(
-            "this Slurm job has %d tasks, and this command was started once, without srun: training with one process. "
-            "Write `srun --ntasks-per-node %d ssclf train …` for one on each GPU",
-            *(tasks, max(tasks // int(os.environ.get("SLURM_NNODES", "1")), 1)),
-        )
     if "SLURM_STEP_ID" in os.environ and processes > 1:
         os.environ["SLURM_NTASKS_PER_NODE"] = str(
             local
