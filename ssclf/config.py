@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
@@ -40,6 +40,30 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: Raised whenever the same settings give other voxel values than before: part of every settings hash.
 PREPROCESSING_VERSION = 1
+
+#: The name of a contrast, and the other words for it that settings, columns of a manifest and file names may use.
+CONTRASTS: Mapping[str, tuple[str, ...]] = {
+    "t1": ("t1w", "t1n", "t1pre"),
+    "t1ce": ("t1c", "t1gd", "t1post"),
+    "t2": ("t2w",),
+    "flair": ("t2f", "t2flair"),
+    "pd": ("pdw",),
+}
+_CONTRAST_NAMES = {word: name for name, words in CONTRASTS.items() for word in (name, *words)}
+
+
+def canonical_contrast(word: str) -> str:
+    """The name ssclf uses for a contrast: "T1Gd" is "t1ce"; unknown words stay, in lower case."""
+    word = word.strip().lower()
+    return _CONTRAST_NAMES.get(word, word)
+
+
+def canonical_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """Preprocessing settings as a file holds them, with the names that this version gives contrasts."""
+    values = dict(preprocess)
+    if "contrasts" in values:
+        values["contrasts"] = [canonical_contrast(str(name)) for name in values["contrasts"]]
+    return values
 
 
 class Config(Protocol):
@@ -133,7 +157,7 @@ class PreprocessConfig:
     ] = (0.5, 99.5)
     #: The anatomical plane of a slice; D runs across it. Source: Sec. 2.1 and 4 (axial).
     plane: Annotated[Plane, Option("Anatomical plane of a slice.", "Network input")] = "axial"
-    #: What each channel shows, in channel order. Source: Sec. 2.4 (T1ce).
+    #: What each channel shows, in channel order, whichever of its names was given. Source: Sec. 2.4 (T1ce).
     contrasts: Annotated[
         tuple[str, ...],
         Option(
@@ -156,6 +180,10 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "spacing", tuple(float(value) for value in self.spacing))
         object.__setattr__(self, "percentiles", tuple(float(value) for value in self.percentiles))
+        given = tuple(self.contrasts)
+        if not all(isinstance(name, str) and name.strip() for name in given):
+            raise ConfigError(f"contrasts: expected names, found {given}.")
+        object.__setattr__(self, "contrasts", tuple(map(canonical_contrast, given)))
         if len(self.spacing) != 3 or not all(0.1 <= value <= 20 for value in self.spacing):
             raise ConfigError(f"spacing: expected three voxel sizes of 0.1 to 20 mm, found {self.spacing}.")
         low, high = self.percentiles if len(self.percentiles) == 2 else (1.0, 0.0)
@@ -164,14 +192,26 @@ class PreprocessConfig:
         check_choice("plane", self.plane, Plane)
         check_choice("crop", self.crop, Crop)
         if not 1 <= len(self.contrasts) <= 4 or len(set(self.contrasts)) != len(self.contrasts):
-            raise ConfigError(f"contrasts: expected one to four different names, found {self.contrasts}.")
+            raise ConfigError(f"contrasts: expected one to four different ones, found {given}.")
         if not 0 <= self.crop_margin_mm <= 100:
             raise ConfigError(f"crop_margin_mm: expected 0 to 100, found {self.crop_margin_mm}.")
 
     @property
     def hash(self) -> str:
         """Stable across machines and versions that compute the same values; 16 hex digits."""
-        values = {"version": PREPROCESSING_VERSION, **config_to_dict(self)}
+        return self._hash_with(self.contrasts)
+
+    def hashes(self, written: Mapping[str, Any]) -> tuple[str, str]:
+        """By which files say that they hold these settings: `hash`, and that of earlier versions, which kept each
+        contrast's name as it was given.
+
+        Args:
+            written: the settings as such a file holds them.
+        """
+        return self.hash, self._hash_with(written.get("contrasts", ()))
+
+    def _hash_with(self, contrasts: Sequence[str]) -> str:
+        values = {"version": PREPROCESSING_VERSION, **config_to_dict(self), "contrasts": list(contrasts)}
         if self.crop == "none":
             del values["crop_margin_mm"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -387,7 +427,7 @@ class PredictConfig:
     ] = None
     engine: Annotated[
         Engine,
-        Option("auto: ONNX Runtime if the model has it.", "Device"),
+        Option("auto: ONNX Runtime. torchscript runs code of whoever made the model.", "Device"),
     ] = "auto"
     device: Annotated[
         Device,
@@ -402,7 +442,7 @@ class PredictConfig:
     timeout_s: Annotated[
         float | None,
         Option(
-            "Limit for reading one volume; 0: none.",
+            "Limit for reading one volume, and for its network; 0: none.",
             "Speed",
             flag="--timeout",
             metavar="SECONDS",

@@ -16,6 +16,12 @@ from ssclf.domain.volume import Volume
 from ssclf.io.volumes.nifti import write_nifti
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        (module,) = mark.args
+        pytest.importorskip(module, reason="pip install 'ssclf[train]'")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real MR volumes for development: beside the checkout, or where SSCLF_TEST_DATA points."""
@@ -89,6 +95,24 @@ def _write_untrained_bundle(folder: Path, seed: int, architecture: str) -> Path:
     export_torchscript(network, 1, folder / "model.torchscript.pt", metadata)
     write_checksums(folder)
     return folder
+
+
+@pytest.fixture
+def describe_anew() -> Callable[[Path, str], None]:
+    """Gives a bundle another description as an export would: beside its network and in it. Its TorchScript goes."""
+    onnx = pytest.importorskip("onnx")
+    from ssclf.io.models.checksums import write_checksums
+
+    def describe(folder: Path, spec: str) -> None:
+        model = onnx.load(folder / "model.onnx")
+        onnx.helper.set_model_props(model, {"spec.json": spec})
+        onnx.save(model, folder / "model.onnx")
+        (folder / "spec.json").write_text(spec)
+        for name in ("model.torchscript.pt", "SHA256SUMS"):
+            (folder / name).unlink()
+        write_checksums(folder)
+
+    return describe
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,6 +266,21 @@ def test_a_killed_table_is_continued(ssclf: Ssclf) -> None:
     ours, theirs = (read_csv(work / name, without=TIMES + VERSIONS) for name in ("killed.csv", "whole.csv"))
     assert ours == theirs, "the earlier version alone came to another table"
     assert not (work / ".killed.csv.ssclf-work").exists()
+
+
+def test_maps_that_an_earlier_version_wrote_are_no_scans(earlier: Ssclf, ssclf: Ssclf) -> None:
+    """They carry no mark, and doubled the rows at every run where they lie in the scanned folder."""
+    scans = ssclf.work / "mapped"
+    scans.mkdir()
+    for number in range(3):
+        shutil.copy(ssclf.work / "synthetic" / CLASSES[number] / f"sub-{number:02}.nii.gz", scans)
+    words = ["predict", "mapped", *PREDICT[2:], "--model", "bundle"]
+    earlier(*words, "--out", "before.csv", "--maps", "mapped/maps")
+    assert len(list((scans / "maps").iterdir())) == 3
+    ssclf(*words, "--out", "after.csv", "--maps", "mapped/new")
+    paths = [f"sub-{number:02}.nii.gz" for number in range(3)]
+    assert [row["path"] for row in read_csv(ssclf.work / "after.csv")] == paths
+    assert read_json(ssclf.work / "after.json")["run"]["other_files"] == {"a map that ssclf predict wrote": 3}
 
 
 def test_a_bundle_is_evaluated(ssclf: Ssclf) -> None:

@@ -15,6 +15,7 @@ from ssclf import __version__
 from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
+from ssclf.cli.saying import say
 from ssclf.cli.train import cv, evaluate, export, train, weights_app
 from ssclf.errors import OutputError, SsclfError
 from ssclf.io.files import disk_trouble
@@ -30,7 +31,7 @@ class ErrorsAsMessages(TyperGroup):
             with end_orderly():
                 return super().invoke(ctx)
         except SsclfError as exc:
-            typer.echo(f"error: {exc}", err=True)
+            say(f"error: {exc}", err=True)
             raise typer.Exit(exc.exit_code) from exc
         except OSError as exc:
             trouble = disk_trouble(exc)
@@ -40,14 +41,14 @@ class ErrorsAsMessages(TyperGroup):
             typer.echo(f"error: {where}cannot be written ({trouble.strerror}).", err=True)
             raise typer.Exit(1) from exc
         except KeyboardInterrupt as exc:
-            typer.echo("interrupted", err=True)
+            say("interrupted", err=True)
             raise typer.Exit(130) from exc
         except ModuleNotFoundError as exc:
             package = (exc.name or "").split(".")[0]
             extra = "train" if package in _TRAIN_PACKAGES else "ray" if package in _RAY_PACKAGES else ""
             if not extra:
                 raise
-            typer.echo(
+            say(
                 f'error: this command needs {exc.name}; install it with `pip install "ssclf[{extra}]"` '
                 "(beside ssclf[cpu] or ssclf[gpu]).",
                 err=True,
@@ -89,7 +90,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ssclf {__version__}")
+        say(f"ssclf {__version__}")
         raise typer.Exit
 
 

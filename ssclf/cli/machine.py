@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ssclf.cli import options as opt
+from ssclf.cli.saying import say
 from ssclf.errors import ConfigError
 
 
@@ -42,6 +43,10 @@ def doctor(
     """Show what this machine can do; fails where something that was asked for is not there."""
     if (json or typical) and not (bench and json):
         raise ConfigError("--json and --typical go with --bench.")
+    if json:
+        from ssclf.io.paths import check_output_file
+
+        check_output_file("json", json)
     from ssclf.reporting.console import print_checks
     from ssclf.workflows.doctor import bundles_at_hand, examine
 
@@ -54,7 +59,7 @@ def doctor(
 
         (chosen, *_) = choose_bundles(model or [], os.environ)
         write_rates(json, measure_rates(chosen, device=device, engine=engine, typical=typical or ()))
-        typer.echo(f"rates: {json}")
+        say(f"rates: {json}")
     raise typer.Exit(1 if failed else 0)
 
 

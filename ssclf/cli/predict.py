@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ssclf.cli import options as opt
+from ssclf.cli.saying import say
 from ssclf.config import ClusterConfig, PredictConfig
 from ssclf.errors import ConfigError
 
@@ -161,7 +162,7 @@ def _predict_on_ray(
         on_start=tell_partitions,
         on_part=tell_part,
     )
-    typer.echo("\n".join(cluster_lines(summary, folder)))
+    say("\n".join(cluster_lines(summary, folder)))
     raise typer.Exit(summary.exit_code)
 
 
@@ -200,8 +201,8 @@ def plan(
     per = opt.cores(cores)
     need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
     hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")
-    typer.echo(f"{volumes} volumes like {found.typical}, {found.model}, on {hardware}:")
-    typer.echo("\n".join(estimate_lines(need)))
+    say(f"{volumes} volumes like {found.typical}, {found.model}, on {hardware}:")
+    say("\n".join(estimate_lines(need)))
 
 
 def merge(
@@ -221,5 +222,5 @@ def merge(
 
     rows = run(parts, out, partial=partial, report=report)
     failed = sum(row.status == "failed" for row in rows)
-    typer.echo(f"{out}: {len(rows)} volumes, {failed} failed")
+    say(f"{out}: {len(rows)} volumes, {failed} failed")
     raise typer.Exit(3 if failed else 0)

@@ -56,6 +56,14 @@ LabelColumn = Annotated[
         rich_help_panel="Input",
     ),
 ]
+SubjectsByClass = Annotated[
+    bool,
+    typer.Option(
+        "--subjects-by-class",
+        help="A subject's name under two classes is two persons. By default that is an error.",
+        rich_help_panel="Input",
+    ),
+]
 ShowHeads = Annotated[bool, typer.Option("--show-heads", help="Draw whole heads, with faces, in qc.html.")]
 Timeout = Annotated[
     float,
@@ -84,6 +92,7 @@ def preprocess(  # what PreprocessConfig takes from the command line, `opt.given
     class_map: ClassMap = None,
     labels: Labels = None,
     label_column: LabelColumn = None,
+    subjects_by_class: SubjectsByClass = False,
     pattern: opt.Pattern = None,
     series: opt.Series = None,
     timeout: Timeout = 0,
@@ -109,6 +118,7 @@ def preprocess(  # what PreprocessConfig takes from the command line, `opt.given
         seed=seed,
         pattern=pattern,
         series=series,
+        subjects_by_class=subjects_by_class,
     )
     with PreprocessDisplay(quiet=quiet) as display:
         summary = preprocess_cohort(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
 import typer
 
 from ssclf.cli import options as opt
+from ssclf.cli.saying import say
 from ssclf.config import Architecture, ExportFormat, ExportPrecision, Scheme, Starts, TrainConfig
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
         out, settings, data=data or (), preset=asked, weights=weights, start=start, resume=resume
     )
     if chosen.finished:
-        typer.echo(f"{chosen.folder}: has finished; nothing is left to do")
+        say(f"{chosen.folder}: has finished; nothing is left to do")
         raise typer.Exit
     with TrainDisplay(chosen.config.epochs, quiet=quiet or not is_first_process()) as display:
         result = run(
@@ -253,14 +254,14 @@ def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
     from ssclf.workflows.reports import try_report
 
     for cell, error in result.errors.items():
-        typer.echo(f"{cell.name}: {error}", err=True)
+        say(f"{cell.name}: {error}", err=True)
     if result.missing:
-        typer.echo(f"not finished: {', '.join(cell.name for cell in result.missing)}")
+        say(f"not finished: {', '.join(cell.name for cell in result.missing)}")
         same = f" --weights {shlex.quote(str(weights))}" if weights else ""
-        typer.echo(f"`ssclf cv --resume --out {shlex.quote(str(result.run))}{same}` goes on")
+        say(f"`ssclf cv --resume --out {shlex.quote(str(result.run))}{same}` goes on")
     page = result.run / REPORT
     if not result.interrupted and try_report(str(page), lambda: write_cv_report(result.run)):
-        typer.echo(f"report: {page}")
+        say(f"report: {page}")
     elif not result.interrupted:
         raise typer.Exit(result.exit_code or 3)
     raise typer.Exit(result.exit_code)
@@ -309,12 +310,12 @@ def export(
         per_fold=per_fold,
         data=data,
         machine=Machine(device=device, weights=weights),
-        watch=Watch(on_epoch=lambda e: typer.echo(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True)),
+        watch=Watch(on_epoch=lambda e: say(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True)),
     )
     if made.interrupted:
         raise typer.Exit(128 + made.interrupted)
     for bundle in made.bundles:
-        typer.echo(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
+        say(f"{bundle}: {', '.join(sorted(p.name for p in bundle.iterdir()))}")
 
 
 def evaluate(
@@ -336,7 +337,7 @@ def evaluate(
         bool,
         typer.Option(
             "--leave-out-seen",
-            help="Leave out volumes that the model was trained on. By default they are an error.",
+            help="Leave out volumes that trained the model or chose its epoch. By default they are an error.",
             rich_help_panel="Input",
         ),
     ] = False,
@@ -365,7 +366,7 @@ def evaluate(
         workers=opt.cores(workers),
     )
     for line in evaluation_lines(result):
-        typer.echo(line)
+        say(line)
     raise typer.Exit(result.exit_code)
 
 
@@ -383,7 +384,7 @@ def weights_import(
     from ssclf.learning.pretrained import import_weights
 
     for path in files:
-        typer.echo(f"{path.name}: {import_weights(path)}")
+        say(f"{path.name}: {import_weights(path)}")
 
 
 @weights_app.command("verify")
@@ -395,4 +396,4 @@ def weights_verify() -> None:
         where = (
             f"intact, {weights.path}" if weights.path else f"not here; download {weights.url} and import it"
         )
-        typer.echo(f"{weights.architecture}: {weights.name}: {where}")
+        say(f"{weights.architecture}: {weights.name}: {where}")

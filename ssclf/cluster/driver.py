@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import sys
 import threading
 import time
@@ -72,6 +73,7 @@ from ssclf.errors import DatasetError, OutputError, SsclfError
 from ssclf.io.locks import Lock
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.paths import check_output_file
 from ssclf.io.records.results import ResultRow, write_csv
 from ssclf.workflows.classification import Origin, method_digest
 from ssclf.workflows.interruption import exit_code, note_signals
@@ -128,8 +130,8 @@ def predict_on_ray(
     bundles = [open_bundle(path) for path in models]
     ensemble = Ensemble(bundles, config)
     store = Store.at(out)
-    if csv and not csv.absolute().parent.is_dir():
-        raise OutputError(f"--csv {csv}: the folder {csv.parent} does not exist; make it first.")
+    if csv:
+        check_output_file("csv", csv)
     # Ray's core takes over SIGTERM as it starts: ours goes after it.
     saying = "stopping; the same command goes on later"
     with _one_run(store), _connected(cluster), note_signals(saying) as stopped:
@@ -200,6 +202,9 @@ def _connected(cluster: ClusterConfig) -> Iterator[None]:
         # one core is enough to run, but not for a task and an actor to be counted side by side
         cores = max(2, len(os.sched_getaffinity(0)))
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        # Ray listens on every interface. Since 2.59 it asks for a token where it starts a cluster itself; one of this
+        # run, known to its processes alone, instead of a file in the home folder that every run shares.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
         options |= {"address": cluster.address}
     try:
@@ -466,7 +471,13 @@ class _Run:
             "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
             "config": config_to_dict(self.config),
             "models": [
-                {"name": b.spec.name, "sha256": b.sha256, "synthetic": b.spec.synthetic} for b in self.bundles
+                {
+                    "name": b.spec.name,
+                    "sha256": b.sha256,
+                    "engine": self.ensemble.engine,
+                    "synthetic": b.spec.synthetic,
+                }
+                for b in self.bundles
             ],
             "class_names": list(self.ensemble.class_names),
             "volumes": summary.volumes,
@@ -476,7 +487,7 @@ class _Run:
             "seconds": self.seconds,
             "notice": "Research use only, not a medical device.",
         }
-        self.out.write(_RUN, json.dumps(run, indent=1).encode())
+        self.out.write(_RUN, json.dumps(run, indent=1, allow_nan=False).encode())
 
     def summary(self) -> ClusterSummary:
         return ClusterSummary(

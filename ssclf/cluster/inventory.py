@@ -3,7 +3,8 @@
 Two steps, both able to run on any node. `take_inventory` walks over names and writes *units*: volumes, whose
 scans follow from names alone, and what must be opened to be understood (DICOM folders, archives, manifest rows).
 `settle` turns the units of one partition into scans, with the same functions that plain discovery uses. A DICOM
-series may lie in several folders: `join_series` finds those that two units share and settles them together.
+series may lie in several folders, and a volume whose slices have a series each: `join_series` finds what two units
+share and settles them together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -24,14 +25,15 @@ from ssclf.errors import DatasetError, SsclfError
 from ssclf.io.discovery.folders import PREPROCESSED_FOLDER, FolderContent, is_preprocessed, walk_folders
 from ssclf.io.discovery.naming import group_contrasts
 from ssclf.io.discovery.scans import Scan
-from ssclf.io.discovery.sources import discover, folder_scans, manifest_columns, manifest_scan, named_rows
+from ssclf.io.discovery.sources import discover, manifest_columns, manifest_scan, named_rows, series_below
 from ssclf.io.junk import junk_name, junk_path
 from ssclf.io.own_output import START_BYTES
 from ssclf.io.paths import is_link
 from ssclf.io.records.map_names import MAP_ENDING
 from ssclf.io.records.tables import TABLE_ENDINGS, TableRow, read_table
+from ssclf.io.volumes.dicom_grouping import FEW_SINGLE_SLICES
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
-from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.dicom_series import DicomSeries, find_series
 from ssclf.io.volumes.endings import volume_ending
 
 _REPEATED = "the same file or series again"
@@ -169,6 +171,10 @@ def plan_name(number: int) -> str:
 
 def _units_name(number: int) -> str:
     return f"_plan/units-{number:05d}.jsonl"
+
+
+def _lone_name(number: int) -> str:
+    return f"_plan/lone-{number:05d}.json"
 
 
 def take_inventory(
@@ -350,6 +356,7 @@ def settle(
     """
     other: Counter[str] = Counter()
     planned: list[Planned] = []
+    lone: list[tuple[str, str, int]] = []
     dicom = False
     local = source.base.local
     base = local or Path("/")
@@ -357,7 +364,7 @@ def settle(
         dicom = dicom or isinstance(unit, FolderUnit)
         with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
             here = local or Path(scratch)
-            for scan in list(_settle_unit(source, unit, here, selection, other)):
+            for scan in list(_settle_unit(source, unit, here, selection, other, lone)):
                 if selection.keep_uids and scan.series and isinstance(scan.contrasts[0], DicomSeries):
                     scan = replace(scan, series=scan.contrasts[0].uid)
                 # looked at while the files are still here; planned as they lie in the source, where any node finds them
@@ -369,6 +376,8 @@ def settle(
     if len(distinct) < len(planned):
         other[_REPEATED] += len(planned) - len(distinct)
     out.write(plan_name(number), encode_plan(sorted(distinct.values(), key=lambda one: one.key), base))
+    if dicom:
+        out.write(_lone_name(number), json.dumps(lone).encode())
     return Settled(number, len(distinct), dict(other), dicom)
 
 
@@ -380,7 +389,15 @@ def _stamps(unit: Unit, source: Source) -> tuple[str, ...]:
         case FileUnit():
             return (unit.stamp,)
         case RowUnit():
-            return () if source.base.local else tuple(source.base.stamp(file) for file in unit.files)
+            return () if source.base.local else tuple(_stamp_below(source.base, file) for file in unit.files)
+
+
+def _stamp_below(base: Store, file: str) -> str:
+    try:
+        base.check_inside(file)
+    except DatasetError:
+        return "gone"
+    return base.stamp(file)
 
 
 def _write_units(out: Store, number: int, units: Iterable[Unit]) -> None:
@@ -416,18 +433,24 @@ def _moved(scan: Scan, here: Path, base: Path) -> Scan:
 
 
 def _settle_unit(
-    source: Source, unit: Unit, here: Path, selection: Selection, other: Counter[str]
+    source: Source,
+    unit: Unit,
+    here: Path,
+    selection: Selection,
+    other: Counter[str],
+    lone: list[tuple[str, str, int]],
 ) -> Iterator[Scan]:
     """The scans of a unit, with their files below `here`: the source's own place, or where they were fetched to.
 
     Args:
         other: reason → number of files that are no volume; added to.
+        lone: `LoneSlices`, with paths below `here`; added to.
     """
     match unit:
         case ScanUnit():
             yield Scan(unit.path, tuple(here / file for file in unit.files), problem=unit.problem)
         case FolderUnit():
-            yield from _settle_folder(source, unit, here, selection, other)
+            yield from _settle_folder(source, unit, here, selection, other, lone)
         case RowUnit():
             yield _settle_row(source, unit, here, selection)
         case FileUnit():
@@ -435,15 +458,19 @@ def _settle_unit(
 
 
 def _settle_folder(
-    source: Source, unit: FolderUnit, here: Path, selection: Selection, other: Counter[str]
+    source: Source,
+    unit: FolderUnit,
+    here: Path,
+    selection: Selection,
+    other: Counter[str],
+    lone: list[tuple[str, str, int]],
 ) -> Iterator[Scan]:
     if source.base.local is None:
         source.base.fetch_all(unit.files, here)
-    archives = [file for file in unit.files if file.lower().endswith(".zip")]
-    content = FolderContent(dicom=[file for file in unit.files if file not in archives], archives=archives)
-    for scan in folder_scans(here, content, selection.contrasts, selection.series):
+    found = find_series([here / file for file in unit.files], matching=selection.series)
+    for scan in series_below(here, found, selection.contrasts, other):
         yield replace(scan, path=source.text if scan.path == "." else scan.path)
-    other += content.other
+    lone += [(some.frame, some.path.relative_to(here).as_posix(), some.count) for some in found.lone]
 
 
 def _settle_file(
@@ -463,9 +490,9 @@ def _settle_row(source: Source, unit: RowUnit, here: Path, selection: Selection)
     if source.base.local is None:
         # what must be looked into is fetched; of a volume the name is enough
         for cell in unit.files:
-            target = here / cell
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                source.base.check_inside(cell)
+                (here / cell).parent.mkdir(parents=True, exist_ok=True)
                 _fetch_cell(source.base, cell, here)
             except FileNotFoundError:
                 continue
@@ -497,7 +524,9 @@ def join_series(
     selection: Selection,
     fingerprint: Callable[[Scan, tuple[str, ...]], str],
 ) -> list[Settled]:
-    """Settle together what holds parts of one DICOM series; memory holds 8 bytes and a place per series.
+    """Settle together what holds parts of one DICOM series, or slices of one volume that have a series each.
+
+    Memory holds 8 bytes and a place per series.
 
     Args:
         numbers: partitions with DICOM.
@@ -508,7 +537,10 @@ def join_series(
     # A series is known by its UID alone. Of a million series, 8 bytes of a hash and one place each fit into memory;
     # their names, files and stamps would not. Two UIDs with one hash only settle two folders together for nothing.
     places: dict[int, list[_Place]] = defaultdict(list)
+    frames: dict[str, _Examination] = defaultdict(_Examination)
     for number in numbers:
+        for frame, name, count in json.loads(out.read(_lone_name(number))):
+            frames[frame].add(_Place(number, name), count)
         for one in decode_plan(out.read(plan_name(number))):
             for series in one.scan.contrasts:
                 # an archive is a source of its own: its series are not joined with what lies beside it
@@ -517,6 +549,9 @@ def join_series(
                     file = PurePosixPath(series.root.as_posix()) / series.files[0]
                     places[uid].append(_Place(number, file.as_posix().lstrip("/")))
     shared = [where for where in places.values() if len(where) > 1]
+    shared += [
+        one.places for one in frames.values() if len(one.places) > 1 and one.slices > FEW_SINGLE_SLICES
+    ]
     if not shared:
         return []
     changed = sorted({place.number for where in shared for place in where})
@@ -534,6 +569,18 @@ class _Place:
 
     number: int
     file: str
+
+
+@dataclass
+class _Examination:
+    """Where its slices lie that have a series each, and how many these are."""
+
+    places: list[_Place] = field(default_factory=list)
+    slices: int = 0
+
+    def add(self, place: _Place, count: int) -> None:
+        self.places.append(place)
+        self.slices += count
 
 
 def _join(units: Mapping[int, list[Unit]], shared: Iterable[Sequence[_Place]]) -> None:

@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 from ssclf.errors import DatasetError, MissingDependencyError, OutputError
 from ssclf.io.discovery.scans import companions
 from ssclf.io.files import whole_file
+from ssclf.io.inside import stays_below
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,21 @@ class Store:
         if not name:
             return self
         return Store.at(name) if name.startswith("/") or "://" in name else Store(f"{self.url}/{name}")
+
+    def check_inside(self, name: str) -> None:
+        """A name that somebody wrote into this storage may not lead a node to its own disk, nor out of the folder that
+        files are fetched to.
+
+        Raises:
+            DatasetError: it would.
+        """
+        scheme, sign, rest = _as_url(name).partition("://")
+        own = self.url.partition("://")[0] if self.local is None else "file"
+        if not stays_below(rest.lstrip("/") if sign else name) or (sign and scheme != own):
+            raise DatasetError(
+                f"{name}: expected a name below {self.url}, or a URL of the same storage, found one that leads "
+                "elsewhere; it is not followed."
+            )
 
     def _open(self, name: str = "") -> tuple[Any, str]:
         place = self.below(name)
@@ -115,7 +131,7 @@ class Store:
                 Entry(name, info["type"] == "directory", _stamp(info))
                 for name, info in named
                 # an object store may list the folder itself, as an empty object
-                if name and info["name"].rstrip("/") != own
+                if name not in ("", ".", "..") and info["name"].rstrip("/") != own
             ),
             key=lambda entry: entry.name,
         )
@@ -166,6 +182,7 @@ class Store:
             FileNotFoundError: there is none.
             DatasetError: it cannot be read.
         """
+        self.check_inside(name)
         target = folder / name
         for one in (name, *(str(PurePosixPath(name).with_name(n)) for n in companions(target.name))):
             fs, path = self._open(_as_url(one))
@@ -189,6 +206,8 @@ class Store:
         """
         if not names:
             return
+        for name in names:
+            self.check_inside(name)
         there = [self._open(_as_url(name)) for name in names]
         here = [folder / name for name in names]
         for parent in {path.parent for path in here}:

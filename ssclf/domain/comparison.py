@@ -9,11 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.domain.metrics import Metrics, bin_by_confidence, fit_temperature, score_predictions
+from ssclf.domain.metrics import (
+    Metrics,
+    bin_by_confidence,
+    confusion_scores,
+    fit_temperature,
+    score_predictions,
+)
 from ssclf.domain.scores import softmax
 
 Values = NDArray[np.float64]
 DRAWS = 2000
+#: Scores are sums of ratios, exact to some 1e-16: differences that spread by no more than this are equal.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,9 @@ class PairedTest:
     """First minus second network.
 
     Attributes:
-        difference, sd: of macro F1 over the folds that both have.
-        p: two-sided, None with fewer than two folds or no variance.
+        difference, sd: of macro F1 over the folds that both have; 0 where rounding alone makes them.
+        p: two-sided, None where nothing can be told: with fewer than two folds, or where the differences are the same
+            in all of them but for rounding, so that their spread says nothing of chance.
         low, high: 95 % interval of the difference from resampling subjects; it leaves out that another training
             would have given another network.
     """
@@ -60,6 +69,15 @@ class PairedTest:
     p: float | None
     low: float
     high: float
+
+    @property
+    def told(self) -> str:
+        """What the test says, for people."""
+        if self.p is not None:
+            return f"{self.p:.3f}" if self.p >= 0.001 else "below 0.001"
+        if self.folds < 2:
+            return "none: one fold"
+        return "none: no difference measurable" if self.difference == 0 else "none: equal in all folds"
 
 
 def pool(folds: Sequence[FoldPredictions]) -> FoldPredictions:
@@ -114,8 +132,8 @@ def bootstrap_scores(
     Calls with equal subjects and seed draw equal samples, so that differences between networks are paired.
 
     Returns:
-        accuracy, macro_f1, weighted_f1 of shape (draws,) and precision, recall, specificity, f1 of shape
-        (draws, K), each the mean over folds.
+        what `confusion_scores` gives of each draw, of shape (draws,) or (draws, K): the mean over the folds of which
+        subjects were drawn.
     """
     owner = {s: int(t) for fold in folds for s, t in zip(fold.subjects, fold.targets, strict=True)}
     names = sorted(owner)
@@ -130,8 +148,14 @@ def bootstrap_scores(
     for fold in folds:
         cell = np.eye(classes * classes)[fold.targets * classes + fold.logits.argmax(axis=1)]
         mine = weights[:, [position[s] for s in fold.subjects]]
-        scores.append(_scores((mine @ cell).reshape(draws, classes, classes)))
-    return {name: np.mean([s[name] for s in scores], axis=0) for name in scores[0]}
+        scores.append(confusion_scores((mine @ cell).reshape(draws, classes, classes)))
+    tested = ~np.isnan([s["accuracy"] for s in scores])  # (folds, draws)
+    means = {}
+    for name in scores[0]:
+        values = np.array([s[name] for s in scores])
+        kept = tested.reshape(tested.shape + (1,) * (values.ndim - 2))
+        means[name] = np.where(kept, values, 0).sum(axis=0) / kept.sum(axis=0)
+    return means
 
 
 def interval(values: Values) -> tuple[float, float]:
@@ -159,42 +183,44 @@ def compare(
         networks: name → fold number → predictions.
         training_sizes: fold number → volumes that trained.
     """
+    names = list(networks)
+    pairs = [(first, second) for i, first in enumerate(names) for second in names[i + 1 :]]
+    found = [_compare_two(networks, first, second, training_sizes, class_names) for first, second in pairs]
+    return [test for test in found if test]
+
+
+def _compare_two(
+    networks: Mapping[str, Mapping[int, FoldPredictions]],
+    first: str,
+    second: str,
+    training_sizes: Mapping[int, int],
+    class_names: Sequence[str],
+) -> PairedTest | None:
+    """None without a fold that both have."""
     from scipy.stats import t
 
-    tests = []
-    names = list(networks)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            common = sorted(set(networks[first]) & set(networks[second]))
-            if not common:
-                continue
-            one, two = ([networks[name][k] for k in common] for name in (first, second))
-            f1 = [
-                np.array([m.macro_f1 for m in score_folds(folds, [1.0] * len(folds), class_names)])
-                for folds in (one, two)
-            ]
-            differences = f1[0] - f1[1]
-            ratio = float(
-                np.mean([len(f.targets) / training_sizes[k] for f, k in zip(one, common, strict=True)])
-            )
-            n = len(common)
-            sd = float(np.std(differences, ddof=1)) if n > 1 else 0.0
-            statistic = float(differences.mean()) / (sd * np.sqrt(1 / n + ratio)) if sd > 0 else None
-            drawn = [bootstrap_scores(folds, len(class_names))["macro_f1"] for folds in (one, two)]
-            low, high = interval(drawn[0] - drawn[1])
-            tests.append(
-                PairedTest(
-                    first,
-                    second,
-                    n,
-                    float(differences.mean()),
-                    sd,
-                    None if statistic is None else float(2 * t.sf(abs(statistic), n - 1)),
-                    low,
-                    high,
-                )
-            )
-    return tests
+    common = sorted(set(networks[first]) & set(networks[second]))
+    if not common:
+        return None
+    one, two = ([networks[name][k] for k in common] for name in (first, second))
+    f1 = [
+        np.array([m.macro_f1 for m in score_folds(folds, [1.0] * len(folds), class_names)])
+        for folds in (one, two)
+    ]
+    differences = f1[0] - f1[1]
+    ratio = float(np.mean([len(f.targets) / training_sizes[k] for f, k in zip(one, common, strict=True)]))
+    n = len(common)
+    mean = _unless_rounding(float(differences.mean()))
+    sd = _unless_rounding(float(np.std(differences, ddof=1)) if n > 1 else 0.0)
+    statistic = mean / (sd * np.sqrt(1 / n + ratio)) if sd else None
+    drawn = [bootstrap_scores(folds, len(class_names))["macro_f1"] for folds in (one, two)]
+    low, high = interval(drawn[0] - drawn[1])
+    p = None if statistic is None else float(2 * t.sf(abs(statistic), n - 1))
+    return PairedTest(first, second, n, mean, sd, p, low, high)
+
+
+def _unless_rounding(value: float) -> float:
+    return value if abs(value) > ROUNDING else 0.0
 
 
 def reliability(targets: NDArray[np.int64], probabilities: Values) -> list[Bin]:
@@ -204,24 +230,3 @@ def reliability(targets: NDArray[np.int64], probabilities: Values) -> list[Bin]:
         Bin(float(confidence[index == b].mean()), float(right[index == b].mean()), int((index == b).sum()))
         for b in np.unique(index)
     ]
-
-
-def _scores(confusion: Values) -> dict[str, Values]:
-    """Scores from (draws, K, K) weighted counts, rows the truth. A ratio of nothing to nothing is 0."""
-
-    def ratio(top: Values, bottom: Values) -> Values:
-        return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-    right = np.diagonal(confusion, axis1=1, axis2=2)
-    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
-    total = confusion.sum(axis=(1, 2))
-    f1 = ratio(2 * right, true + predicted)
-    return {
-        "accuracy": ratio(right.sum(axis=1), total),
-        "macro_f1": f1.mean(axis=1),
-        "weighted_f1": ratio((f1 * true).sum(axis=1), total),
-        "precision": ratio(right, predicted),
-        "recall": ratio(right, true),
-        "specificity": ratio(total[:, None] - true - predicted + right, total[:, None] - true),
-        "f1": f1,
-    }

@@ -4,6 +4,8 @@ Plain features (brain mask shape, intensity histogram, stored intensities, heade
 classifiers on the same folds as the networks: a support vector machine, for many faint hints, and a tree of depth
 three, for a single plain one. The better of them counts, and is judged against the better of them with labels
 shuffled over subjects.
+With few subjects shuffled labels often equal the true ones, or are told by chance in every test part, so nothing can
+beat them: then the audit says so, and not that it found nothing.
 scikit-learn is imported where it is used, since prediction does without it.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +28,9 @@ PERMUTATIONS = 199
 #: A hint below this, half-way from chance to certainty, is shown and not warned of: with many volumes even a
 #: difference in age between classes beats every shuffle, and lesions do change a histogram.
 PLAIN = 0.75
+#: A class of more subjects is not told completely in every test part by chance.
+MANY = 20
+_ROUNDING = 1e-9
 _BINS = 16
 _PROFILE = 6
 
@@ -37,11 +43,13 @@ class Finding:
         per_class: class → how well it is told from the rest: mean of recall and specificity, then over folds;
             chance is 0.5.
         threshold: the highest such value, of any class, with shuffled labels.
+        too_few: whether even features that tell the classes completely would not have beaten shuffled labels.
     """
 
     name: str
     per_class: Mapping[str, float]
     threshold: float
+    too_few: bool = False
 
     @property
     def best(self) -> str:
@@ -53,7 +61,14 @@ class Finding:
         return self.per_class[self.best]
 
     @property
-    def verdict(self) -> Literal["found", "faint", "nothing"]:
+    def complete(self) -> bool:
+        """Whether a class is told without a mistake in every test part."""
+        return self.score >= 1 - _ROUNDING
+
+    @property
+    def verdict(self) -> Literal["found", "faint", "nothing", "too few"]:
+        if self.too_few:
+            return "too few"
         if self.score <= self.threshold:
             return "nothing"
         return "found" if self.score >= PLAIN else "faint"
@@ -153,6 +168,7 @@ def audit(
     *,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
+    complete_fails: bool | None = None,
 ) -> Finding:
     """Tell the class from features, on the networks' folds.
 
@@ -162,19 +178,92 @@ def audit(
         targets: (N,) class indices.
         subjects: N names; labels are shuffled over them, and volumes follow.
         folds: indices of training and test volumes.
+        complete_fails: what `complete_separation_fails` says of the same subjects and folds; None: it is asked.
     """
+    own, index = _subject_targets(targets, subjects)
+    too_few = cannot_be_significant(np.bincount(own).tolist(), permutations)
+    if complete_fails is None and not too_few:
+        complete_fails = complete_separation_fails(
+            targets, subjects, folds, len(class_names), permutations=permutations, seed=seed
+        )
     if features.shape[1] == 0 or not features.std(axis=0).any():
-        return Finding(name, dict.fromkeys(class_names, 0.5), 0.5)
+        few = too_few or bool(complete_fails)
+        return Finding(name, dict.fromkeys(class_names, 0.5), 0.5, few)
     parts = [_part(features, train, test) for train, test in folds]
     told = _balanced_accuracies(parts, targets, len(class_names))
-    random = np.random.default_rng(seed)
+    threshold = _best_of_shuffles(parts, own, index, len(class_names), permutations, seed)
+    # shuffles that are told completely leave nothing to beat, unless a subject on both sides was known again
+    unbeatable = threshold >= 1 - _ROUNDING and not any(
+        set(index[train]) & set(index[test]) for train, test in folds
+    )
+    few = too_few or bool((complete_fails or unbeatable) and told.max() <= threshold)
+    return Finding(name, dict(zip(class_names, told.tolist(), strict=True)), threshold, few)
+
+
+def cannot_be_significant(counts: Sequence[int], permutations: int = PERMUTATIONS) -> bool:
+    """Whether so few subjects a class that no permutation test on them can reach its level, whatever it looks at.
+
+    Of N subjects a class of n is drawn in one of C(N, n) ways, all equally likely when labels are shuffled. One of
+    them is the true one, and a class of the same size that is drawn there is told as well. So a class that is told
+    completely has p >= m / C(N, n) with m classes of its size; with B shuffles, the audit asks for 1 / (B + 1).
+
+    Source: Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010 (the smallest p is that of the number
+    of distinct permutations); Ojala and Garriga, Permutation Tests for Studying Classifier Performance, 2010.
+
+    Args:
+        counts: subjects of each class; those without any do not count.
+        permutations: B.
+    """
+    present = [count for count in counts if count]
+    total = sum(present)
+    least = min((present.count(n) / comb(total, n) for n in present), default=1.0)
+    return least > 1 / (permutations + 1)
+
+
+def complete_separation_fails(
+    targets: NDArray[np.integer[Any]],
+    subjects: Sequence[str],
+    folds: Sequence[tuple[Indices, Indices]],
+    classes: int,
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> bool:
+    """Whether the audit would miss features that hold nothing but the class: tried with just these.
+
+    Test parts are small: with few subjects, shuffled labels are told completely in all of them by chance alone.
+    """
+    own, index = _subject_targets(targets, subjects)
+    if min(Counter(own.tolist()).values()) > MANY:
+        return False
+    parts = [_part(np.eye(classes)[targets], train, test) for train, test in folds]
+    told = _balanced_accuracies(parts, targets, classes).max()
+    return bool(told <= _best_of_shuffles(parts, own, index, classes, permutations, seed))
+
+
+def _subject_targets(
+    targets: NDArray[np.integer[Any]], subjects: Sequence[str]
+) -> tuple[NDArray[np.integer[Any]], Indices]:
+    """The class of each subject, its most frequent one, and of each volume which subject it is of."""
     owners, index = np.unique(np.asarray(subjects), return_inverse=True)
-    own = np.array([Counter(targets[index == k].tolist()).most_common(1)[0][0] for k in range(len(owners))])
-    shuffled = [
-        _balanced_accuracies(parts, random.permutation(own)[index], len(class_names)).max()
+    own = [Counter(targets[index == k].tolist()).most_common(1)[0][0] for k in range(len(owners))]
+    return np.array(own), index
+
+
+def _best_of_shuffles(
+    parts: Sequence[_Part],
+    own: NDArray[np.integer[Any]],
+    index: Indices,
+    classes: int,
+    permutations: int,
+    seed: int,
+) -> float:
+    """How well the best class is told when labels are shuffled over subjects, in the best of all shuffles."""
+    random = np.random.default_rng(seed)
+    return max(
+        float(_balanced_accuracies(parts, random.permutation(own)[index], classes).max())
         for _ in range(permutations)
-    ]
-    return Finding(name, dict(zip(class_names, told.tolist(), strict=True)), float(max(shuffled)))
+    )
 
 
 def coinciding(cohort: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
@@ -197,6 +286,14 @@ def warnings(findings: Sequence[Finding], cohort: Mapping[str, Mapping[str, int]
         for f in findings
         if f.verdict == "found"
     ]
+    few = [f for f in findings if f.verdict == "too few"]
+    if few:
+        complete = [f"{f.name} tells {f.best} from the rest completely" for f in few if f.complete]
+        told = f"; {', '.join(complete)}, which may be chance or all that a network sees" if complete else ""
+        found.append(
+            f"too few subjects a class to tell what else tells the class ({', '.join(f.name for f in few)}): shuffled "
+            f"labels do as well as a complete separation would{told}. No score on these data can rule it out"
+        )
     for name in coinciding(cohort):
         sources = ", ".join(cohort[name])
         found.append(

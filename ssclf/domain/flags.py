@@ -21,7 +21,7 @@ FLAGS: Final[dict[str, str]] = {
     "wrong_contrast": "does not look like the contrast that the model was trained on",
     "low_confidence": "the highest probability is below the review threshold",
     "unlike_training": "the features lie further from the training volumes than those do from each other",
-    "trained_on": "the model was trained on this very volume: its probabilities say nothing",
+    "trained_on": "the model was trained on this scan, or its epoch was chosen with it: its probabilities say nothing",
 }
 
 #: These describe a volume and are no reason to look at it again.

@@ -39,7 +39,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of one set of predictions. Source: Chatterjee et al., Sec. 2.6, and calibration beside it.
+    """Scores of one set of predictions, by `confusion_scores`. Source: Chatterjee et al., Sec. 2.6, and calibration.
 
     Attributes:
         per_class: by class name.
@@ -78,19 +78,12 @@ def score_predictions(
         probabilities: (N, K), each row summing to 1; the prediction is the largest.
         class_names: K names.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+    from sklearn.metrics import confusion_matrix, roc_auc_score
 
     classes = np.arange(len(class_names))
-    predictions = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(targets, predictions, labels=classes)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        targets, predictions, labels=classes, zero_division=0
-    )
-    false_positives = confusion.sum(axis=0) - confusion.diagonal()
-    negatives = confusion.sum() - confusion.sum(axis=1)
-    specificity = np.divide(
-        negatives - false_positives, negatives, out=np.zeros(len(classes)), where=negatives > 0
-    )
+    confusion = confusion_matrix(targets, probabilities.argmax(axis=1), labels=classes)
+    scores = confusion_scores(confusion.astype(float))
+    support = confusion.sum(axis=1)
     areas = [
         float(roc_auc_score(targets == c, probabilities[:, c])) if 0 < support[c] < len(targets) else None
         for c in classes
@@ -99,25 +92,63 @@ def score_predictions(
     return Metrics(
         per_class={
             name: ClassMetrics(
-                float(precision[c]),
-                float(recall[c]),
-                float(specificity[c]),
-                float(f1[c]),
-                int(support[c]),
-                areas[c],
+                **{
+                    metric: float(scores[metric][c])
+                    for metric in ("precision", "recall", "specificity", "f1")
+                },
+                support=int(support[c]),
+                roc_auc=areas[c],
             )
             for c, name in enumerate(class_names)
         },
-        accuracy=float(confusion.diagonal().sum() / confusion.sum()),
-        macro_f1=float(f1[support > 0].mean()),
-        weighted_f1=float(np.average(f1, weights=support)),
-        macro_specificity=float(specificity[support > 0].mean()),
+        accuracy=float(scores["accuracy"]),
+        macro_f1=float(scores["macro_f1"]),
+        weighted_f1=float(scores["weighted_f1"]),
+        macro_specificity=float(scores["macro_specificity"]),
         macro_roc_auc=float(np.mean(defined)) if defined else None,
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
         log_loss=_log_loss(targets, probabilities),
         calibration_error=_calibration_error(targets, probabilities),
         brier=float(((probabilities - np.eye(len(classes))[targets]) ** 2).sum(axis=1).mean()),
     )
+
+
+def confusion_scores(confusion: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Scores from counts: the one function for estimates and for the intervals around them.
+
+    Means over classes are over those that truly occur, as scikit-learn's `f1_score` gives them with these classes as
+    `labels`: an external cohort may lack some, and what nothing could be right about is no zero. A ratio of nothing
+    to nothing is 0, scikit-learn's `zero_division=0`.
+
+    Args:
+        confusion: (..., K, K) counts or weights, rows the truth, columns the prediction.
+
+    Returns:
+        accuracy, macro_f1, weighted_f1, macro_specificity of shape (...) and precision, recall, specificity, f1 of
+        shape (..., K). The four are NaN where nothing was counted.
+    """
+
+    def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64], empty: float = 0) -> NDArray[np.float64]:
+        return np.divide(top, bottom, out=np.full_like(top, empty), where=bottom > 0)
+
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = true.sum(axis=-1)
+    present = true > 0
+    f1 = ratio(2 * right, true + predicted)
+    negative = total[..., None] - true
+    specificity = ratio(negative - predicted + right, negative)
+    classes = present.sum(axis=-1).astype(float)
+    return {
+        "accuracy": ratio(right.sum(axis=-1), total, np.nan),
+        "macro_f1": ratio((f1 * present).sum(axis=-1), classes, np.nan),
+        "weighted_f1": ratio((f1 * true).sum(axis=-1), total, np.nan),
+        "macro_specificity": ratio((specificity * present).sum(axis=-1), classes, np.nan),
+        "precision": ratio(right, predicted),
+        "recall": ratio(right, true),
+        "specificity": specificity,
+        "f1": f1,
+    }
 
 
 def fit_temperature(logits: NDArray[np.floating], targets: Targets) -> float:

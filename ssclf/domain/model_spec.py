@@ -38,12 +38,17 @@ class ModelSpec:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        texts = (self.name, self.architecture, *self.class_names)
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"name, architecture and class_names: expected text, found {texts}.")
+        if not isinstance(self.training, Mapping) or not isinstance(self.versions, Mapping):
+            raise ConfigError("training and versions: expected objects.")
         if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
             raise ConfigError(f"class_names: expected two or more different names, found {self.class_names}.")
         if not 0 < self.temperature < 1000:
             raise ConfigError(f"temperature: expected a positive number, found {self.temperature}.")
         try:  # now, so that damage is found before the first volume
-            known = self.provenance, self.feature_reference, self.contrast_references
+            known = self.provenance.seen.bits, self.feature_reference, self.contrast_references
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(
                 f"training: expected what ssclf writes of it, and numbers that belong together, {exc!r}."
@@ -90,6 +95,7 @@ class ModelSpec:
             },
             indent=2,
             sort_keys=True,
+            allow_nan=False,
         )
 
     @staticmethod
@@ -114,19 +120,29 @@ class ModelSpec:
             spec = ModelSpec(
                 name=values["name"],
                 architecture=values["architecture"],
-                class_names=tuple(values["class_names"]),
+                class_names=_names(values["class_names"]),
                 preprocess=preprocess,
                 temperature=float(values["calibration"]["temperature"]),
                 training=values["training"],
                 versions=values["versions"],
             )
             written = values["preprocess_hash"]
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as exc:
+            known = preprocess.hashes(values["preprocess"])
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, ConfigError) as exc:
             raise ModelError(f"{source}: expected the description of an ssclf model, found {exc!r}.") from exc
-        if written != preprocess.hash:
+        if written not in known:
             raise ModelError(
                 f"{source}: the preprocessing that trained this model (hash {written}) is not the one of "
                 f"this ssclf ({preprocess.hash}); use the version that exported it: "
                 f"{spec.versions.get('ssclf', 'unknown')}."
             )
         return spec
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """Raises:
+    ConfigError: not a list; a string would be taken letter by letter.
+    """
+    if not isinstance(values, list):
+        raise ConfigError(f"class_names: expected a list of names, found {values!r}.")
+    return tuple(values)

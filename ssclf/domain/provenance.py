@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ssclf.domain.likeness import SeenVolumes
+
 Counts = Mapping[str, int]
 
 
@@ -36,6 +38,7 @@ class Provenance:
         sources, class_sources: of the training volumes; of those of each class.
         extraction: what removed the skull of how many training volumes.
         voxels: hashes of the volumes that trained it, those of the model it began with included.
+        likenesses: of these and of the volumes that chose its epoch, see `domain.likeness`.
         statistics: see `domain.trust.describe_training`.
         config: of `TrainConfig`.
         initial_weights: name of a file of Kinetics-400 weights, "" without.
@@ -53,6 +56,7 @@ class Provenance:
     class_sources: Mapping[str, Counts] = field(default_factory=dict)
     extraction: Counts = field(default_factory=dict)
     voxels: tuple[str, ...] = ()
+    likenesses: tuple[str, ...] = ()
     statistics: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     initial_weights: str = ""
@@ -66,14 +70,18 @@ class Provenance:
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def seen(self) -> frozenset[str]:
-        """`voxels`, to look a volume up in."""
-        return frozenset(self.voxels)
+    def seen(self) -> SeenVolumes:
+        """The volumes of which a score says nothing, to look one up in."""
+        return SeenVolumes.of((*self.voxels, *self.likenesses))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as they stand in `provenance.json` and `spec.json`."""
         values = dataclasses.asdict(self)
-        values |= {"voxels": list(self.voxels), **values.pop("other")}
+        values |= {
+            "voxels": list(self.voxels),
+            "likenesses": list(self.likenesses),
+            **values.pop("other"),
+        }
         if not self.cross_validation:
             del values["cross_validation"]
         return values
@@ -90,7 +98,8 @@ class Provenance:
         calibration = dict(known.pop("calibration", {}))
         fields = {f.name for f in dataclasses.fields(Calibration)}
         plain: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in known.items()}
-        plain |= {"voxels": tuple(known.get("voxels", ())), "synthetic": bool(known.get("synthetic"))}
+        plain |= {name: tuple(known.get(name, ())) for name in ("voxels", "likenesses")}
+        plain["synthetic"] = bool(known.get("synthetic"))
         return Provenance(
             **plain,
             calibration=Calibration(**{name: v for name, v in calibration.items() if name in fields}),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssclf.config import canonical_settings
+
 #: So many volumes are named in a message.
 _NAMED = 2
 
@@ -46,7 +48,7 @@ class RunData:
             folders=tuple(values["folders"]),
             volumes={key: _three(value) for key, value in values["volumes"].items()},
             class_names=tuple(values["class_names"]),
-            preprocess=dict(values["preprocess"]),
+            preprocess=canonical_settings(values["preprocess"]),
             weights=dict(values["weights"]),
             start=dict(values["start"]),
         )

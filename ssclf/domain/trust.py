@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ssclf.domain.likeness import describe_likeness
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.domain.preprocessing import PreparedVolume, voxel_hash
 from ssclf.domain.reference import fit_reference
@@ -39,7 +40,10 @@ def trust_flags(
         extraction: the engine that removed the skull, "none" where it was gone already.
         features: (F,), the network's; None where the model has none.
     """
-    if voxel_hash(prepared.data) in spec.provenance.seen:
+    seen = spec.provenance.seen
+    if seen and seen.hold(
+        voxel_hash(prepared.data), lambda: describe_likeness(prepared.data, prepared.affine)
+    ):
         yield "trained_on"
     engines = spec.provenance.extraction
     if extraction != "none" and engines and extraction not in engines:

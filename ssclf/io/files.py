@@ -90,7 +90,7 @@ def write_json(path: Path, values: Any) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -178,6 +178,34 @@ def _partial_folder(path: Path) -> Iterator[Path]:
     finally:
         _remove(partial)
         os.close(descriptor)
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder private to this user, or take one that is; what a shared place had planted there is not touched.
+
+    Raises:
+        OutputError: there is a link, or something of another user's.
+        OSError: it cannot be made.
+    """
+    if not path.is_symlink():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        # opened once and asked through that: what lies there cannot be exchanged in between
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise OutputError(
+            f"{path}: expected this user's own working folder, found a link or somebody else's; look who put it there, "
+            "remove it, or write to another folder."
+        ) from exc
+    try:
+        if os.fstat(folder).st_uid != os.geteuid():
+            raise OutputError(
+                f"{path}: expected this user's own working folder, found that of another user; remove it, or "
+                "write to another folder."
+            )
+        os.fchmod(folder, 0o700)
+    finally:
+        os.close(folder)
 
 
 def _beside(path: Path, ending: str = "") -> Path:

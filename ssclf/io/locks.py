@@ -12,6 +12,11 @@ from typing import IO
 from ssclf.errors import OutputError
 
 
+def _no_link(path: str, flags: int) -> int:
+    """A lock planted as a link would make a file wherever it leads."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 class Lock:
     """A lock file, for what is held beyond a block, or needs a message of its own; else see `lock`.
 
@@ -52,7 +57,7 @@ class Lock:
 
     def _open(self) -> IO[str]:
         # to read and to write: over NFS a shared lock asks for the one, an exclusive lock for the other
-        return self._path.open("a+")
+        return open(self._path, "a+", encoding="utf-8", opener=_no_link)
 
     def _is_in_place(self) -> bool:
         try:

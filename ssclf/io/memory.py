@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +43,35 @@ def free_memory() -> int:
 def share_of_memory(workers: int) -> int:
     """Bytes for each of so many workers, so that together they leave the system and this process enough."""
     return max(_SMALLEST_SHARE, int(free_memory() * (1 - _KEPT)) // workers)
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """Within the block this process may take so many bytes more: who asks for more gets an error, and not the kernel's
+    answer, which would be the end of the process (Linux; elsewhere no limit).
+    """
+    used = _data_bytes()
+    if resource is None or used is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (used + count, *before) if limit != resource.RLIM_INFINITY]
+    try:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (min(limits), before[1]))
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _data_bytes() -> int | None:
+    """What RLIMIT_DATA counts, None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def limit_memory(count: int) -> None:

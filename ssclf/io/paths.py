@@ -154,3 +154,27 @@ def check_output_file(option: str, path: Path) -> None:
         raise OutputError(
             f"{path}: the folder {path.parent} does not exist; make it first.{image_hint('out')}"
         )
+
+
+def check_output_folder(option: str, path: Path) -> None:
+    """A folder to write is one already, or can come to be one: nothing else has its name or that of a folder above.
+
+    Args:
+        option: for messages, such as "out".
+
+    Raises:
+        OutputError: a file, a pipe or a link to nothing is in the way, or no folder can have that name.
+    """
+    for place in (path, *path.parents):
+        try:
+            place.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # what is above it tells
+        except (OSError, ValueError) as exc:
+            why = getattr(exc, "strerror", None) or exc
+            raise OutputError(f"{path}: --{option} cannot be written ({why}).") from exc
+        if not is_folder(place):
+            raise OutputError(
+                f"{path}: --{option} names the folder to write, found something else at {place}; choose another."
+            )
+        return

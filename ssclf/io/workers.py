@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -16,6 +17,7 @@ from multiprocessing import forkserver, parent_process
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -77,7 +79,8 @@ def run_in_processes(
         function: a picklable callable (an importable module's function, or a partial of one; none of a script).
         items: picklable; taken lazily.
         timeout_s: after this long a worker is killed and its item gets an error.
-        stop: asked before each new item; once true, what is in flight is finished and nothing is begun.
+        stop: asked before each new item; once true, what is in flight is finished and nothing is begun. What is in
+            flight in a process that was ended, too, has no outcome.
         pool: of `start_pool`, which this call leaves running for the next one; None: one of its own.
         memory: for a pool of its own, see `start_pool`.
 
@@ -85,23 +88,29 @@ def run_in_processes(
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
     running = pool or start_pool(workers, memory)
+    again: list[Item] = []
     remaining = iter(items)
     pending: dict[Future[Any], Item] = {}
-    exhausted = False
+    ended: list[Item] = []
     try:
         while True:
-            while not exhausted and len(pending) < 2 * workers and not stop():
+            while len(pending) < 2 * workers and not stop():
                 try:
-                    item = next(remaining)
+                    item = again.pop() if again else next(remaining)
                 except StopIteration:
-                    exhausted = True
                     break
                 pending[running.schedule(_call, args=[function, item], timeout=timeout_s)] = item
             if not pending:
                 return
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
-                yield _outcome(pending.pop(future), future, timeout_s)
+                item = pending.pop(future)
+                # who ends a service ends all of its processes at once: that says nothing of the item
+                if not _was_ended(future) or (item in ended and not _soon(stop)):
+                    yield _outcome(item, future, timeout_s)
+                elif not _soon(stop):
+                    ended.append(item)
+                    again.append(item)
     finally:
         for future in pending:
             future.cancel()
@@ -187,7 +196,25 @@ def _call(function: Callable[[Item], Result], item: Item) -> tuple[Result | None
     except OSError as exc:
         return None, f"cannot be read ({exc.strerror or type(exc).__name__})."
     except Exception as exc:
-        return None, f"unexpected {type(exc).__name__} ({exc}); please report this volume's format to ssclf."
+        # not its text, which may quote a header
+        place = traceback.extract_tb(exc.__traceback__)[-1]
+        return None, (
+            f"unexpected {type(exc).__name__} ({Path(place.filename).name}, line {place.lineno}); please report this "
+            "volume's format to ssclf."
+        )
+
+
+def _was_ended(future: Future[Any]) -> bool:
+    """Whether a worker was told to end by somebody else, or lost the server that it came from."""
+    told_to_end, no_server = (signal.SIGTERM, -signal.SIGTERM), 255  # pebble's way, and the system's
+    exc = future.exception()
+    return isinstance(exc, ProcessExpired) and exc.exitcode in (*told_to_end, no_server)
+
+
+def _soon(stop: Callable[[], bool]) -> bool:
+    """Whether this process is told to stop as well, which may reach it after its workers."""
+    never = threading.Event()
+    return stop() or (never.wait(0.5) or stop())
 
 
 def _outcome(item: Item, future: Future[Any], timeout_s: float | None) -> Outcome[Item, Any]:

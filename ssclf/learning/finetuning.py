@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ssclf.config import Architecture
+from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.models.bundle import Bundle
+from ssclf.io.models.torchscript_archive import read_weights
 from ssclf.learning.networks import VolumeNetwork
 
 #: Where `ExportedNetwork` holds the network.
@@ -35,8 +37,8 @@ class Start:
     sha256: str
 
     @property
-    def voxels(self) -> frozenset[str]:
-        """Hashes of the volumes that trained it, and those that trained what it began with."""
+    def seen(self) -> SeenVolumes:
+        """The volumes that trained it or chose its epoch, and those that trained what it began with."""
         return self.spec.provenance.seen
 
     def describe(self) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def start_from_bundle(bundle: Bundle) -> Start:
     """The weights in a bundle's TorchScript file; those in model.onnx are rearranged and cannot be trained on.
 
     Raises:
-        ModelError: the bundle has no TorchScript file, or one whose weights were merged for speed.
+        ModelError: the bundle has no TorchScript file, a damaged one, or one whose weights were merged for speed.
     """
     path = bundle.torchscript
     if path is None:
@@ -60,11 +62,12 @@ def start_from_bundle(bundle: Bundle) -> Start:
             f"{bundle.path}: expected a TorchScript file to start from, found none; export the model again with "
             "`ssclf export --format onnx --format torchscript`, or give the run folder."
         )
-    try:
-        module = torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError) as exc:
-        raise ModelError(f"{path}: TorchScript cannot load it; the file is damaged.") from exc
-    weights = {key.removeprefix(_PREFIX): value.detach() for key, value in module.state_dict().items()}
+    # read, and not loaded: loading would run what is in it
+    weights = {
+        key.removeprefix(_PREFIX): torch.from_numpy(value)
+        for key, value in read_weights(path).items()
+        if key.startswith(_PREFIX)
+    }
     if not weights:
         raise ModelError(
             f"{path}: expected named weights, found a file of an older export, in which they are merged; export the "

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -21,11 +21,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
+from ssclf.domain.visible import visible_lines
 from ssclf.io.discovery.cohorts import Cohort
 from ssclf.io.discovery.scans import Case
 from ssclf.io.discovery.sources import Discovery
+from ssclf.io.discovery.subjects import list_subjects
 from ssclf.io.records.cv_run import Cell
 from ssclf.io.records.results import ResultRow
 
@@ -43,13 +46,20 @@ if TYPE_CHECKING:
 
 #: Without a terminal, a line at most this often (seconds).
 PLAIN_INTERVAL_S = 10.0
+#: So many rows of what may be long are shown.
+SUBJECTS_SHOWN = 8
 NOTICE = "Research use only, not a medical device. The model knows only its own classes."
 log = logging.getLogger(__name__)
 
 
+class _VisibleConsole(Console):
+    def render_str(self, text: str, *args: Any, **kwargs: Any) -> Text:
+        return super().render_str(visible_lines(text), *args, **kwargs)
+
+
 def plain_console(*, stderr: bool = True) -> Console:
-    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup."""
-    return Console(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
+    """A console that shows text as it is: "[b]" or ":key:" in a name is no markup, and control characters are seen."""
+    return _VisibleConsole(stderr=stderr, soft_wrap=not stderr, markup=False, emoji=False)
 
 
 class Counting:
@@ -177,8 +187,11 @@ class PreprocessDisplay(Counting):
             for found in cohort.found:
                 table.add_row(found.label or "not stated", found.source, str(found.volumes), str(found.taken))
             self.console.print(table)
+            self.console.print(_subjects_table(cohort))
             for reason, count in sorted(cohort.left_out.items()):
                 log.info("left out: %d %s", count, reason)
+            for note in cohort.notes:
+                log.warning("%s", note)
             pairs = Counter((case.label, case.extra.get("stand_in", "")) for case in cohort.cases)
             for (label, stand_in), count in sorted(pairs.items()):
                 if stand_in:  # contrast=other
@@ -209,10 +222,30 @@ class PreprocessDisplay(Counting):
                 "one class or none: ssclf train and ssclf cv need two; they join several folders of equal settings, "
                 "--data once for each"
             )
+        for note in summary.notes[:SUBJECTS_SHOWN]:
+            print_(note)
+        if len(summary.notes) > SUBJECTS_SHOWN:
+            print_(f"… and {len(summary.notes) - SUBJECTS_SHOWN} more such pairs")
         if summary.left_over:
             print_(
                 f"{summary.left_over} volumes of earlier runs are no part of this cohort; their files stay"
             )
+
+
+def _subjects_table(cohort: Cohort) -> Table:
+    """Who was taken for whom, those with the most volumes first: a wrong guess shows there."""
+    subjects = list_subjects(cohort.cases)
+    by = Counter(how for each in subjects for how in each.named_by)
+    how = ", ".join(f"{name} ({count})" for name, count in by.most_common())
+    table = Table(title=f"{len(subjects)} subjects, named by {how or 'nothing'}", title_justify="left")
+    for heading in ("subject", "class", "sessions", "volumes"):
+        table.add_column(heading, justify="right" if heading == "volumes" else "left")
+    shown = sorted(subjects, key=lambda each: -each.volumes)[:SUBJECTS_SHOWN]
+    for each in shown:
+        table.add_row(each.subject, each.label or "not stated", ", ".join(each.sessions), str(each.volumes))
+    if len(subjects) > len(shown):
+        table.add_row(f"… and {len(subjects) - len(shown)} more: all will be in subjects.csv", "", "", "")
+    return table
 
 
 class TrainDisplay:
@@ -406,15 +439,23 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     ]
 
 
+class _VisibleFormatter(logging.Formatter):
+    """A terminal acts on control characters, and names of files may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
+
+
 def log_to_stderr(level: int) -> None:
     """Send ssclf's log to stderr: coloured on a terminal, plain lines with a time stamp elsewhere."""
     console = plain_console()
     handler: logging.Handler
+    lines = "%(message)s" if console.is_terminal else "%(asctime)s %(levelname)s %(message)s"
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_VisibleFormatter(lines))
     logger = logging.getLogger("ssclf")
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -91,7 +91,10 @@ def write_cv_report(out: Path) -> Path:
         cohort=run.cohort,
         audit=run.audit,
         audited=True,
-        pairs=[{**vars(pair), "first": titles[pair.first], "second": titles[pair.second]} for pair in pairs],
+        pairs=[
+            {**vars(pair), "told": pair.told, "first": titles[pair.first], "second": titles[pair.second]}
+            for pair in pairs
+        ],
         costs=[_cost(run, network) for network in networks],
         overlap=run.scheme == "paper",
         seen=0,

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ssclf.domain.flags import FLAGS, HARMLESS
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.provenance import Provenance
+from ssclf.domain.visible import visible
 from ssclf.io.records.results import ResultRow
 from ssclf.reporting.html import write_page
 from ssclf.reporting.thumbnails import AGAINST_COLOUR, FOR_COLOUR
@@ -66,11 +67,6 @@ def write_results_page(
         for_colour=FOR_COLOUR,
         against_colour=AGAINST_COLOUR,
     )
-
-
-def visible(text: str) -> str:
-    """Text with every character to be seen: control and direction characters as escapes, such as \\u202e."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _columns(class_names: Sequence[str]) -> list[tuple[str, str, bool]]:

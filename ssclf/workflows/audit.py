@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ssclf.domain.confounds import (
     Finding,
     audit,
+    complete_separation_fails,
     histogram_features,
     shape_features,
     table_features,
@@ -78,8 +79,10 @@ def find_confounds(cohort: PreparedCohort, splits: Sequence[Split]) -> list[Find
         "source": table_features([{"source": sample.source} for sample in cohort.samples]),
     }
     subjects = [sample.subject for sample in cohort.samples]
+    fails = complete_separation_fails(targets, subjects, folds, len(cohort.class_names))
     return [
-        audit(name, values, targets, subjects, folds, cohort.class_names) for name, values in features.items()
+        audit(name, values, targets, subjects, folds, cohort.class_names, complete_fails=fails)
+        for name, values in features.items()
     ]
 
 
@@ -88,6 +91,7 @@ def _finding_to_dict(finding: Finding) -> dict[str, Any]:
         **dataclasses.asdict(finding),
         "best": finding.best,
         "score": finding.score,
+        "complete": finding.complete,
         "verdict": finding.verdict,
     }
 

@@ -18,6 +18,7 @@ from ssclf.config import PredictConfig, PreprocessConfig, TrainConfig
 from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume, vary_storage
 from ssclf.errors import OutputError
 from ssclf.io.discovery.cohorts import CohortQuery
+from ssclf.io.paths import check_output_folder
 from ssclf.io.records.tables import write_table
 from ssclf.io.records.training_run import EpochRecord
 from ssclf.io.volumes.nifti import write_nifti
@@ -82,6 +83,7 @@ def run_demo(
     Raises:
         OutputError: the folder exists and holds something.
     """
+    check_output_folder("out", out)
     if out.exists() and any(out.iterdir()):
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
     on_stage(f"making {3 * (training_volumes + held_out_volumes)} synthetic volumes")

@@ -150,7 +150,7 @@ def _time(bundle: Bundle, device: Device, engine: Engine) -> Iterator[Check]:
     """Seconds per volume for each engine that the bundle has a file for."""
     preprocess: PreprocessConfig = bundle.spec.preprocess
     batch = np.random.default_rng(0).random((1, len(preprocess.contrasts), *_BENCH_SHAPE), np.float32)
-    engines: list[Engine] = ["onnx", "torchscript"] if engine == "auto" else [engine]
+    engines: list[Engine] = ["onnx"] if engine == "auto" else [engine]
     for name in engines:
         if (bundle.onnx if name == "onnx" else bundle.torchscript) is None:
             continue

@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 
 from ssclf.config import Device, Engine, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
+from ssclf.domain.labels import Labelled, joining_option, look
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.network_scores import Network
 from ssclf.domain.scores import softmax
 from ssclf.errors import DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.discovery.cohorts import CohortQuery
+from ssclf.io.discovery.cohorts import Cohort, CohortQuery
 from ssclf.io.files import write_json
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.runtime import Classifier, open_classifier
+from ssclf.io.paths import check_output_folder
 from ssclf.io.records.preprocessed import (
     PreparedCohort,
     Sample,
     count_sources,
     is_prepared,
-    manifest_path,
     read_prepared_cohort,
 )
 from ssclf.io.records.tables import write_table
@@ -38,6 +39,8 @@ from ssclf.workflows.reports import try_report
 
 PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
 Seen = Literal["refuse", "leave-out"]
+#: So many unknown classes are named in a message.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Evaluation:
     out: folder with `report.html`, `tables.csv`, `figures/`, `predictions.csv` and `metrics.json`.
     raw, calibrated: scores before and after the bundle's temperature.
     volumes: that were scored.
-    seen: that were left out because the model was trained on them.
+    seen: that were left out because the model was trained on them, or its epoch chosen with them.
     failed: raw volumes that could not be preprocessed.
     unchecked: volumes that nothing says whether the model was trained on them.
     interrupted: signal that stopped preprocessing, 0 when all ended; then there are no scores.
@@ -101,6 +104,7 @@ def evaluate(
         SsclfError: see `open_bundle` and `preprocess_cohort`.
     """
     check_choice("seen", seen, Seen)
+    check_output_folder("out", out)
     model = open_bundle(bundle)
     folder, made = _preprocessed(data, out, model, skull_strip=skull_strip, workers=workers)
     failed = len(made.failures) if made else 0
@@ -134,7 +138,12 @@ def _preprocessed(
     folder = out / PREPROCESSED
     config = model.spec.preprocess
     query = CohortQuery(sources=(data,), contrasts=config.contrasts, min_classes=1)
-    return folder, preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers)
+
+    def check(cohort: Cohort) -> None:
+        _check_classes([Labelled(case.label, case.place) for case in cohort.cases], model)
+
+    made = preprocess_cohort(query, folder, config, skull_strip=skull_strip, workers=workers, on_start=check)
+    return folder, made
 
 
 def _classify(
@@ -150,9 +159,10 @@ def _classify(
 
 def _unchecked(samples: Sequence[Sample], model: Bundle) -> int:
     """How many volumes nothing says of whether the model was trained on them: hashes are missing on one side."""
-    if not model.spec.provenance.seen:
-        return len(samples)
-    return sum(not sample.voxels for sample in samples)
+    seen = model.spec.provenance.seen
+    if seen.likenesses:
+        return 0
+    return sum(not (seen and sample.voxels) for sample in samples)
 
 
 def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: Bundle, device: str) -> bool:
@@ -177,13 +187,26 @@ def _write(found: Evaluation, network: Network, cohort: PreparedCohort, model: B
     )
 
 
+def _check_classes(labels: Sequence[Labelled], model: Bundle) -> None:
+    """Raises:
+    DatasetError: a label is no class of the model; before hours of preprocessing.
+    """
+    known = model.spec.class_names
+    unknown = {each.label: each.place for each in reversed(labels) if each.label not in known}
+    if not unknown:
+        return
+    alike = [(found, name) for found in sorted(unknown) for name in known if look(found) == look(name)]
+    options = " ".join(joining_option(found, name) for found, name in alike) or "--class FOUND=NAME"
+    places = ", ".join(f"{label} ({place})" for label, place in sorted(unknown.items())[:_NAMED])
+    places += ", …" if len(unknown) > _NAMED else ""
+    raise DatasetError(
+        f"expected the classes {', '.join(known)} of the model, found {places}; rename labels with "
+        f"`ssclf preprocess {options}`, or leave these volumes out."
+    )
+
+
 def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
-    unknown = sorted(set(cohort.class_names) - set(model.spec.class_names))
-    if unknown:
-        raise DatasetError(
-            f"{manifest_path(folder)}: expected the classes {', '.join(model.spec.class_names)} of the model, found "
-            f"{', '.join(unknown)}; rename labels with `ssclf preprocess --class FOUND=NAME`."
-        )
+    _check_classes([Labelled(sample.label, sample.place) for sample in cohort.samples], model)
     if cohort.preprocess.hash != model.spec.preprocess.hash:
         raise DatasetError(
             f"{folder}: was preprocessed with other settings ({cohort.preprocess.hash}) than the model was trained "
@@ -194,12 +217,12 @@ def _check(cohort: PreparedCohort, model: Bundle, folder: Path) -> None:
 
 def _unseen(cohort: PreparedCohort, model: Bundle, seen: Seen) -> tuple[list[Sample], int]:
     known = model.spec.provenance.seen
-    samples = [sample for sample in cohort.samples if not (sample.voxels and sample.voxels in known)]
+    samples = [sample for sample in cohort.samples if not known.hold(sample.voxels, sample.describe)]
     left_out = len(cohort.samples) - len(samples)
     if left_out and (seen == "refuse" or not samples):
         raise LeakageError(
-            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, so its score on them says "
-            "nothing; take another cohort"
+            f"the model was trained on {left_out} of these {len(cohort.samples)} volumes, or its epoch was chosen with "
+            "them, so its score on them says nothing; take another cohort"
             + (", or leave them out with --leave-out-seen." if samples else ".")
         )
     return samples, left_out
@@ -264,6 +287,12 @@ def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str
         ),
         ("device", device),
     ]
+    training = model.spec.provenance
+    if training.voxels and not training.likenesses:
+        facts.append(
+            ("not checked", "copies of training volumes that are stored in another way, and volumes that chose the "
+             "epoch: a bundle of an earlier version does not know them")
+        )  # fmt: skip
     if found.unchecked:
         facts.append(
             ("not checked", f"whether the model was trained on {found.unchecked} of them: no hashes")

@@ -14,6 +14,7 @@ from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
+from ssclf.io.paths import check_output_folder, is_file, is_there
 from ssclf.io.records.training_run import (
     CHOSEN,
     CONFIG,
@@ -74,19 +75,32 @@ def export_run(
     Raises:
         ParityError: an exported network computes something else; nothing is left behind.
         ModelError: the run is missing or not finished.
-        OutputError: `out` exists, or has come to exist meanwhile.
+        OutputError: `out` exists, has come to exist meanwhile, or cannot be written.
         MissingDependencyError: brain extraction is asked for and deepbet is not installed.
     """
     config = config or ExportConfig()
-    if out.exists() and not (config.replace and (out / SPEC).is_file()):
-        raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
+    check_bundle_place(out, config)
     network, spec = read_run(run, name=out.name, record=record)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(out, there="replace" if config.replace else "refuse") as partial:
-        partial.chmod(0o755)
-        _fill(partial, network, spec, config)
-        open_bundle(partial)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(out, there="replace" if config.replace else "refuse") as partial:
+            partial.chmod(0o755)
+            _fill(partial, network, spec, config)
+            open_bundle(partial)
+    except OSError as exc:
+        raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
     return out
+
+
+def check_bundle_place(out: Path, config: ExportConfig) -> None:
+    """Raises:
+    OutputError: no bundle can be written there, or something is there that is not to be replaced.
+    """
+    check_output_folder("out", out)
+    if out.name in ("", ".."):
+        raise OutputError(f'"{out}": --out names the bundle and the model in it; add a name.')
+    if is_there(out) and not (config.replace and is_file(out / SPEC)):
+        raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
 
 
 def _fill(folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportConfig) -> None:

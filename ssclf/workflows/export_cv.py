@@ -20,7 +20,7 @@ from ssclf.io.locks import lock
 from ssclf.io.records.cv_run import Cell, CvRun, read_cv_run, read_settings, summarise
 from ssclf.io.records.preprocessed import Folders, fingerprint, read_prepared_cohort
 from ssclf.io.records.training_run import LOCK, RunRecord, can_resume, is_finished, read_record
-from ssclf.workflows.export import ExportConfig, export_run
+from ssclf.workflows.export import ExportConfig, check_bundle_place, export_run
 from ssclf.workflows.train import Machine, Watch, train
 
 REFIT = "refit"
@@ -63,8 +63,12 @@ def export_cv(
         DatasetError: the data are not those of the cross-validation.
         SsclfError: see `train` and `export_run`.
     """
+    config = config or ExportConfig()
     found = read_cv_run(run)
     ours = _choose(found, network)
+    places = {fold: out.parent / f"{out.name}-fold{fold}" for fold in ours.folds} if per_fold else {0: out}
+    for place in places.values():  # before hours of training
+        check_bundle_place(place, config)
     if not per_fold:
         folder = run / REFIT / ours.name.replace("/", "-")
         interrupted = _refit(found, ours, folder, data or found.data, machine or Machine(), watch or Watch())
@@ -73,8 +77,7 @@ def export_cv(
         sources: dict[Path, tuple[Path, int | None]] = {out: (folder, None)}
     else:
         sources = {
-            out.with_name(f"{out.name}-fold{fold}"): (Cell.parse(f"{ours.name}/{fold}").folder(run), fold)
-            for fold in ours.folds
+            place: (Cell.parse(f"{ours.name}/{fold}").folder(run), fold) for fold, place in places.items()
         }
     for bundle, (folder, fold) in sources.items():
         export_run(folder, bundle, config, record=_record(found, ours, folder, fold))

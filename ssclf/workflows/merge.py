@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ssclf.errors import OutputError
+from ssclf.io.paths import is_file, real_path
 from ssclf.io.records.results import ResultRow, read_rows, write_csv, write_details
 from ssclf.reporting.results_page import write_results_page
+from ssclf.workflows.outputs import Outputs
 
 
 def merge(
@@ -25,9 +27,11 @@ def merge(
 
     Raises:
         OutputError: a part cannot be read, comes from another model, holds a volume that another part
-            holds too, or shards are missing.
+            holds too, or shards are missing; or nothing can be written there.
     """
-    parts = [part for part in parts if part.resolve() != out.resolve()]  # `merge *.csv`, run again
+    outputs = Outputs(out, report)
+    outputs.check()
+    parts = [part for part in parts if real_path(part) != real_path(out)]  # `merge *.csv`, run again
     if not parts:
         raise OutputError(f"{out}: expected the tables of shards to join, found only the table to write.")
     runs = [_read_run(part) for part in parts]
@@ -43,7 +47,7 @@ def merge(
         _check_complete(runs)
     rows: dict[tuple[str, str], ResultRow] = {}
     for part in parts:
-        for row in read_rows(part.with_suffix(".json")):
+        for row in read_rows(_details(part)):
             if row.key in rows:
                 raise OutputError(f"{part}: {row.path} stands in another part too; give each part once.")
             rows[row.key] = row
@@ -57,15 +61,17 @@ def merge(
         "seconds": sum(run["seconds"] for run in runs),
     }
     write_csv(out, ordered, runs[0]["class_names"])
-    write_details(out.with_suffix(".json"), merged, ordered)
+    write_details(outputs.details, merged, ordered)
     if report:
         write_results_page(report, ordered, runs[0]["class_names"], merged)
     return ordered
 
 
 def _read_run(part: Path) -> dict[str, Any]:
-    details = part.with_suffix(".json")
+    details = _details(part)
     try:
+        if not is_file(details):  # a pipe would wait for ever
+            raise FileNotFoundError(details)
         run: dict[str, Any] = json.loads(details.read_text("utf-8"))["run"]
         return run
     except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -73,6 +79,12 @@ def _read_run(part: Path) -> dict[str, Any]:
             f"{part}: expected the finished table of a shard with {details.name} beside it, found none; "
             "run that shard again until it ends."
         ) from exc
+
+
+def _details(part: Path) -> Path:
+    if part.name in ("", ".."):
+        raise OutputError(f'"{part}": expected the table of a shard, found a folder; name the file.')
+    return part.with_suffix(".json")
 
 
 def _check_complete(runs: Sequence[dict[str, Any]]) -> None:

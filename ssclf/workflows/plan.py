@@ -124,7 +124,7 @@ def write_rates(path: Path, rates: Rates) -> None:
     """Raises:
     OutputError: it cannot be written.
     """
-    write_whole(path, json.dumps(dataclasses.asdict(rates), indent=1) + "\n")
+    write_whole(path, json.dumps(dataclasses.asdict(rates), indent=1, allow_nan=False) + "\n")
 
 
 def read_rates(path: Path) -> Rates:

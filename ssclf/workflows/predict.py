@@ -19,19 +19,20 @@ from typing import Any
 from ssclf import __version__
 from ssclf.config import PredictConfig, config_to_dict
 from ssclf.domain.shards import Shard
-from ssclf.errors import DatasetError, OutputError
+from ssclf.errors import DatasetError
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
-from ssclf.io.image_hints import image_hint
+from ssclf.io.inside import is_inside
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
-from ssclf.io.paths import check_output_file, holds_something, is_file, real_path, watched_folder, why_missing
+from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
 from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.outputs import Outputs
 
 log = logging.getLogger(__name__)
 Progress = Callable[[ResultRow], None]
@@ -58,52 +59,6 @@ class PredictSummary:
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
         return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where a run writes.
-
-    Attributes:
-        out: the CSV.
-        report: HTML page, if any.
-        maps: folder for a map per scan, if any.
-    """
-
-    out: Path
-    report: Path | None = None
-    maps: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_output_file("out", self.out)
-        if self.details == self.out:
-            raise OutputError(
-                f"{self.out}: --out names the CSV; results.json is written beside it, so choose another ending."
-            )
-
-    @property
-    def details(self) -> Path:
-        """`results.json`, beside the CSV."""
-        return self.out.with_suffix(".json")
-
-    def check(self) -> None:
-        """A CSV that is not ours is not overwritten, and nothing is begun whose results could not be written.
-
-        Raises:
-            OutputError: an output names a folder, lies in none, cannot be written, or is somebody else's.
-        """
-        for option, path in (("out", self.details), ("report", self.report)):
-            if path is not None:
-                check_output_file(option, path)
-        for option, folder in (("report", self.report and self.report.parent), ("maps", self.maps)):
-            if folder is not None:
-                _check_writable(option, folder)
-        # with its results.json a table is ours, whatever a user has made of it since
-        if self.out.exists() and not self.details.exists():
-            with self.out.open(encoding="utf-8", errors="replace") as file:
-                header = file.readline()
-            if header.strip() and not header.startswith("path,series,status,"):
-                raise OutputError(f"{self.out}: exists and was not written by ssclf; choose another --out.")
 
 
 @dataclass(frozen=True)
@@ -326,7 +281,7 @@ def _remove_maps(maps: Path, gone: Iterable[ResultRow], *, kept: Iterable[Result
     there = {real_path(maps / row.extra["map"]) for row in kept if "map" in row.extra}
     for path in (real_path(maps / row.extra["map"]) for row in gone if "map" in row.extra):
         # the name comes from a file that anybody may have edited
-        if path.is_relative_to(real_path(maps)) and path not in there and is_file(path):
+        if is_inside(maps, path) and path not in there and is_file(path):
             path.unlink(missing_ok=True)
 
 
@@ -342,6 +297,7 @@ def _describe_run(
             {
                 "name": bundle.spec.name,
                 "sha256": bundle.sha256,
+                "engine": ensemble.engine,
                 "synthetic": bundle.spec.synthetic,
                 "training": {
                     k: v for k, v in bundle.spec.training.items() if k not in ("voxels", "statistics")
@@ -360,17 +316,6 @@ def _describe_run(
         "seconds": round(summary.seconds, 2),
         "notice": "Research use only, not a medical device.",
     }
-
-
-def _check_writable(option: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as exc:
-        raise OutputError(
-            f"{folder}: cannot be written ({exc.strerror or exc}); give --{option} a place where this user "
-            f"may write.{image_hint('user')}"
-        ) from exc
 
 
 def _check_still_there(folders: Iterable[Path]) -> None:

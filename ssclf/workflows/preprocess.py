@@ -21,17 +21,22 @@ from typing import Any, Literal
 import numpy as np
 
 from ssclf.config import PreprocessConfig, SkullStrip
+from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs, join_subjects
 from ssclf.domain.geometry import orientation
+from ssclf.domain.likeness import describe_likeness
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, MissingDependencyError, OutputError
 from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 from ssclf.io.discovery.scans import Case, Scan, stored_files
+from ssclf.io.discovery.subjects import list_subjects
 from ssclf.io.extraction.engines import available_engines
+from ssclf.io.files import own_folder
 from ssclf.io.locks import Lock
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.own_output import PREPARED_MARK
+from ssclf.io.paths import check_output_folder
 from ssclf.io.preparation import PreparedScan, SkullError, brain_extractor, prepare_scan
 from ssclf.io.records.preprocessed import (
     begin_folder,
@@ -45,9 +50,10 @@ from ssclf.io.records.preprocessed import (
     write_manifest,
     write_record,
     write_settings,
+    write_subjects,
 )
 from ssclf.io.volumes.dicom_files import Limits
-from ssclf.io.volumes.nifti import write_nifti
+from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.qc import Failure, draw_before_and_after, write_qc
 from ssclf.workflows.interruption import exit_code, note_signals
@@ -66,6 +72,7 @@ class PreprocessSummary:
         failures: what is in `failed.csv`.
         reused: volumes that were done before.
         left_over: volumes of earlier runs that are no part of this cohort; their files stay.
+        notes: of volumes that hold the same voxels, a sentence a pair.
     """
 
     cohort: Cohort
@@ -74,6 +81,7 @@ class PreprocessSummary:
     reused: int
     left_over: int
     interrupted: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -142,11 +150,12 @@ def preprocess_cohort(
 
     Raises:
         ConfigError: the query asks for other contrasts than the config.
-        DatasetError: the sources are not understood; see `find_cases`.
+        DatasetError: the sources are not understood, see `find_cases`; or the same voxels have two labels.
         OutputError: the folder cannot be written, or another run writes it.
         MissingDependencyError: the brain extraction that was asked for is not installed.
     """
     how = SkullStrip.parse(skull_strip)
+    check_output_folder("out", out)
     if query.contrasts != config.contrasts:
         raise ConfigError(
             f"contrasts: expected those of the settings ({', '.join(config.contrasts)}) in the query too, "
@@ -242,12 +251,10 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     old = read_record(record)
     stats = _stats(scan)
     valid = old.get("key") == job.key and old.get("engine") in ("none", job.engine)
-    if valid and _size(job.volume(task.name)) == old.get("bytes"):
-        if old.get("stats") == stats:
-            return "reused", ""
-        if old.get("content") == _content(scan):
-            write_record(record, {**old, "stats": stats})
-            return "reused", ""
+    whole = valid and _size(job.volume(task.name)) == old.get("bytes")
+    if whole and (old.get("stats") == stats or old.get("content") == _content(scan)):
+        _keep(record, old, job.volume(task.name), stats)
+        return "reused", ""
     try:
         with tempfile.TemporaryDirectory(dir=job.scratch) as work:
             prepared = prepare_scan(
@@ -282,6 +289,16 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     return "made", ""
 
 
+def _keep(record: Path, old: Mapping[str, Any], volume: Path, stats: list[list[Any]]) -> None:
+    """Bring the record of a volume that is kept up to what its scan's files and this version say of it."""
+    cells = dict(old["cells"])
+    if "likeness" not in cells:
+        made = read_written(volume)
+        cells["likeness"] = describe_likeness(made.data, made.affine)
+    if stats != old.get("stats") or cells != old["cells"]:
+        write_record(record, {**old, "stats": stats, "cells": cells})
+
+
 def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
     """What the manifest says of a volume beyond who it is."""
     original, volume = prepared.original, prepared.volume
@@ -292,6 +309,7 @@ def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
         "extraction": prepared.engine,
         "flags": ";".join(volume.flags),
         "voxels": voxel_hash(volume.data),
+        "likeness": describe_likeness(volume.data, volume.affine),
         "settings": config.hash,
         # Stored orders read (i, j, k), as in every viewer; ours are (d, h, w).
         "original_shape": _by(original.shape[::-1]),
@@ -376,6 +394,7 @@ def _locked(out: Path) -> Iterator[Path]:
                 raise OutputError(
                     f"{out}: another ssclf run is writing there; wait for it, or choose another --out."
                 )
+            own_folder(scratch)
             sweep_folder(out)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(mode=0o700)
@@ -394,28 +413,13 @@ def _is_synthetic(cohort: Cohort) -> bool:
 def _write_results(
     job: _Job, cohort: Cohort, tasks: Sequence[_Task], errors: Mapping[str, str], reused: int
 ) -> PreprocessSummary:
-    rows, records, failures = [], [], []
-    for task in tasks:
-        case = task.case
-        if task.name in errors:
-            failures.append(Failure(case, errors[task.name]))
-            continue
-        stand_ins = dict(pair.split("=") for pair in case.extra.get("stand_in", "").split(";") if pair)
-        contrasts = (f"{c}={stand_ins[c]}" if c in stand_ins else c for c in job.config.contrasts)
-        rows.append(
-            {
-                "subject": case.subject,
-                "label": case.label,
-                "source": case.source,
-                "path": volume_key(task.name),
-                "contrasts": ";".join(contrasts),
-                "original": case.scan.path,
-                "series": case.scan.series,
-                **read_record(job.record(task.name))["cells"],
-            }
-        )
-        records.append(job.record(task.name))
+    failures = [Failure(task.case, errors[task.name]) for task in tasks if task.name in errors]
+    cells = {t.name: read_record(job.record(t.name))["cells"] for t in tasks if t.name not in errors}
+    made, notes = _persons([task for task in tasks if task.name in cells], cells)
+    rows = [_row(task, cells[task.name], job.config) for task in made]
+    records = [job.record(task.name) for task in made]
     write_manifest(job.out, rows)
+    write_subjects(job.out, _subject_rows([task.case for task in made], [f.case for f in failures]))
     write_failed(
         job.out,
         (
@@ -433,7 +437,69 @@ def _write_results(
         synthetic=_is_synthetic(cohort),
     )
     others = left_over(job.out, (task.name for task in tasks))
-    return PreprocessSummary(cohort, tuple(rows), tuple(failures), reused, others)
+    return PreprocessSummary(cohort, tuple(rows), tuple(failures), reused, others, notes=notes)
+
+
+def _persons(
+    tasks: Sequence[_Task], cells: Mapping[str, Mapping[str, str]]
+) -> tuple[list[_Task], tuple[str, ...]]:
+    """The volumes by subject, those of equal voxels under one, and what to say of these.
+
+    Args:
+        cells: of the manifest, by name of the task.
+
+    Raises:
+        DatasetError: the same voxels have two labels.
+    """
+    known = [
+        Known(
+            f"{task.case.scan.path} {task.case.scan.series}".rstrip(),
+            task.case.subject,
+            task.case.label,
+            cells[task.name]["voxels"],
+            cells[task.name]["likeness"],
+        )
+        for task in tasks
+    ]
+    pairs = equal_pairs(known)
+    check_labels(pairs)
+    joined = join_subjects(pairs)
+    notes = tuple(
+        f"{one.place} and {two.place} hold the same voxels"
+        + (f": {one.subject} and {two.subject} count as one subject" if one.subject != two.subject else "")
+        for one, two in pairs
+    )
+    named = [
+        replace(task, case=replace(task.case, subject=joined.get(task.case.subject, task.case.subject)))
+        for task in tasks
+    ]
+    return sorted(named, key=lambda task: task.case.order), notes
+
+
+def _row(task: _Task, cells: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+    """What the manifest says of a volume."""
+    case = task.case
+    stand_ins = dict(pair.split("=") for pair in case.extra.get("stand_in", "").split(";") if pair)
+    return {
+        "subject": case.subject,
+        "label": case.label,
+        "source": case.source,
+        "path": volume_key(task.name),
+        "contrasts": ";".join(f"{c}={stand_ins[c]}" if c in stand_ins else c for c in config.contrasts),
+        "original": case.scan.path,
+        "series": case.scan.series,
+        **cells,
+    }
+
+
+def _subject_rows(made: Sequence[Case], failed: Sequence[Case]) -> Iterator[tuple[str | int, ...]]:
+    """What was understood of who is who, for `write_subjects`."""
+    lost = Counter((case.subject, case.label) for case in failed)
+    for each in list_subjects([*made, *failed]):
+        several = (";".join(words) for words in (each.sources, each.sessions, each.named_by))
+        sources, sessions, named_by = several
+        count = lost[each.subject, each.label]
+        yield (each.subject, each.label, sources, sessions, each.volumes - count, count, named_by)
 
 
 def _describe(job: _Job) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from ssclf import __version__
 from ssclf.config import Device, TrainConfig, config_to_dict
+from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.run_data import RunData, differences
@@ -229,7 +230,7 @@ def _build(
     progress = _Progress()
     if start:
         adopt_weights(network, config.architecture, start, cohort.class_names)
-        progress.started_from, progress.seen = start.describe(), sorted(start.voxels)
+        progress.started_from, progress.seen = start.describe(), start.seen.texts
     elif config.pretrained and not begun:
         progress.initial_weights = load_pretrained(
             network, config.architecture, stem=config.stem, path=weights
@@ -258,7 +259,7 @@ class _Progress:
     def __init__(self) -> None:
         #: File of Kinetics-400 weights that the run began with.
         self.initial_weights = ""
-        #: Model that it began with instead, and the hashes of the volumes that trained it.
+        #: Model that it began with instead, and hashes and likenesses of the volumes that it has seen.
         self.started_from: dict[str, Any] = {}
         self.seen: list[str] = []
         self.records: list[EpochRecord] = []
@@ -477,7 +478,7 @@ def _open_run(
         raise ModelError(f"{out}: expected a run to resume ({CONFIG}), found none; leave --resume out.")
     if not exists:
         split = split or _draw_split(cohort, config)
-        return _keep_seen_in_training(split, cohort, start.voxels) if start else split
+        return _keep_seen_in_training(split, cohort, start.seen) if start else split
     stored = read_config(out)
     different = [f.name for f in fields(config) if getattr(stored, f.name) != getattr(config, f.name)]
     if config.epochs > stored.epochs:
@@ -543,9 +544,9 @@ def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
     return split
 
 
-def _keep_seen_in_training(split: Split, cohort: PreparedCohort, seen: frozenset[str]) -> Split:
+def _keep_seen_in_training(split: Split, cohort: PreparedCohort, seen: SeenVolumes) -> Split:
     """Move subjects that trained an earlier model out of the parts that score this one."""
-    subjects = {sample.subject for sample in cohort.samples if sample.voxels in seen}
+    subjects = {s.subject for s in cohort.samples if seen.hold(s.voxels, s.describe)}
     moved = {
         role: tuple(key for key in keys if cohort.subjects[key] in subjects)
         for role, keys in split.roles.items()
@@ -585,6 +586,8 @@ def _describe(
 ) -> Provenance:
     """What the bundle says about its data and training: counts and hashes, never subjects or paths."""
     train = parts["train"]
+    seen = SeenVolumes.of(progress.seen)
+    described = {sample.describe() for role in ("train", "validation") for sample in parts[role]} - {""}
     return Provenance(
         synthetic=cohort.synthetic or bool(progress.started_from.get("synthetic")),
         settings_hash=cohort.preprocess.hash,
@@ -598,7 +601,8 @@ def _describe(
             name: _count(s.source for s in train if s.label == name) for name in cohort.class_names
         },
         extraction=_count(sample.extraction for sample in train),
-        voxels=tuple(sorted({sample.voxels for sample in train if sample.voxels}.union(progress.seen))),
+        voxels=tuple(sorted({sample.voxels for sample in train if sample.voxels} | seen.voxels)),
+        likenesses=tuple(sorted(described.union(seen.likenesses))),
         config=config_to_dict(trainer.config),
         initial_weights=progress.initial_weights,
         started_from=progress.started_from,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_writer import WrittenSeries
+from dicom_writer import WrittenSeries, write
 
 from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.discovery.sources import discover
@@ -66,6 +66,34 @@ def test_series_that_share_folders_are_joined_whatever_the_partitions(
     expected = described(discover([folder], contrasts=SELECTION.contrasts).scans, folder)
     assert len(found) == 4
     assert found == expected
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_slices_of_a_series_each_are_joined_whatever_the_folders(
+    seed: int, size: int, tmp_path: Path
+) -> None:
+    """A volume whose slices have a UID each was joined within one folder, and plain discovery joins it across them."""
+    draw = random.Random(seed)
+    folder = tmp_path / "scans"
+    for number, count in enumerate((5, 6, 9)):
+        pixels = np.random.default_rng(number).integers(1, 500, (count, 8, 7)).astype(np.uint16)
+        series = WrittenSeries(pixels, number=number + 1, uid=f"1.2.{seed}.{number}")
+        places = draw.sample(range(5), draw.choice([1, 2, 4]))
+        lost = draw.choice([-1, -1, 2])  # a hole: then the slices make no volume, and that is told once
+        for index, ds in enumerate(series.slices()):
+            ds.SeriesInstanceUID = f"1.2.{seed}.{number}.{index}"
+            if index != lost:
+                write(ds, folder / f"folder {draw.choice(places)}" / f"{number}-{index}.dcm")
+    whole = np.random.default_rng(9).integers(1, 500, (4, 8, 7)).astype(np.uint16)
+    WrittenSeries(whole).write(folder / f"folder {draw.choice(range(5))}")
+    alone = WrittenSeries(whole[:1], uid=f"1.2.{seed}.0").slices()[0]  # a localiser of the first examination
+    alone.SeriesInstanceUID, alone.PixelSpacing = f"1.2.{seed}.0.99", ["3.5", "3.5"]
+    write(alone, folder / "localiser" / "1.dcm")
+    found = described(planned(folder, tmp_path / "work", size), folder)
+    expected = described(discover([folder], contrasts=SELECTION.contrasts).scans, folder)
+    assert found == expected
+    assert len(found) == 5
 
 
 def test_units_of_every_kind_are_settled_as_in_one_list(tmp_path: Path) -> None:

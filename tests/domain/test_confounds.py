@@ -9,6 +9,7 @@ from ssclf.config import PreprocessConfig
 from ssclf.domain.confounds import (
     Features,
     audit,
+    cannot_be_significant,
     coinciding,
     histogram_features,
     shape_features,
@@ -16,7 +17,7 @@ from ssclf.domain.confounds import (
     warnings,
 )
 from ssclf.domain.preprocessing import preprocess
-from ssclf.domain.splits import holdout_splits
+from ssclf.domain.splits import disjoint_folds, holdout_splits
 from ssclf.domain.synthetic import make_synthetic_volume
 from ssclf.domain.volume import Volume
 
@@ -58,10 +59,12 @@ def find(values: Features, name: str = "it") -> bool:
 
 
 @pytest.mark.parametrize("kind", ["shape", "histogram"])
+@pytest.mark.needs("sklearn")
 def test_quiet_where_the_generator_plants_nothing(volumes: list[Volume], kind: str) -> None:
     assert not find(features(volumes, kind))
 
 
+@pytest.mark.needs("sklearn")
 def test_quiet_on_noise() -> None:
     """With 19 shuffles, one run in 20 is to give a false alarm."""
     random = np.random.default_rng(0)
@@ -73,6 +76,7 @@ def test_quiet_on_noise() -> None:
     assert sum(finding.verdict != "nothing" for finding in found) <= 2
 
 
+@pytest.mark.needs("sklearn")
 def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
     def brighten(volume: Volume, target: int) -> Volume:
         data = volume.data / volume.data.max()
@@ -85,6 +89,7 @@ def test_another_intensity_scale_is_found(volumes: list[Volume]) -> None:
     assert not find(features(volumes, "shape", brighten))
 
 
+@pytest.mark.needs("sklearn")
 def test_another_field_of_view_is_found(volumes: list[Volume]) -> None:
     def cut(volume: Volume, target: int) -> Volume:
         return Volume(volume.data[:, 4:], volume.affine) if target == 2 else volume
@@ -92,6 +97,7 @@ def test_another_field_of_view_is_found(volumes: list[Volume]) -> None:
     assert find(features(volumes, "shape", cut))
 
 
+@pytest.mark.needs("sklearn")
 def test_header_fields_are_read_as_numbers_or_as_names() -> None:
     rows = [
         {"spacing": f"{1 + 0.1 * (t == 0):g} x 1 x 1", "orientation": "RAS" if t else "LPS", "empty": ""}
@@ -105,6 +111,7 @@ def test_header_fields_are_read_as_numbers_or_as_names() -> None:
     assert text.startswith("header fields alone tells HGG from the rest")
 
 
+@pytest.mark.needs("sklearn")
 def test_a_stored_scale_is_found_though_numbers_range_widely() -> None:
     """Brains of 300 to 3000 in two classes, ten times that in the third; some below zero."""
     random = np.random.default_rng(2)
@@ -120,6 +127,7 @@ def test_a_table_that_says_the_same_of_all_tells_nothing() -> None:
     assert finding.verdict == "nothing" and finding.score == 0.5
 
 
+@pytest.mark.needs("sklearn")
 def test_volumes_of_a_subject_are_shuffled_together() -> None:
     """24 subjects with two equal volumes each: shuffled one by one, the labels would look too hard to guess."""
     random = np.random.default_rng(3)
@@ -137,3 +145,39 @@ def test_classes_that_coincide_with_their_source_are_named() -> None:
     assert coinciding({"a": {"x": 5}, "b": {"x": 5}}) == ()
     assert coinciding({"a": {"x": 5}, "b": {"y": 5}}) == ("a", "b")
     assert "healthy comes from IXI-Guys, IXI-HH only" in warnings([], paper)[0]
+
+
+@pytest.mark.parametrize("per_class", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("scheme", ["kfold", "paper"])
+def test_too_few_to_tell_is_said_and_nothing_found_is_not(per_class: int, scheme: str) -> None:
+    """A feature that told every class completely got "nothing found" up to 6 subjects a class: shuffles do as well."""
+    names = [f"s{k}" for k in range(3 * per_class)]
+    targets = np.repeat(np.arange(3), per_class)
+    subjects = {name: name for name in names}
+    labels = {name: CLASSES[t] for name, t in zip(names, targets, strict=True)}
+    splits = (
+        disjoint_folds(subjects, labels, count=2) if scheme == "kfold" else holdout_splits(subjects, labels)
+    )
+    parts = [
+        (np.array([names.index(key) for key in s.train]), np.array([names.index(key) for key in s.test]))
+        for s in splits
+    ]
+    values = targets[:, None] * 10 + np.random.default_rng(0).normal(0, 0.01, (len(names), 1))
+    finding = audit("it", values, targets, names, parts, CLASSES)
+    if per_class <= 4:
+        assert cannot_be_significant([per_class] * 3) and finding.verdict == "too few"
+    assert finding.verdict != "nothing" or not finding.complete
+    if finding.verdict == "too few":
+        (text,) = warnings([finding], {name: {"one": per_class} for name in CLASSES})
+        assert text.startswith("too few subjects a class")
+        assert ("tells" in text.partition(":")[2]) == finding.complete
+
+
+def test_the_least_number_of_subjects_by_hand() -> None:
+    """Two classes of 5 are drawn in 252 ways, in two of which they are told: p 2/252, above the 1/200 asked for."""
+    assert cannot_be_significant([5, 5]) and not cannot_be_significant([6, 6])  # 2/924
+    assert cannot_be_significant([4, 4, 4]) and not cannot_be_significant([5, 5, 5])  # 3/495, 3/3003
+    assert cannot_be_significant([1, 198]) and not cannot_be_significant([1, 199])  # 1/199, 1/200
+    assert cannot_be_significant([7]) and cannot_be_significant([0, 7]), (
+        "one class alone is told from nothing"
+    )

@@ -17,6 +17,7 @@ def from_confusion() -> tuple[np.ndarray, np.ndarray]:
     return targets, np.eye(3)[[p for _, p in pairs]] * 0.7 + 0.1
 
 
+@pytest.mark.needs("sklearn")
 def test_every_score_of_a_confusion_matrix_worked_out_by_hand() -> None:
     metrics = score_predictions(*from_confusion(), NAMES)
     assert metrics.confusion == CONFUSION
@@ -43,6 +44,7 @@ def test_every_score_of_a_confusion_matrix_worked_out_by_hand() -> None:
     assert metrics.log_loss == pytest.approx(-(15 * np.log(0.8) + 5 * np.log(0.1)) / 20)
 
 
+@pytest.mark.needs("sklearn")
 def test_the_area_under_the_curve_counts_ordered_pairs() -> None:
     targets = np.array([0, 0, 1, 1, 1])
     p = np.array([0.9, 0.4, 0.6, 0.3, 0.2])
@@ -51,6 +53,7 @@ def test_the_area_under_the_curve_counts_ordered_pairs() -> None:
     assert metrics.macro_roc_auc == pytest.approx(5 / 6)
 
 
+@pytest.mark.needs("sklearn")
 def test_a_class_that_is_absent_gives_no_area_and_no_warning() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1]])
     metrics = score_predictions(np.array([0, 1]), probabilities, NAMES)
@@ -64,6 +67,7 @@ def test_a_class_that_is_absent_gives_no_area_and_no_warning() -> None:
     assert alone.per_class["LGG"].specificity == 0
 
 
+@pytest.mark.needs("scipy")
 def test_the_temperature_is_found_again() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, (4000, 3))
@@ -72,9 +76,30 @@ def test_the_temperature_is_found_again() -> None:
     assert fit_temperature(logits / 2, targets) == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.needs("scipy")
 def test_a_few_right_answers_do_not_make_certainty() -> None:
     logits = np.array([[2.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
     temperature = fit_temperature(logits, np.array([0, 1, 0]))
     assert 0.5 < temperature < 5
     assert softmax(logits, temperature).max() < 0.95
     assert fit_temperature(np.empty((0, 3)), np.empty(0, int)) == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_scores_are_scikit_learns_over_the_classes_that_are_there(seed: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+    random = np.random.default_rng(seed)
+    classes = int(random.integers(2, 6))
+    targets = random.choice(random.permutation(classes)[: random.integers(1, classes + 1)], 12)
+    said = random.integers(0, classes, 12)
+    metrics = score_predictions(targets, np.eye(classes)[said], [str(k) for k in range(classes)])
+    there = np.unique(targets)
+    assert metrics.accuracy == pytest.approx(accuracy_score(targets, said))
+    for kind, mean in (("macro", metrics.macro_f1), ("weighted", metrics.weighted_f1)):
+        assert mean == pytest.approx(f1_score(targets, said, labels=there, average=kind, zero_division=0))
+    each = precision_recall_fscore_support(targets, said, labels=np.arange(classes), zero_division=0)
+    for k, found in enumerate(metrics.per_class.values()):
+        assert (found.precision, found.recall, found.f1, found.support) == pytest.approx(
+            [row[k] for row in each]
+        )

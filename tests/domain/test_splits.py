@@ -50,6 +50,7 @@ def test_a_small_class_is_on_both_sides() -> None:
         assert class_counts(split.train, subjects, labels)["LGG"] == 1
 
 
+@pytest.mark.needs("sklearn")
 def test_folds_are_disjoint_and_cover_everything_once() -> None:
     subjects, labels = cohort(LGG=10, HGG=31, healthy=29)
     folds = disjoint_folds(subjects, labels, count=5, seed=4)
@@ -73,6 +74,7 @@ def test_the_validation_part_comes_from_the_training_part() -> None:
     check_leakage(cut, subjects)
 
 
+@pytest.mark.needs("sklearn")
 def test_a_subject_with_two_classes_stays_whole() -> None:
     # a low-grade glioma that became a high-grade one
     subjects, labels = cohort(LGG=6, HGG=6)

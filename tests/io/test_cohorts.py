@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dicom_writer import WrittenSeries
 
-from ssclf.errors import DatasetError
+from ssclf.errors import ConfigError, DatasetError
 from ssclf.io.discovery.cohorts import Cohort, CohortQuery, find_cases
 
 
@@ -295,3 +295,49 @@ def test_a_folder_that_says_nothing_is_refused_with_what_was_expected(
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere"):
         find(tmp_path / "nowhere")
+
+
+SPELLINGS = ("HGG", "HGG ", "H\u200bGG", "\ufeffHGG", "HGG\u00a0")
+
+
+@pytest.mark.parametrize("nothing", ["NA", "nan", "n/a", "None", "?", "-", ""])
+def test_labels_are_read_alike_in_every_table(tmp_path: Path, nothing: str) -> None:
+    """A manifest made classes of NA and of a zero-width space, a BIDS table did not."""
+    for number in range(5):
+        touch(
+            tmp_path,
+            f"m/{number}.nii.gz",
+            f"b/sub-{number}/anat/sub-{number}_T1w.nii.gz",
+            f"l/c{number}/t1.nii.gz",
+        )
+    touch(tmp_path, "m/5.nii.gz", "b/sub-5/anat/sub-5_T1w.nii.gz", "l/c5/t1.nii.gz", "b/sub-6/anat/sub-6_T1w.nii.gz",
+          "l/c6/t1.nii.gz", "l/c7/t1.nii.gz")  # fmt: skip
+    labels = [*SPELLINGS, "LGG"]
+    manifest = table(
+        tmp_path / "m/m.csv", "subject,label,path", *(f"{k},{x},{k}.nii.gz" for k, x in enumerate(labels))
+    )
+    table(tmp_path / "b/participants.tsv", "participant_id\tdx",
+          *(f"sub-{k}\t{x}" for k, x in enumerate([*labels, nothing])))  # fmt: skip
+    table(tmp_path / "l.csv", "subject,label", *(f"c{k},{x}" for k, x in enumerate([*labels, nothing])))
+    wanted = ["HGG"] * 5 + ["LGG"]
+    for cohort in (
+        find(manifest),
+        find(tmp_path / "b", contrasts=("t1",)),
+        find(tmp_path / "l", labels=tmp_path / "l.csv", contrasts=("t1",)),
+    ):
+        assert [case.label for case in cohort.cases][:6] == wanted
+    assert find(tmp_path / "b", contrasts=("t1",)).left_out["a case without dx in participants.tsv"] == 1
+    table(tmp_path / "m/n.csv", "subject,label,path", "a,HGG,0.nii.gz", f"b,{nothing},1.nii.gz")
+    with pytest.raises(DatasetError, match=r"n\.csv line 3: expected a value in column label"):
+        find(tmp_path / "m/n.csv")
+
+
+def test_look_alikes_are_joined_by_the_option_that_the_refusal_names(tmp_path: Path) -> None:
+    touch(tmp_path, "Tumour/a.nii.gz", "tumour/b.nii.gz", "control/c.nii.gz")
+    with pytest.raises(DatasetError, match=r"--class tumour=Tumour") as refused:
+        find(tmp_path)
+    assert "Tumour/a.nii.gz" in str(refused.value) and "tumour/b.nii.gz" in str(refused.value)
+    joined = find(tmp_path, class_map={"tumour": "Tumour"})
+    assert sorted(case.label for case in joined.cases) == ["Tumour", "Tumour", "control"]
+    with pytest.raises(ConfigError, match="--class control=NA"):
+        find(tmp_path, class_map={"control": "NA"})

@@ -29,9 +29,9 @@ def test_text_is_defused_and_numbers_are_written_as_their_column_says(tmp_path: 
     )
     assert path.read_bytes().decode().split("\r\n") == [
         "'=name,short,six,whole,plain,end",
-        "'-text,-1.5,-0.666667,7,,ok",
-        '"a,""b""\nc",0.3,nan,12345678,1e-09,bad\\udcff',
-        "ü,0.1,-0.000000,1,1.2345679e+11,",
+        '"\'-text",-1.5,-0.666667,7,,"ok"',
+        '"a,""b""\nc",0.3,nan,12345678,1e-09,"bad\\udcff"',
+        '"ü",0.1,-0.000000,1,1.2345679e+11,',
         "",
     ]
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 from ssclf.errors import VolumeError
 from ssclf.io.workers import run_in_processes
@@ -14,6 +17,14 @@ def work(item: str) -> str:
     if item == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if item == "hang":
+        signal.pause()
+    if item == "ended":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if item == "large":
+        return str(len(bytearray(3 << 30)))
+    if item.startswith("/") and not os.path.exists(item):  # noqa: PTH110
+        Path(item).touch()
+        os.kill(os.getpid() if item.endswith("worker") else os.getppid(), signal.SIGTERM)
         signal.pause()
     if item == "bad":
         raise VolumeError("bad: expected a volume.")
@@ -60,3 +71,20 @@ def test_stop_finishes_what_was_begun() -> None:
 
     results = [o.result for o in run_in_processes(work, "abcdefgh", workers=2, stop=stop)]
     assert sorted(str(r) for r in results) == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("who", ["worker", "server"])
+def test_what_was_ended_from_outside_is_done_again(who: str, tmp_path: Path) -> None:
+    """Who stops a service ends all of its processes: every volume in flight got a failed row, for good."""
+    items = ["a", str(tmp_path / who), "b"]
+    outcomes = {o.item: o for o in run_in_processes(work, items, workers=2)}
+    assert [outcomes[item].result for item in items] == [item.upper() for item in items]
+    items[1] += "-" + who
+    stop = Path(items[1]).exists
+    assert items[1] not in {o.item for o in run_in_processes(work, items, workers=2, stop=stop)}
+    assert "15" in next(run_in_processes(work, ["ended"], workers=1)).error
+
+
+def test_a_worker_takes_its_share_of_memory_and_no_more() -> None:
+    outcomes = {o.item: o for o in run_in_processes(work, ["large", "a"], workers=1, memory=1 << 30)}
+    assert "not enough memory" in outcomes["large"].error and outcomes["a"].result == "A"

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from ssclf.config import PreprocessConfig, config_to_dict
+from ssclf.domain.likeness import describe_likeness
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, LeakageError
+from ssclf.io.discovery.scans import Scan
 from ssclf.io.models.bundle import open_bundle
-from ssclf.io.models.checksums import write_checksums
 from ssclf.io.models.runtime import open_classifier
+from ssclf.io.preparation import prepare_scan
 from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.workflows.evaluate import evaluate
 
@@ -40,14 +42,13 @@ def cohort(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def knowing_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def knowing_bundle(tiny_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> Path:
     """A model that says it was trained on the first two volumes of the cohort, with a temperature."""
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "knowing"))
     spec = json.loads((folder / "spec.json").read_text())
     spec["training"]["voxels"] = [f"{k:064x}" for k in range(2)]
     spec["calibration"]["temperature"] = 2.0
-    (folder / "spec.json").write_text(json.dumps(spec))
-    write_checksums(folder)
+    describe_anew(folder, json.dumps(spec))
     return folder
 
 
@@ -156,3 +157,48 @@ def test_a_cohort_of_one_class_can_be_scored_though_not_trained_on(
     assert recall == found.raw.accuracy
     assert found.raw.macro_f1 == found.raw.per_class["LGG"].f1, "absent classes are no zeros in the mean"
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_training_scan_is_left_out_however_it_is_stored(
+    make_volume: Callable[..., Volume],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    describe_anew: Callable[[Path, str], None],
+) -> None:
+    """Only equal voxels were known again: a scan rounded to whole numbers passed as unseen."""
+    for number, label in enumerate(("LGG", "healthy", "LGG", "healthy")):
+        write_nifti(make_volume(seed=number), tmp_path / "scans" / label / f"s{number}.nii.gz")
+    seen = prepare_scan(Scan("", (tmp_path / "scans/LGG/s2.nii.gz",)), SETTINGS).volume
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "knowing"))
+    spec = json.loads((bundle / "spec.json").read_text())
+    spec["training"]["likenesses"] = [describe_likeness(seen.data, seen.affine)]
+    describe_anew(bundle, json.dumps(spec))
+    volume = make_volume(seed=2)
+    rounded = Volume(np.round(volume.data).astype(np.int16), volume.affine)
+    (tmp_path / "scans/LGG/s2.nii.gz").unlink()
+    write_nifti(rounded, tmp_path / "scans/LGG/s2-again.nii")
+    found = evaluate(tmp_path / "scans", bundle, tmp_path / "out", seen="leave-out", device="cpu", threads=1)
+    assert (found.volumes, found.seen, found.unchecked) == (3, 1, 0)
+    assert "volumes/s2-again.nii.gz" not in [
+        row["path"] for row in rows_of(tmp_path / "out" / "predictions.csv")
+    ]
+    prepared = tmp_path / "out" / "preprocessed"
+    rows = (prepared / "manifest.csv").read_text().splitlines()
+    without = [line.rsplit(",", 1)[0] for line in rows]  # as an earlier version wrote it
+    (prepared / "manifest.csv").write_text("\n".join(without) + "\n")
+    with pytest.raises(LeakageError, match="trained on 1 of these 4 volumes"):
+        evaluate(prepared, bundle, tmp_path / "again", device="cpu", threads=1)
+
+
+def test_an_unknown_class_is_refused_before_anything_is_preprocessed(
+    make_volume: Callable[..., Volume], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """It was refused after all volumes had been preprocessed."""
+    for number, label in enumerate(("lgg-", "healthy", "metastasis")):
+        write_nifti(make_volume(seed=number), tmp_path / "scans" / label / f"s{number}.nii.gz")
+    with pytest.raises(
+        DatasetError, match=r"found lgg- \(.*lgg-/s0\.nii\.gz\), metastasis \(.*s2\.nii\.gz\)"
+    ) as refused:
+        evaluate(tmp_path / "scans", tiny_bundle, tmp_path / "out", device="cpu", threads=1)
+    assert "--class lgg-=LGG" in str(refused.value)
+    assert not (tmp_path / "out").exists()

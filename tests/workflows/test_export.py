@@ -53,11 +53,18 @@ def test_a_bundle_computes_what_the_network_computes(
         logits = network(torch.from_numpy(volumes)).numpy()
     alone = [open_bundle(path) for path in (bundle.onnx, bundle.torchscript)]
     assert [b.spec for b in alone] == [spec, spec]
-    for each, engine in ((bundle, "onnx"), (bundle, "torchscript"), (alone[0], "auto"), (alone[1], "auto")):
+    for each, engine in (
+        (bundle, "onnx"),
+        (bundle, "torchscript"),
+        (alone[0], "auto"),
+        (alone[1], "torchscript"),
+    ):
         output = open_classifier(each, engine=engine, device="cpu", threads=2).classify(volumes)  # type: ignore[arg-type]
         np.testing.assert_allclose(softmax(output.logits), softmax(logits), atol=1e-4)
         np.testing.assert_allclose(output.cam, cam, atol=1e-4)
         assert output.features is not None and output.features.shape == (2, 512)
+    with pytest.raises(ModelError, match="--engine torchscript"):
+        open_classifier(alone[1], engine="auto")
     for path in (bundle.onnx, bundle.torchscript):
         # the exporters note where each operation stands in the source
         assert b"site-packages" not in path.read_bytes() and bytes(Path.cwd()) not in path.read_bytes()

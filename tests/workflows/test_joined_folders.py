@@ -103,6 +103,29 @@ def test_joined_folders_equal_one_call_with_both(folders: Path, tmp_path: Path) 
         assert table(tmp_path / "joined" / name) == table(tmp_path / "whole" / name)
 
 
+def test_a_cross_validation_of_joined_folders_equals_one_of_a_single_call(
+    folders: Path, tmp_path: Path
+) -> None:
+    words = ["--models", "mc3", "--scheme", "kfold", "--folds", 2, "--only", "mc3/scratch/1", "--epochs", 1]
+    words += ["--learning-rate", 1e-3, "--batch-size", 2, "--precision", "32-true", "--augmentation", "none"]
+    words += ["--device", "cpu", "--workers", 0]
+    low, high, both = (folders / f"{name}-out" for name in ("low", "high", "both"))
+    torch.set_num_threads(1)
+    for name, data in (("whole", [both]), ("joined", [low, high]), ("turned", [high, low])):
+        given = [word for folder in data for word in ("--data", folder)]
+        done = invoke("cv", *given, "--out", tmp_path / name, *words)
+        assert "not finished: mc3/scratch/2" in done.output, done.output
+    whole, cell = tmp_path / "whole", "cells/mc3/scratch/1"
+    assert len(table(whole / cell / "predictions.csv")) == 3
+    for joined in (tmp_path / "joined", tmp_path / "turned"):
+        for name in ("metrics.csv", "predictions.csv"):
+            assert table(joined / cell / name) == table(whole / cell / name)
+        assert (joined / "splits.json").read_bytes() == (whole / "splits.json").read_bytes()
+        ours, theirs = (json.loads((run / "cv.json").read_text()) for run in (joined, whole))
+        different = {name for name in ours if ours[name] != theirs[name]}
+        assert different == {"data"}, "where they lie is all that differs"
+
+
 def test_what_cannot_be_joined_is_refused_with_both_places(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"low-out.*2 classes or more, found 3 volumes of the class LGG"):
         read_prepared_cohort(folders / "low-out")
@@ -141,10 +164,10 @@ def test_a_run_goes_on_with_nothing_but_its_own_data(folders: Path, tmp_path: Pa
     lines = before.splitlines(keepends=True)
     swapped = before.replace("HGG", "#").replace("LGG", "HGG").replace("#", "LGG")
     for text, told in (
-        (before.replace(",HGG,", ",zeta,"), "the classes were HGG, LGG and are LGG, zeta"),
+        (before.replace('"HGG"', '"zeta"'), "the classes were HGG, LGG and are LGG, zeta"),
         (swapped, r"6 volumes .* have another label \(was .GG, is .GG\)"),
         ("".join(lines[:-1]), r"1 volume \(volumes/p\d\.nii\.gz\) is not in the data any more"),
-        (before.replace("p5,", "q5,", 1), r"1 volume .* has another subject"),
+        (before.replace('"p5"', '"q5"', 1), r"1 volume .* has another subject"),
     ):
         manifest.write_text(text)
         refused = invoke("train", "--resume", "--out", out, "--device", "cpu", "--workers", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -17,21 +18,18 @@ from typer.testing import CliRunner
 from ssclf.cli.app import app
 from ssclf.config import PreprocessConfig
 from ssclf.domain.model_spec import ModelSpec
-from ssclf.io.models.checksums import write_checksums
 
 runner = CliRunner()
 
 
 @pytest.fixture
-def fine_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def fine_bundle(tiny_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> Path:
     """The untrained network on a 2 mm grid, where a cell of the map has 2 x 32 x 32 mm."""
     folder = tmp_path / "fine"
     shutil.copytree(tiny_bundle, folder)
-    (folder / "SHA256SUMS").unlink()
     spec = ModelSpec.from_json((folder / "spec.json").read_text(), "spec.json")
     fine = dataclasses.replace(spec, preprocess=PreprocessConfig(spacing=(2.0, 2.0, 2.0)))
-    (folder / "spec.json").write_text(fine.to_json())
-    write_checksums(folder)
+    describe_anew(folder, fine.to_json())
     return folder
 
 

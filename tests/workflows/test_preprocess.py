@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from ssclf.cli.app import app
 from ssclf.config import PreprocessConfig
+from ssclf.domain.likeness import is_readable
 from ssclf.domain.preprocessing import voxel_hash
 from ssclf.domain.volume import Mask, Volume
-from ssclf.errors import ConfigError, DatasetError, OutputError
+from ssclf.errors import ConfigError, DatasetError, LeakageError, OutputError
 from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.preparation import SkullError, prepare_scan
+from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.volumes.nifti import read_nifti, read_written, write_nifti
 from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
 
@@ -170,10 +174,10 @@ def test_one_bad_file_costs_its_row_only(cohort: Path) -> None:
 def test_plane_contrasts_and_crop(
     tmp_path: Path, make_volume: MakeVolume, config: PreprocessConfig, shape: tuple[int, ...] | None
 ) -> None:
-    for label in ("HGG", "LGG"):
+    for person, label in enumerate(("HGG", "LGG")):
         for seed, contrast in enumerate(("t1", "t1ce")):
             path = tmp_path / f"data/{label}/Brats18_{label}_1/Brats18_{label}_1_{contrast}.nii.gz"
-            write_nifti(make_volume(seed=seed), path)
+            write_nifti(make_volume(seed=seed + 2 * person), path)
     row = run(tmp_path / "data", config).rows[0]
     volume = read_written(tmp_path / "out" / row["path"])
     expected = prepare_scan(
@@ -232,6 +236,18 @@ def test_a_folder_in_use_or_of_something_else_is_left_alone(cohort: Path) -> Non
             run(cohort)
 
 
+def test_a_planted_link_is_not_followed(cohort: Path) -> None:
+    """What the link leads to was emptied as our own scratch folder."""
+    theirs, out = cohort.parent / "theirs", cohort.parent / "out"
+    theirs.mkdir()
+    (theirs / "kept").touch()
+    out.mkdir()
+    (out / ".work").symlink_to(theirs)
+    with pytest.raises(OutputError, match="found a link"):
+        run(cohort)
+    assert (theirs / "kept").exists()
+
+
 def test_the_output_of_an_earlier_run_is_no_source(cohort: Path) -> None:
     out = cohort / "preprocessed"
     first = preprocess_cohort(query(cohort), out, CONFIG)
@@ -285,3 +301,91 @@ def test_a_query_for_other_contrasts_than_the_settings_is_refused(cohort: Path) 
     with pytest.raises(ConfigError, match=r"t1ce.*found flair"):
         preprocess_cohort(other, cohort.parent / "out", CONFIG)
     assert not (cohort.parent / "out").exists()
+
+
+def test_the_table_of_subjects_says_who_was_taken_for_whom(tmp_path: Path, make_volume: MakeVolume) -> None:
+    for seed, name in enumerate(("HGG/sub-A_ses-1_T1w", "HGG/sub-A_ses-2_T1w", "LGG/sub-B_T1w")):
+        write_nifti(make_volume(seed=seed), tmp_path / f"data/{name}.nii.gz")
+    (tmp_path / "data/LGG/sub-B_ses-9_T1w.nii.gz").write_bytes(b"no volume")
+    run(tmp_path / "data", PreprocessConfig(spacing=(6.0, 7.0, 8.0), contrasts=("t1",)))
+    assert [dict(row) for row in read_csv(tmp_path / "out/subjects.csv")] == [
+        {"subject": "sub-A", "label": "HGG", "source": "data", "sessions": "1;2", "volumes": "2", "failed": "0",
+         "named_by": "sub- in the name"},
+        {"subject": "sub-B", "label": "LGG", "source": "data", "sessions": "9", "volumes": "1", "failed": "1",
+         "named_by": "sub- in the name"},
+    ]  # fmt: skip
+
+
+def test_the_same_voxels_under_two_labels_are_refused_with_both_files(
+    cohort: Path, make_volume: MakeVolume
+) -> None:
+    """They passed, and a network was trained on both."""
+    write_nifti(make_volume(seed=0), cohort / "LGG/dora.nii.gz")  # the voxels of HGG/ann
+    with pytest.raises(
+        DatasetError, match=r"HGG/ann\.nii\.gz and .*LGG/dora\.nii\.gz: .* two labels, HGG and LGG"
+    ):
+        run(cohort)
+    assert not (cohort.parent / "out/manifest.csv").exists()
+    (cohort / "LGG/dora.nii.gz").unlink()
+    assert run(cohort).reused == 3
+
+
+def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volume: MakeVolume) -> None:
+    write_nifti(make_volume(seed=0), cohort / "HGG/zoe.nii.gz")
+    write_nifti(make_volume(seed=1), cohort / "HGG/zoe-again.nii.gz")  # the voxels of HGG/bob
+    summary = run(cohort)
+    rows = read_csv(cohort.parent / "out/manifest.csv")
+    assert sorted(row["subject"] for row in rows) == ["ann", "ann", "bob", "bob", "cé d"]
+    assert len(summary.notes) == 2 and "ann and zoe count as one subject" in " ".join(summary.notes)
+    assert len(read_prepared_cohort(cohort.parent / "out").samples) == 5
+    text = (cohort.parent / "out/manifest.csv").read_text("utf-8")
+    (cohort.parent / "out/manifest.csv").write_text(text.replace('"ann","HGG"', '"zoe","HGG"', 1), "utf-8")
+    with pytest.raises(
+        LeakageError, match=r"line 2 and .*line 3: the same voxels have two subjects, zoe and ann"
+    ):
+        read_prepared_cohort(cohort.parent / "out")
+
+
+def test_a_scan_stored_again_is_the_same_scan(cohort: Path, make_volume: MakeVolume) -> None:
+    """Equal but for rounding, it passed under another label."""
+    volume = make_volume(seed=0)
+    rounded = Volume(np.round(volume.data).astype(np.int16), volume.affine)
+    write_nifti(rounded, cohort / "LGG/dora.nii")
+    with pytest.raises(
+        DatasetError, match=r"HGG/ann\.nii\.gz and .*LGG/dora\.nii: .* two labels, HGG and LGG"
+    ):
+        run(cohort)
+    (cohort / "LGG/dora.nii").unlink()
+    write_nifti(rounded, cohort / "HGG/dora.nii")
+    rows = run(cohort).rows
+    assert [row["subject"] for row in rows] == ["ann", "ann", "bob", "cé d"]
+    assert rows[0]["voxels"] != rows[1]["voxels"]
+
+
+def test_records_of_an_earlier_version_are_kept_and_told_the_likeness(cohort: Path) -> None:
+    first = run(cohort)
+    before = times(cohort.parent / "out")
+    for path in (cohort.parent / "out/records").iterdir():
+        record = json.loads(path.read_text())
+        assert is_readable(record["cells"].pop("likeness"))
+        path.write_text(json.dumps(record))
+    second = run(cohort)
+    assert second.reused == 3 and times(cohort.parent / "out") == before
+    assert [row["likeness"] for row in second.rows] == [row["likeness"] for row in first.rows]
+
+
+def test_who_was_taken_for_whom_is_printed_and_shortened(tmp_path: Path, make_volume: MakeVolume) -> None:
+    for number in range(11):
+        label = ("HGG", "LGG")[number % 2]
+        write_nifti(make_volume(seed=number), tmp_path / f"data/{label}/sub-{number:02d}_ses-1_T1w.nii.gz")
+    write_nifti(make_volume(seed=20), tmp_path / "data/HGG/sub-10_ses-2_T1w.nii.gz")
+    words = ["preprocess", tmp_path / "data", "--out", tmp_path / "out", "--contrasts", "t1", "--spacing", "12",
+             "--workers", "1", "--assume-stripped"]  # fmt: skip
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    shown = [" ".join(line.split()) for line in done.output.replace("\u2502", " ").splitlines()]
+    assert "11 subjects, named by sub- in the name (11)" in shown
+    assert "sub-10 HGG 1, 2 2" in shown and "sub-00 HGG 1 1" in shown
+    assert sum(line.startswith("sub-") for line in shown) == 8
+    assert any(line.startswith("\u2026 and 3 more: all will be in subjects.csv") for line in shown)
+    assert len(read_csv(tmp_path / "out/subjects.csv")) == 11

@@ -18,9 +18,11 @@ import pytest
 import torch
 
 from ssclf.config import TrainConfig
+from ssclf.domain.provenance import Provenance
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
-from ssclf.io.records.training_run import EpochRecord
+from ssclf.io.records.preprocessed import read_prepared_cohort
+from ssclf.io.records.training_run import EpochRecord, read_record
 from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.workflows.train import Machine, TrainResult, Watch, train
 
@@ -280,3 +282,17 @@ def test_a_signal_to_the_whole_process_group_saves_and_ends(
     assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_what_chose_the_epoch_counts_as_seen(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    """Validation volumes, which chose the epoch and fitted the temperature, passed as unseen."""
+    data = preprocessed()
+    training = read_record(run(data, tmp_path / "run").run).training
+    (split,) = json.loads((tmp_path / "run" / "split.json").read_text())["splits"]
+    samples = {sample.key: sample for sample in read_prepared_cohort(data).samples}
+    for role, seen in (("train", True), ("validation", True), ("test", False)):
+        assert split[role]
+        for key in split[role]:
+            assert training.seen.hold("", samples[key].describe) is seen, (role, key)
+    assert len(training.likenesses) == len(split["train"]) + len(split["validation"])
+    assert Provenance.from_dict(json.loads(json.dumps(training.to_dict()))).seen == training.seen

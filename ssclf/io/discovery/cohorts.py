@@ -8,18 +8,36 @@ refused with the reason.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ssclf.errors import DatasetError
+from ssclf.config import canonical_contrast
+from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
+from ssclf.errors import ConfigError, DatasetError
 from ssclf.io.discovery.folders import FolderContent, walk_folder
-from ssclf.io.discovery.naming import OTHER_CONTRAST, canonical_contrast, cases_by_name
+from ssclf.io.discovery.naming import OTHER_CONTRAST, cases_by_name
 from ssclf.io.discovery.scans import Case, Scan
 from ssclf.io.discovery.sources import contrast_columns, source_identity, table_source
+from ssclf.io.discovery.subjects import (
+    BRATS_RELEASE,
+    IXI,
+    MANIFEST,
+    PARTICIPANTS,
+    ClassLevel,
+    Place,
+    Who,
+    bids_session,
+    bids_subject,
+    check_persons,
+    find_class_level,
+    identify,
+    is_running_number,
+    name_by_class,
+    name_key,
+)
 from ssclf.io.paths import is_file, is_there, real_path
 from ssclf.io.records.tables import TABLE_ENDINGS, Table, TableRow, read_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
@@ -33,13 +51,7 @@ STAND_IN = {"t1ce": "t1"}
 #: A tree with more first-level folders than this is no tree of classes.
 MAX_CLASSES = 20
 
-_BRATS_CASE = re.compile(r"^brats(\d{2}|\d{4})?[_-].*\d", re.IGNORECASE)
-#: 2017 to 2019 name a case alike behind the prefix; later years number them anew.
-_BRATS_RELEASE = re.compile(r"^brats1[789]_", re.IGNORECASE)
-_BRATS_TIME_POINT = re.compile(r"^(brats-[a-z]+-\d+)-\d+$", re.IGNORECASE)
-_IXI = re.compile(r"^(?P<subject>IXI\d+)-(?P<site>[A-Za-z]+)-\d+")
 _LABEL_COLUMNS = ("label", "grade", "class", "diagnosis", "group", "dx")
-_NO_VALUE = ("", "n/a", "na", "nan")
 _LAYOUTS = (
     "a BraTS or IXI folder, one folder per class, BIDS with participants.tsv, or a manifest (CSV) with the "
     "columns subject, label and one for each contrast"
@@ -63,11 +75,13 @@ class Cohort:
     cases: sorted by subject, then path.
     found: per class and source, sorted.
     left_out: reason → number of files or volumes.
+    notes: what was understood that a reader should look at, a sentence each.
     """
 
     cases: tuple[Case, ...]
     found: tuple[Found, ...]
     left_out: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +100,7 @@ class CohortQuery:
         seed: of that draw.
         min_classes: fewer are an error. With 0, scans of which none has a label are taken too, without one.
         pattern, series: as for `ssclf.io.discovery.sources.discover`.
+        subjects_by_class: a name under two classes is two persons; otherwise it is refused.
     """
 
     sources: tuple[Path, ...]
@@ -98,20 +113,27 @@ class CohortQuery:
     min_classes: int = 2
     pattern: str | None = None
     series: str | None = None
+    subjects_by_class: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contrasts", tuple(canonical_contrast(name) for name in self.contrasts))
 
 
 @dataclass
 class _NameTable:
     """What tables say of subjects: their labels, and which names of several releases mean one case.
 
-    Names are in lower case.
+    Names are looked up with `name_key`.
     """
 
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Labelled] = field(default_factory=dict)
     cases: dict[str, str] = field(default_factory=dict)
 
-    def add(self, table: Table, label_column: str | None) -> None:
+    def add(self, table: Table, label_column: str | None, renamed: Mapping[str, str]) -> None:
         """Take in a table with a label and one or several columns of names, such as BraTS 2020's name_mapping.csv.
+
+        Args:
+            renamed: as `CohortQuery.class_map`.
 
         Raises:
             DatasetError: a column is missing, or a name has two labels.
@@ -121,19 +143,20 @@ class _NameTable:
         if not columns:
             table.require("subject", label_column)
         for row in table.rows:
-            names = {c: row[c] for c in columns if row[c].lower() not in _NO_VALUE}
-            label = row[label_column]
-            if label.lower() in _NO_VALUE:
+            names = {c: clean_text(row[c]) for c in columns if not is_missing(row[c])}
+            here = Labelled(clean_text(row[label_column]), f"{table.path.name} line {row.line}")
+            if not read_label(here.label, renamed):
                 continue
-            releases = [names[c] for c in sorted(names, reverse=True) if _BRATS_RELEASE.match(names[c])]
+            releases = [names[c] for c in sorted(names, reverse=True) if BRATS_RELEASE.match(names[c])]
             for name in names.values():
-                if self.labels.setdefault(name.lower(), label) != label:
+                other = self.labels.setdefault(name_key(name), here)
+                if read_label(other.label, renamed) != read_label(here.label, renamed):
                     raise DatasetError(
-                        f"{table.path.name} line {row.line}: expected one label for {name}, found "
-                        f"{self.labels[name.lower()]} and {label}."
+                        f"{here.place} and {other.place}: expected one label for {name}, found {here.label} and "
+                        f"{other.label}; correct one of the lines."
                     )
                 if releases:
-                    self.cases[name.lower()] = _BRATS_RELEASE.sub("", releases[0])
+                    self.cases[name_key(name)] = BRATS_RELEASE.sub("", releases[0])
 
 
 @dataclass
@@ -144,6 +167,7 @@ class _Search:
     workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def unlabelled(self) -> bool:
@@ -155,11 +179,13 @@ class _Search:
         return tuple(canonical_contrast(contrast) for contrast in self.query.contrasts)
 
     def label(self, found: str) -> str:
-        return self.query.class_map.get(found, found)
+        """The class that a cell or a folder names, "" where it names none."""
+        return read_label(found, self.query.class_map)
 
-    def stand_in(self, contrast: str, label: str) -> str:
-        """The contrast that may take another's place in a volume of this label; "" where none may."""
-        return STAND_IN.get(canonical_contrast(contrast), "") if HEALTHY in (label, self.label(label)) else ""
+    def stand_in(self, contrast: str, found: str) -> str:
+        """The contrast that may take another's place in a volume labelled so; "" where none may."""
+        healthy = HEALTHY in (clean_text(found), self.label(found))
+        return STAND_IN.get(canonical_contrast(contrast), "") if healthy else ""
 
     def walk(self, root: Path) -> FolderContent:
         content = walk_folder(root, self.query.pattern)
@@ -177,15 +203,20 @@ def find_cases(query: CohortQuery, limits: Limits | None = None) -> Cohort:
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
             subject has two labels, or there are too few classes.
-        ConfigError: `series` is no regular expression.
+        ConfigError: `series` is no regular expression, or a class of `class_map` is named as none.
     """
     with HeaderWorkers(limits) if limits else nullcontext() as workers:
         return _find_cases(query, _Search(query, workers))
 
 
 def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
+    for label, name in query.class_map.items():
+        if is_missing(name):
+            raise ConfigError(
+                f"--class {label}={name}: expected the name of a class, found one that says none."
+            )
     if query.labels is not None:
-        search.names.add(read_table(query.labels), query.label_column)
+        search.names.add(read_table(query.labels), query.label_column, query.class_map)
     cases: dict[str, Case] = {}
     identities: set[tuple[str, ...]] = set()
     for source in query.sources:
@@ -198,11 +229,13 @@ def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
             else:
                 identities.add(identity)
                 cases[unique] = case
-    found = [replace(case, label=search.label(case.label)) for case in cases.values()]
-    found.sort(key=lambda case: (case.subject, case.scan.path, case.scan.series))
+    found = name_by_class(list(cases.values())) if query.subjects_by_class else list(cases.values())
+    check_look_alikes(Labelled(case.label, case.place) for case in found if case.label)
+    found.sort(key=lambda case: case.order)
     _check(found, search.left_out, query.min_classes)
-    taken = _draw(found, query.limit, query.seed)
-    return Cohort(tuple(taken), tuple(_count(found, taken)), dict(sorted((+search.left_out).items())))
+    taken = _draw(found, {clean_text(name): count for name, count in query.limit.items()}, query.seed)
+    left_out = dict(sorted((+search.left_out).items()))
+    return Cohort(tuple(taken), tuple(_count(found, taken)), left_out, tuple(search.notes))
 
 
 def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:
@@ -229,19 +262,20 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     if (
         search.unlabelled
         and not search.query.label_column
-        and not any(row[label_column] for row in table.rows)
+        and not any(search.label(row[label_column]) for row in table.rows)
     ):
         required = ("subject",)
     table.require(*required)
-    columns = contrast_columns(table.columns, search.query.contrasts)
+    columns = contrast_columns(table, search.query.contrasts)
     if len(columns) < len(search.query.contrasts):
         table.require(*required, *search.query.contrasts)
     errors: list[str] = []
     lines: dict[tuple[str, ...], int] = {}
     for row in table.rows:
         try:
-            for column in required:
-                _require_value(table, row, column)
+            _require_value(table, row, "subject", "" if is_missing(row["subject"]) else row["subject"])
+            if label_column in required:
+                _require_value(table, row, label_column, search.label(row[label_column]))
             case = _manifest_case(table, row, columns, label_column, search)
         except DatasetError as exc:
             errors.append(str(exc))
@@ -256,22 +290,23 @@ def _manifest_cases(path: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         raise DatasetError(" ".join(errors[:5]) + more)
 
 
-def _require_value(table: Table, row: TableRow, column: str) -> None:
-    if not row[column]:
+def _require_value(table: Table, row: TableRow, column: str, understood: str) -> None:
+    if not understood:
+        found = f"{row[column]!r}, which says that there is none" if row[column] else "an empty cell"
         raise DatasetError(
-            f"{table.path.name} line {row.line}: expected a value in column {column}, found an empty cell."
+            f"{table.path.name} line {row.line}: expected a value in column {column}, found {found}."
         )
 
 
 def _manifest_case(
     table: Table, row: TableRow, columns: Mapping[str, str], label_column: str, search: _Search
 ) -> Case:
-    label = row[label_column]
+    found = row[label_column]
     chosen = dict(columns)
     extra = {}
     for contrast in search.query.contrasts:
-        other = search.stand_in(contrast, label)
-        column = contrast_columns(table.columns, (other,)).get(other, "") if other else ""
+        other = search.stand_in(contrast, found)
+        column = contrast_columns(table, (other,)).get(other, "") if other else ""
         if not row[chosen[contrast]] and row[column]:
             chosen[contrast] = column
             extra["stand_in"] = f"{contrast}={other}"
@@ -284,59 +319,71 @@ def _manifest_case(
     place = (table.path.parent / row[chosen[search.query.contrasts[0]]]).as_posix()
     key = place if len(voxels) == 1 else f"{table.path.as_posix()}#{row['subject']}"
     names = "+".join(part.name for part in voxels if isinstance(part, DicomSeries))
-    subject = _BRATS_RELEASE.sub("", row["subject"])
-    return Case(Scan(key, voxels, names), subject, label, row["source"] or table.path.stem, extra)
+    subject = BRATS_RELEASE.sub("", clean_text(row["subject"]))
+    return Case(
+        Scan(key, voxels, names),
+        subject,
+        search.label(found),
+        row["source"] or table.path.stem,
+        place=f"{table.path.name} line {row.line}",
+        extra=extra,
+        session=clean_text(row["session"] or row["session_id"]),
+        named_by=MANIFEST,
+    )
 
 
 def _bids_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
     table = read_table(root / "participants.tsv")
     label_column = _label_column(table, search.query.label_column)
-    table.require("participant_id")
-    people = {row["participant_id"]: row for row in table.rows}
+    people = _participants(table, label_column, search)
     content = search.walk(root)
-    anatomical = [path for path in content.volumes if _bids_subject(path)]
+    anatomical = [path for path in content.volumes if _is_anatomical(path)]
     search.left_out["not in sub-*/anat of the BIDS folder"] += len(content.volumes) - len(anatomical)
     for (folder, name), files in cases_by_name(anatomical, search.wanted, search.left_out).items():
-        row = people.get(folder.split("/")[0])
-        label = row[label_column] if row else ""
-        if row is None or label.lower() in _NO_VALUE:
+        row = people.get(clean_text(folder.split("/")[0]))
+        found = row[label_column] if row else ""
+        if row is None or not search.label(found):
             search.left_out[f"a case without {label_column} in participants.tsv"] += 1
             continue
-        unique = f"{root} {folder}/{name}"
-        who = _Who(row["participant_id"], row["site"] or root.name, unique, contrast_optional=False)
-        yield from _choose(root, files, who, label, search)
+        bids_subject(f"{folder}/{name}")
+        who = Who(
+            clean_text(row["participant_id"]),
+            row["site"] or root.name,
+            f"{root} {folder}/{name}",
+            contrast_optional=False,
+            session=bids_session(f"{folder}/{name}"),
+            named_by=PARTICIPANTS,
+        )
+        stated = Labelled(found, f"participants.tsv line {row.line}")
+        yield from _choose(root, files, who, stated, search)
 
 
-def _bids_subject(path: str) -> bool:
+def _participants(table: Table, label_column: str, search: _Search) -> dict[str, TableRow]:
+    """participant_id → its line; of several lines that say the same, the first.
+
+    Raises:
+        DatasetError: two lines of one participant say different things of what is read here.
+    """
+    table.require("participant_id")
+    people: dict[str, TableRow] = {}
+    for row in table.rows:
+        name = clean_text(row["participant_id"])
+        other = people.setdefault(name, row)
+        for column, one, two in (
+            (label_column, search.label(other[label_column]), search.label(row[label_column])),
+            ("site", other["site"], row["site"]),
+        ):
+            if one != two:
+                raise DatasetError(
+                    f"{table.path.name} lines {other.line} and {row.line}: expected one {column} for {name}, found "
+                    f"{one or 'none'} and {two or 'none'}; correct or remove one of the lines."
+                )
+    return people
+
+
+def _is_anatomical(path: str) -> bool:
     parts = path.split("/")
     return len(parts) in (3, 4) and parts[0].startswith("sub-") and parts[-2] == "anat"
-
-
-@dataclass(frozen=True)
-class _Who:
-    """Attributes:
-    subject: the person.
-    source: where the volume comes from.
-    unique: equal for the same case in two releases.
-    named_by_class: the subject's name says nothing outside its class folder.
-    contrast_optional: a file whose name states no contrast is taken for the wanted one. Not where a data set names
-        all of its contrasts, unless the user has chosen the file with a pattern.
-    """
-
-    subject: str
-    source: str
-    unique: str
-    named_by_class: bool = False
-    contrast_optional: bool = True
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A case or series in a folder: the names of the folders around it, from the outermost, and its own."""
-
-    folders: tuple[str, ...]
-    name: str
-    content: dict[str, list[str]] | DicomSeries
 
 
 def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
@@ -345,53 +392,63 @@ def _folder_cases(root: Path, search: _Search) -> Iterator[tuple[str, Case]]:
         if PurePosixPath(name).name.lower().startswith("name_mapping"):
             table = read_table(root / name)
             if set(table.columns) & set(_LABEL_COLUMNS):  # the one of the validation data has none
-                search.names.add(table, None)
+                search.names.add(table, None, search.query.class_map)
     places = list(_places(root, content, search))
     if not places:
         reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(search.left_out.items()))
         raise DatasetError(
             f"{root}: expected {_LAYOUTS}, found no volume ({reasons or 'the folder is empty'})."
         )
-    start = _class_level([place.folders for place in places])
+    start = find_class_level(places, search.names.labels)
     named = [
-        (place, _identify(root, place, start, search), _label(root, place, start, search)) for place in places
+        (place, identify(root, place, start, search.names.cases), _label(root, place, start, search))
+        for place in places
     ]
     labels: dict[str, set[str]] = {}
-    for _, who, label in named:
+    for _, who, found in named:
         if who.named_by_class:
-            labels.setdefault(who.subject, set()).add(label)
-    classes = {label for _, who, label in named if who.named_by_class}
+            labels.setdefault(who.subject, set()).add(found.label)
+    classes = {found.label for _, who, found in named if who.named_by_class}
     if len(classes) > MAX_CLASSES:
         raise DatasetError(
             f"{root}: expected one folder per class, found {len(classes)} folders, which look like subjects; give "
             "the folder above, or a manifest (CSV) with the columns subject, label and path."
         )
-    stated = any(label for *_, label in named)
+    stated = any(search.label(found.label) for *_, found in named)
     if not stated and not search.unlabelled:
         raise DatasetError(
             f"{root}: expected {_LAYOUTS}; found {len(named)} volumes whose class nothing states (BraTS 2021 and "
             "later publish no grades). Give a table with the columns subject and label with --labels."
         )
-    for place, who, label in named:
+    numbers: set[str] = set()
+    for place, who, found in named:
+        label = search.label(found.label)
         if not label and stated:
             search.left_out["a case whose class nothing states"] += 1
             continue
-        if len(labels.get(who.subject, ())) > 1 and who.named_by_class:
-            who = replace(who, subject=f"{label}-{who.subject}")  # each class numbers its subjects on its own
+        if len(labels.get(who.subject, ())) > 1 and is_running_number(who.subject):
+            numbers.add(who.subject)
+            who = replace(who, subject=f"{clean_text(found.label)}-{who.subject}")
         if isinstance(place.content, DicomSeries):
             series = place.content
             if len(search.query.contrasts) == 1:
                 scan = Scan(series.location.as_posix(), (series,), series.name)
-                yield who.unique, Case(scan, who.subject, label, who.source)
+                yield who.unique, _case(scan, who, found, search)
             else:
                 search.left_out["a DICOM series where several contrasts are wanted (give a manifest)"] += 1
         else:
-            yield from _choose(root, place.content, who, label, search)
+            yield from _choose(root, place.content, who, found, search)
+    if numbers:
+        search.notes.append(
+            f"{root.name}: {len(numbers)} numbers stand under several classes ({', '.join(sorted(numbers)[:3])}"
+            f"{', …' if len(numbers) > 3 else ''}) and are taken for different persons, named after both; if they are "
+            "one person each, give a manifest"
+        )
 
 
-def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Place]:
+def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[Place]:
     for (folder, name), files in cases_by_name(content.volumes, search.wanted, search.left_out).items():
-        yield _Place(tuple(folder.split("/")) if folder else (), name, files)
+        yield Place(tuple(folder.split("/")) if folder else (), name, files)
     found = find_series(
         [root / path for path in (*content.dicom, *content.archives)],
         matching=search.query.series,
@@ -409,66 +466,38 @@ def _places(root: Path, content: FolderContent, search: _Search) -> Iterator[_Pl
         place = series.root if series.in_archive else series.location  # copies in one archive are one case
         *folders, name = place.relative_to(root).parts or ("",)
         if series.in_archive or len(series.files) == 1:
-            yield _Place(tuple(folders), Path(name).stem, series)
+            yield Place(tuple(folders), Path(name).stem, series)
         else:
-            yield _Place((*folders, name) if name else (), series.name, series)
+            yield Place((*folders, name) if name else (), series.name, series)
 
 
-def _class_level(places: Sequence[tuple[str, ...]]) -> int:
-    """How many folders all places share before they part: behind these come the classes."""
-    level = 0
-    while all(len(folders) > level + 1 for folders in places) and len({f[level] for f in places}) == 1:
-        level += 1
-    return level
+def _label(root: Path, place: Place, level: ClassLevel, search: _Search) -> Labelled:
+    """The class of a case as found: from a table, a grade among the folders around it, IXI's name, or its class folder.
 
-
-def _class_folder(place: _Place, level: int) -> str:
-    """The folder that may name a class; those named by a data set do not."""
-    name = place.folders[level] if len(place.folders) > level else ""
-    return "" if "brats" in name.lower() or name.upper().startswith("IXI") else name
-
-
-def _identify(root: Path, place: _Place, level: int, search: _Search) -> _Who:
-    names = [place.name, *reversed(place.folders)]
-    brats = next((name for name in names if _BRATS_CASE.match(name)), "")
-    if brats:
-        case = search.names.cases.get(brats.lower(), _BRATS_RELEASE.sub("", brats))
-        year = re.search(r"\d+", brats[:9])
-        source = f"BraTS 20{year[0][-2:]}" if year else "BraTS"
-        return _Who(_BRATS_TIME_POINT.sub(r"\1", case), source, case, contrast_optional=place.name == brats)
-    ixi = next((match for name in names if (match := _IXI.match(name))), None)
-    if ixi:
-        named = f"IXI-{ixi['site']}"
-        return _Who(ixi["subject"], named, ixi["subject"], contrast_optional=place.name == ixi[0])
-    inside = place.folders[level + 1 :] if _class_folder(place, level) else place.folders[level:]
-    subject = inside[0] if inside else place.name
-    unique = "/".join((str(root), *place.folders, place.name))
-    return _Who(subject, real_path(root).name, unique, named_by_class=bool(_class_folder(place, level)))
-
-
-def _label(root: Path, place: _Place, level: int, search: _Search) -> str:
-    """The class of a case: from a table, a grade among the folders around it, IXI's name, or its class folder."""
+    Its place is the line of the table, or "" where names of files and folders tell.
+    """
     names = [place.name, *reversed(place.folders)]
     for name in names:
-        ixi = _IXI.match(name)
-        for alias in (name, _BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
-            if alias.lower() in search.names.labels:
-                return search.names.labels[alias.lower()]
+        ixi = IXI.match(name)
+        for alias in (name, BRATS_RELEASE.sub("", name), ixi["subject"] if ixi else name):
+            if name_key(alias) in search.names.labels:
+                return search.names.labels[name_key(alias)]
     for name in (*names, real_path(root).name):
         if name.upper() in GRADES:
-            return name.upper()
-    folder = _class_folder(place, level)
-    return HEALTHY if not folder and any(_IXI.match(name) for name in names) else folder
+            return Labelled(name.upper(), "")
+    folder = level.folder(place)
+    healthy = not folder and any(IXI.match(name) for name in names)
+    return Labelled(HEALTHY if healthy else folder, "")
 
 
 def _choose(
-    root: Path, files: Mapping[str, list[str]], who: _Who, label: str, search: _Search
+    root: Path, files: Mapping[str, list[str]], who: Who, found: Labelled, search: _Search
 ) -> Iterator[tuple[str, Case]]:
     """Take the wanted contrasts of a case, if it has them all; a single volume need not name its contrast."""
     chosen: list[str] = []
     stand_ins: list[str] = []
     for contrast, canonical in zip(search.query.contrasts, search.wanted, strict=True):
-        other = search.stand_in(contrast, label)
+        other = search.stand_in(contrast, found.label)
         if canonical in files:
             chosen.append(files[canonical][0])
         elif other and other in files:
@@ -487,7 +516,22 @@ def _choose(
     paths = [root / path for path in chosen]
     key = paths[0] if len(paths) == 1 else paths[0].parent
     extra = {"stand_in": ";".join(stand_ins)} if stand_ins else {}
-    yield who.unique, Case(Scan(key.as_posix(), tuple(paths)), who.subject, label, who.source, extra)
+    yield who.unique, _case(Scan(key.as_posix(), tuple(paths)), who, found, search, extra)
+
+
+def _case(
+    scan: Scan, who: Who, found: Labelled, search: _Search, extra: Mapping[str, str] | None = None
+) -> Case:
+    return Case(
+        scan,
+        who.subject,
+        search.label(found.label),
+        who.source,
+        place=found.place or scan.path,
+        extra=extra or {},
+        session=who.session,
+        named_by=who.named_by,
+    )
 
 
 def _label_column(table: Table, wanted: str | None) -> str:
@@ -504,16 +548,7 @@ def _label_column(table: Table, wanted: str | None) -> str:
 
 
 def _check(cases: Sequence[Case], left_out: Mapping[str, int], min_classes: int) -> None:
-    labels: dict[str, set[str]] = {}
-    for case in cases:
-        labels.setdefault(case.subject, set()).add(case.label)
-    torn = sorted(subject for subject, found in labels.items() if len(found) > 1)
-    if torn:
-        raise DatasetError(
-            f"expected one label for each subject, found several for {', '.join(torn[:3])}"
-            f"{f' and {len(torn) - 3} more' if len(torn) > 3 else ''}; if these are different persons with "
-            "one name, give them different names in a manifest."
-        )
+    check_persons(cases)
     classes = sorted({case.label for case in cases})
     if "" in classes and len(classes) > 1:
         nameless = [case for case in cases if not case.label]

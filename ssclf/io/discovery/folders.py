@@ -101,7 +101,7 @@ class FolderContent:
         start = file.start()
         if is_lfs_pointer(start):
             self.problems[path] = f"expected a volume, found something else: {LFS_POINTER}"
-        elif ours := own_volume(start):
+        elif ours := own_volume(path.rpartition("/")[2], start):
             self.other[ours] += 1
         else:
             self.volumes.append(path)

@@ -11,17 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ssclf.config import CONTRASTS, canonical_contrast
 from ssclf.io.volumes.endings import volume_ending
 
 #: Marks a file that holds labels, not intensities.
 MASK = "mask"
 
 _WORDS = {
-    **dict.fromkeys(("t1", "t1w", "t1n", "t1pre"), "t1"),
-    **dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post"), "t1ce"),
-    **dict.fromkeys(("t2", "t2w"), "t2"),
-    **dict.fromkeys(("flair", "t2f", "t2flair"), "flair"),
-    **{word: word for word in ("pd", "pdw", "t2star", "swi", "dwi", "adc", "dti", "mra", "asl", "bold")},
+    **{word: name for name, words in CONTRASTS.items() for word in (name, *words)},
+    **{word: word for word in ("t2star", "swi", "dwi", "adc", "dti", "mra", "asl", "bold")},
     **dict.fromkeys(("seg", "segm", "dseg", "segmentation", "mask", "brainmask", "label", "labels"), MASK),
 }
 _LAST_WORD = re.compile(r"^(?:(?P<case>.*)[_-])?(?P<word>[A-Za-z0-9]+)$", re.DOTALL)
@@ -56,7 +54,7 @@ def parse_name(name: str, wanted: tuple[str, ...] = ()) -> VolumeName:
     stem = name[: -len(ending)] if ending else name
     match = _LAST_WORD.match(stem)
     word = match["word"].lower() if match else ""
-    contrast = next((w for w in wanted if w.lower() == word), _WORDS.get(word, ""))
+    contrast = _WORDS.get(word) or next((w for w in wanted if w.lower() == word), "")
     if match is None or not contrast:
         return VolumeName(stem, "", stem)
     case = match["case"] or ""
@@ -68,9 +66,9 @@ def parse_name(name: str, wanted: tuple[str, ...] = ()) -> VolumeName:
     return VolumeName(case, contrast, stem)
 
 
-def canonical_contrast(word: str) -> str:
-    """The name ssclf uses for a contrast: "T1Gd" is "t1ce"; unknown words stay, in lower case."""
-    return _WORDS.get(word.strip().lower(), word.strip().lower())
+def names_contrast(word: str) -> bool:
+    """Whether a word is one that names a contrast or a mask."""
+    return word.strip().lower() in _WORDS
 
 
 def needs_manifest(contrasts: Sequence[str], found: str) -> str:

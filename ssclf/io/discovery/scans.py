@@ -58,13 +58,27 @@ def with_own_keys(scans: Iterable[Scan]) -> list[Scan]:
 
 @dataclass(frozen=True)
 class Case:
-    """A labelled scan of a cohort, for training and evaluation."""
+    """A labelled scan of a cohort, for training and evaluation.
+
+    Attributes:
+        place: where subject and label stand, for messages: a line of a table, or the file.
+        session: the subject's visit, "" where nothing names one.
+        named_by: what told the subject, for people.
+    """
 
     scan: Scan
     subject: str
     label: str
     source: str
+    place: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    session: str = ""
+    named_by: str = ""
+
+    @property
+    def order(self) -> tuple[str, str, str]:
+        """By which cohorts are sorted."""
+        return self.subject, self.scan.path, self.scan.series
 
 
 def stored_files(source: VoxelSource) -> list[Path]:

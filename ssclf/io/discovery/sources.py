@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from ssclf.config import canonical_contrast
 from ssclf.errors import DatasetError, SsclfError
 from ssclf.io.discovery.folders import FolderContent, matches_pattern, walk_folder
-from ssclf.io.discovery.naming import ITSELF, canonical_contrast, group_contrasts, needs_manifest
+from ssclf.io.discovery.naming import ITSELF, group_contrasts, needs_manifest
 from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.image_hints import image_hint
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer
@@ -132,8 +133,20 @@ def folder_scans(
     for key, sources, problem in group_contrasts(content.volumes, contrasts, content.other):
         yield Scan(key, tuple(root / source for source in sources), problem=problem)
     files = [root / path for path in (*content.dicom, *content.archives)]
-    found = find_series(files, matching=series, workers=workers)
-    for scan in _series_scans(found, contrasts, content.other):
+    yield from series_below(
+        root, find_series(files, matching=series, workers=workers), contrasts, content.other
+    )
+
+
+def series_below(
+    root: Path, found: SeriesSearch, contrasts: tuple[str, ...], other: Counter[str]
+) -> Iterator[Scan]:
+    """The scans in the DICOM of a folder; their paths are below it.
+
+    Args:
+        other: counts what is left out.
+    """
+    for scan in _series_scans(found, contrasts, other):
         yield replace(scan, path=PurePosixPath(scan.path).relative_to(root.as_posix()).as_posix())
 
 
@@ -209,7 +222,7 @@ def _unfit(path: Path) -> str:
     if is_lfs_pointer(start):
         return f"expected a volume, found something else: {LFS_POINTER}"
     if volume_ending(path.name):
-        ours = own_volume(start)
+        ours = own_volume(path.name, start)
         return f"expected a scan, found {ours}; give the scan it was made from." if ours else ""
     if looks_like_dicom(start) or path.name.lower().endswith(DICOM_ENDINGS):
         return ""
@@ -236,7 +249,7 @@ def manifest_columns(table: Table, contrasts: tuple[str, ...]) -> tuple[str, ...
     Raises:
         DatasetError: a contrast has none.
     """
-    columns = contrast_columns(table.columns, contrasts)
+    columns = contrast_columns(table, contrasts)
     missing = [contrast for contrast in contrasts if contrast not in columns]
     if missing:
         raise DatasetError(
@@ -276,14 +289,24 @@ def manifest_scan(
     return Scan(key, tuple(sources), names)
 
 
-def contrast_columns(columns: Sequence[str], contrasts: tuple[str, ...]) -> dict[str, str]:
-    """Which column of a manifest holds which contrast: of its name, or `path` where there is one contrast."""
+def contrast_columns(table: Table, contrasts: tuple[str, ...]) -> dict[str, str]:
+    """Which column of a manifest holds which contrast: of its name, of another word for it, or `path` where there is
+    one contrast.
+
+    Raises:
+        DatasetError: several columns hold it under other words.
+    """
     found = {}
     for contrast in contrasts:
-        same = [c for c in columns if c == contrast or canonical_contrast(c) == canonical_contrast(contrast)]
-        if same:
-            found[contrast] = same[0]
-        elif "path" in columns and len(contrasts) == 1:
+        same = [c for c in table.columns if canonical_contrast(c) == canonical_contrast(contrast)]
+        if contrast in same or len(same) == 1:
+            found[contrast] = contrast if contrast in same else same[0]
+        elif same:
+            raise DatasetError(
+                f"{table.path.name}: expected one column for {contrast}, found {', '.join(same)}, which mean the same; "
+                f"call the one that is wanted {contrast}."
+            )
+        elif "path" in table.columns and len(contrasts) == 1:
             found[contrast] = "path"
     return found
 

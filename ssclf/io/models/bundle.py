@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ from pathlib import Path
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.image_hints import image_hint
-from ssclf.io.models.checksums import file_sha256, verify_checksums
-from ssclf.io.models.onnx_session import read_metadata
+from ssclf.io.models.checksums import file_sha256, open_regular, verify_checksums
+from ssclf.io.models.onnx_graph import OnnxSummary
+from ssclf.io.models.onnx_session import describe
+from ssclf.io.models.torchscript_archive import read_entry
 
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 SPEC = "spec.json"
 EXTRACTION_PATTERN = "brain-extraction*.onnx"
 ENVIRONMENT = "SSCLF_MODEL"
+_MAX_SPEC = 1 << 24
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,16 @@ def open_bundle(path: Path) -> Bundle:
     main = onnx or torchscript
     if main is None:
         raise ModelError(f"{path.name}: expected {ONNX} or {TORCHSCRIPT}, found neither.")
+    spec = ModelSpec.from_json(_spec_text(path / SPEC), f"{path.name}/{SPEC}")
+    if onnx:
+        network = describe(onnx)
+        _check_network(network, spec, onnx)
+        _check_same(spec, network.metadata.get(SPEC, ""), onnx)
+    if torchscript:
+        _check_same(spec, _spec_inside(torchscript), torchscript)
     return Bundle(
         path=path,
-        spec=ModelSpec.from_json((path / SPEC).read_text("utf-8"), f"{path.name}/{SPEC}"),
+        spec=spec,
         onnx=onnx,
         torchscript=torchscript,
         sha256=sums[main.name],
@@ -79,19 +91,70 @@ def open_bundle(path: Path) -> Bundle:
 def _open_file(path: Path) -> Bundle:
     """A lone model file carries the same spec inside."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entry = next((n for n in archive.namelist() if n.endswith(f"/extra/{SPEC}")), None)
-            text = archive.read(entry).decode("utf-8") if entry else ""
-        onnx, torchscript = None, path
+        text = _spec_inside(path)
+        onnx, torchscript, network = None, path, None
     else:
-        text = read_metadata(path).get(SPEC, "")
+        network = describe(path)
+        text = network.metadata.get(SPEC, "")
         onnx, torchscript = path, None
     if not text:
         raise ModelError(
             f"{path.name}: expected a model exported by ssclf, with its {SPEC} inside, found none; "
             "pass a bundle made by `ssclf export`."
         )
-    return Bundle(path, ModelSpec.from_json(text, path.name), onnx, torchscript, file_sha256(path))
+    spec = ModelSpec.from_json(text, path.name)
+    if network:
+        _check_network(network, spec, path)
+    return Bundle(path, spec, onnx, torchscript, file_sha256(path))
+
+
+def _spec_text(path: Path) -> str:
+    try:
+        with open_regular(path) as file:
+            return file.read(_MAX_SPEC).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ModelError(f"{path}: expected the description of an ssclf model, found {exc!r}.") from exc
+
+
+def _spec_inside(path: Path) -> str:
+    """The spec in a TorchScript file, "" where it has none; nothing of the file is run."""
+    return read_entry(path, f"/extra/{SPEC}").decode("utf-8", "replace")
+
+
+def _check_network(network: OnnxSummary, spec: ModelSpec, path: Path) -> None:
+    """Raises:
+    ModelError: the network has other numbers of classes or contrasts than the spec names.
+    """
+    for what, sizes, expected in (
+        ("scores", network.outputs.get("logits", ()), len(spec.class_names)),
+        ("maps", network.outputs.get("cam", ()), len(spec.class_names)),
+        ("contrasts", network.inputs.get("volume", ()), len(spec.preprocess.contrasts)),
+    ):
+        found = sizes[1] if len(sizes) > 1 else None
+        if found is not None and found != expected:
+            raise ModelError(
+                f"{path.name}: expected {expected} {what}, as many as the spec names, found a network of {found}; "
+                "spec and network do not belong together, export the model again."
+            )
+
+
+def _check_same(spec: ModelSpec, inside: str, path: Path) -> None:
+    """Hold a bundle's spec.json against the one that its export put into the model file.
+
+    Raises:
+        ModelError: they give a score another meaning.
+    """
+    if not inside:
+        log.warning("%s: holds no description of its own, spec.json is taken for it", path)
+        return
+    true = ModelSpec.from_json(inside, path.name)
+    for name in ("architecture", "class_names", "preprocess", "temperature"):
+        if getattr(true, name) != getattr(spec, name):
+            raise ModelError(
+                f"{path.parent.name}/{SPEC}: {name} is not what {path.name} was exported with "
+                f"({getattr(true, name)}), found {getattr(spec, name)}; {SPEC} was changed, or belongs to another "
+                "model. Copy the bundle again, or export the model again."
+            )
 
 
 def choose_bundles(

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from ssclf.errors import ModelError
 from ssclf.io.image_hints import image_hint
 
 SUMS = "SHA256SUMS"
+#: A bundle has ten files; a list of more than this is no such list.
+_MAX_SUMS = 1 << 20
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read, and nothing that never ends or never begins: no pipe, device or folder.
+
+    Raises:
+        OSError: it cannot be read, or is none.
+    """
+    # a pipe would wait for its writer before it could be looked at
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    """The hash of a regular file, as hex.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device.
+    """
+    with open_regular(path) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
@@ -36,7 +60,8 @@ def verify_checksums(folder: Path) -> dict[str, str]:
         ModelError: a listed file is missing or differs, or the list itself is missing or malformed.
     """
     try:
-        text = (folder / SUMS).read_text("utf-8")
+        with open_regular(folder / SUMS) as file:
+            text = file.read(_MAX_SUMS).decode("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ModelError(
             f"{folder.name}: expected a bundle with {SUMS}, found none that can be read; "

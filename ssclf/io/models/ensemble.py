@@ -13,9 +13,9 @@ from ssclf.domain.explanation import class_evidence, place_map
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
-from ssclf.errors import ModelError, VolumeError
+from ssclf.errors import ModelError
 from ssclf.io.models.bundle import Bundle
-from ssclf.io.models.runtime import Classifier, ClassifierOutput, open_classifier
+from ssclf.io.models.runtime import Classifier, ClassifierOutput, model_file, open_classifier
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Ensemble:
 
     def __init__(self, bundles: Sequence[Bundle], config: PredictConfig) -> None:
         """Raises:
-        ModelError: the models do not agree.
+        ModelError: the models do not agree, or one has no file for the engine.
         """
+        for bundle in bundles:
+            model_file(bundle, config.engine)  # now, and not when the first volumes have been read
         first = bundles[0].spec
         for bundle in bundles[1:]:
             for what, ours, theirs in (
@@ -86,6 +88,11 @@ class Ensemble:
         self._classifiers: list[Classifier] = []
 
     @property
+    def engine(self) -> str:
+        """What runs the networks."""
+        return "torchscript" if self._config.engine == "torchscript" else "onnx"
+
+    @property
     def device(self) -> str:
         """Where the networks really run; empty until they are loaded."""
         return "+".join(dict.fromkeys(classifier.device for classifier in self._classifiers))
@@ -95,7 +102,13 @@ class Ensemble:
         if not self._classifiers:
             config = self._config
             self._classifiers = [
-                open_classifier(bundle, engine=config.engine, device=config.device, threads=config.threads)
+                open_classifier(
+                    bundle,
+                    engine=config.engine,
+                    device=config.device,
+                    threads=config.threads,
+                    timeout_s=config.timeout_s,
+                )
                 for bundle in self.bundles
             ]
 
@@ -110,30 +123,11 @@ class Ensemble:
             for mirrored in (None, left_right_axis(spec.preprocess))[: 2 if self._config.flip else 1]:
                 data = volume.data if mirrored is None else np.flip(volume.data, mirrored + 1)
                 output = classifier.classify(np.ascontiguousarray(data)[None])
-                _check_answer(output, classifier)
                 _, d, h, w = volume.data.shape
                 views.append(View(output, (d, h, w), volume.affine, mirrored))
                 probabilities.append(softmax(output.logits[0], spec.temperature))
             models.append(tuple(views))
         return Verdict(np.mean(probabilities, axis=0), tuple(models))
-
-
-def _check_answer(output: ClassifierOutput, classifier: Classifier) -> None:
-    """Raises:
-    ModelError: the network has another number of outputs than its description has classes.
-    VolumeError: it answers with what is no number.
-    """
-    classes = len(classifier.spec.class_names)
-    if output.logits.shape != (1, classes) or output.cam.shape[:2] != (1, classes):
-        raise ModelError(
-            f"{classifier.spec.name}: expected one score for each of {classes} classes, found shapes "
-            f"{output.logits.shape} and {output.cam.shape}; its file and its spec.json do not belong together."
-        )
-    if not (np.isfinite(output.logits).all() and np.isfinite(output.cam).all()):
-        raise VolumeError(
-            f"the network {classifier.spec.name} answers with what is no number; its weights are damaged, or it "
-            "cannot take this volume in half precision."
-        )
 
 
 def left_right_axis(config: PreprocessConfig) -> int:

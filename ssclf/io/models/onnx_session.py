@@ -9,11 +9,15 @@ import contextlib
 import io
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ssclf.errors import MissingDependencyError, ModelError
+from ssclf.io.memory import free_memory, room_for
+from ssclf.io.models.checksums import open_regular
+from ssclf.io.models.onnx_graph import MAX_BYTES, OnnxSummary, read_onnx
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +41,18 @@ def import_onnxruntime() -> ModuleType:
 
 
 def open_session(model: Path | bytes, providers: list[Any], threads: int, *, keep_memory: bool = True) -> Any:
-    """Load a network.
+    """Load a network, which is looked through first: see `read_onnx`.
 
     Args:
         threads: 0 for every core that this process may use.
         keep_memory: whether the memory of a run is kept for the next one: faster by a tenth.
 
     Raises:
-        ModelError: not a network that this onnxruntime can run.
+        ModelError: not a network that this onnxruntime can run, or one that `ssclf export` does not write.
     """
+    name = model.name if isinstance(model, Path) else "model"
+    content = _content(model) if isinstance(model, Path) else model
+    read_onnx(content, name)
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -54,28 +61,45 @@ def open_session(model: Path | bytes, providers: list[Any], threads: int, *, kee
     # A thread that spins for work steals the core that prepares the next volume.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        # onnxruntime prints where CUDA does not start and takes the CPU; callers look at what it took.
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=providers
-            )
+        with _surroundings(providers):
+            # what was looked through is what is loaded: the bytes, whatever happens to the file meanwhile
+            return ort.InferenceSession(content, options, providers=providers)
     except Exception as exc:  # onnxruntime's exceptions share no public base
-        name = model.name if isinstance(model, Path) else "model"
         raise ModelError(
             f"{name}: ONNX Runtime {ort.__version__} cannot load it ({type(exc).__name__}); "
             "the file is damaged or newer than this onnxruntime."
         ) from exc
+
+
+@contextlib.contextmanager
+def _surroundings(providers: list[Any]) -> Iterator[None]:
+    if providers == ["CPUExecutionProvider"]:
+        # what is constant in a network is worked out when it is loaded, and may be made to take any memory
+        with room_for(free_memory()):
+            yield
+        return
+    # onnxruntime prints where CUDA does not start and takes the CPU; callers look at what it took
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        yield
     if printed.getvalue():
         log.debug("%s", printed.getvalue())
-    return session
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Key-value pairs stored in an ONNX file.
+def describe(path: Path) -> OnnxSummary:
+    """What an ONNX file says of itself, without loading it.
 
     Raises:
-        ModelError: not an ONNX file.
+        ModelError: not an ONNX file, or one that `ssclf export` does not write.
     """
-    session = open_session(path, ["CPUExecutionProvider"], 1)
-    metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-    return metadata
+    return read_onnx(_content(path), path.name)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as exc:
+        raise ModelError(f"{path.name}: cannot be read ({exc.strerror or exc}).") from exc
+    if len(content) > MAX_BYTES:
+        raise ModelError(f"{path.name}: expected an ONNX file, found more than {MAX_BYTES / 1e9:.1f} GB.")
+    return content

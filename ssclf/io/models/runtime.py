@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from ssclf.config import Device, Engine
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import MissingDependencyError, ModelError, VolumeError
 from ssclf.io.image_hints import image_hint
-from ssclf.io.memory import free_memory
+from ssclf.io.memory import free_memory, room_for
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.onnx_session import import_onnxruntime, open_session
 
@@ -55,36 +56,93 @@ class Classifier(Protocol):
         """(N, C, D, H, W) float32 in, scores out.
 
         Raises:
-            VolumeError: on a CPU, the volume takes more memory than was free when the model was loaded.
+            VolumeError: on a CPU, the volume takes more memory than was free when the model was loaded; the network
+                took longer than it may; or the scores are not finite.
+            ModelError: the network does not answer what its spec says.
         """
         ...
 
 
 def open_classifier(
-    bundle: Bundle, *, engine: Engine = "auto", device: Device = "auto", threads: int = 0
+    bundle: Bundle,
+    *,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    threads: int = 0,
+    timeout_s: float | None = None,
 ) -> Classifier:
     """Load a bundle's network.
 
     Args:
-        engine: "auto" is ONNX Runtime where the bundle has model.onnx, else TorchScript.
+        engine: "auto" is ONNX Runtime; TorchScript, which runs code of whoever made the file, only by its name.
         device: "auto" takes CUDA where it really works and says what was taken; "cuda" insists.
         threads: CPU threads; 0 for as many as there are cores.
+        timeout_s: limit for one call, asked after each operator of the network; None for none. TorchScript, which
+            has no such question, runs to its end.
 
     Raises:
         ModelError: the bundle has no file for the engine, the file is damaged, or CUDA was asked for
             and is not there.
         MissingDependencyError: the engine is not installed.
     """
-    if engine == "auto":
-        engine = "onnx" if bundle.onnx else "torchscript"
-    path = bundle.onnx if engine == "onnx" else bundle.torchscript
+    path = model_file(bundle, engine)
+    classifier: Classifier
+    if engine == "torchscript":
+        classifier = TorchScriptClassifier(path, bundle.spec, device, threads)
+    else:
+        classifier = OnnxClassifier(path, bundle.spec, device, threads, timeout_s)
+    log.info("%s: %s on %s", bundle.spec.name, classifier.engine, classifier.device)
+    return classifier
+
+
+def model_file(bundle: Bundle, engine: Engine) -> Path:
+    """The file of a bundle that an engine loads.
+
+    Raises:
+        ModelError: the bundle has none.
+    """
+    wanted = "torchscript" if engine == "torchscript" else "onnx"
+    path = bundle.onnx if wanted == "onnx" else bundle.torchscript
     if path is None:
-        raise ModelError(
-            f"{bundle.path.name}: expected a model for --engine {engine}, found none in the bundle; "
-            f"export it with `ssclf export --format {engine}`."
+        trust = (
+            "; it has TorchScript, which runs code of whoever made it: where you trust them, pass --engine torchscript"
+            if wanted == "onnx" and bundle.torchscript
+            else ""
         )
-    kind = OnnxClassifier if engine == "onnx" else TorchScriptClassifier
-    return kind(path, bundle.spec, device, threads)
+        raise ModelError(
+            f"{bundle.path.name}: expected a model for --engine {wanted}, found none in the bundle; "
+            f"export it with `ssclf export --format {wanted}`{trust}."
+        )
+    return path
+
+
+def check_answer(output: ClassifierOutput, spec: ModelSpec, count: int) -> ClassifierOutput:
+    """What a network answered for `count` volumes, once it is what the spec promises.
+
+    Raises:
+        ModelError: scores or maps of another shape.
+        VolumeError: numbers that are not finite.
+    """
+    classes = len(spec.class_names)
+    features = output.features
+    if (
+        output.logits.shape != (count, classes)
+        or output.cam.ndim != 5
+        or output.cam.shape[:2] != (count, classes)
+        or (features is not None and (features.ndim != 2 or len(features) != count))
+    ):
+        raise ModelError(
+            f"{spec.name}: expected {classes} scores and maps a volume, as many as the spec names classes, found "
+            f"scores of shape {output.logits.shape} and maps of {output.cam.shape}; its file and its spec.json do not "
+            "belong together."
+        )
+    for values in (output.logits, output.cam, features):
+        if values is not None and not np.isfinite(values).all():
+            raise VolumeError(
+                f"the network {spec.name} answers with what is no number; its weights are damaged, or it cannot take "
+                "this volume in half precision."
+            )
+    return output
 
 
 def cuda_providers(ort: Any) -> list[Any]:
@@ -122,9 +180,13 @@ class OnnxClassifier:
 
     engine = "onnx"
 
-    def __init__(self, path: Path, spec: ModelSpec, device: Device, threads: int) -> None:
+    def __init__(
+        self, path: Path, spec: ModelSpec, device: Device, threads: int, timeout_s: float | None
+    ) -> None:
         self.spec = spec
+        self._timeout_s = timeout_s
         ort = import_onnxruntime()
+        self._run_options = ort.RunOptions
         self._session = None
         cuda_build = "CUDAExecutionProvider" in ort.get_available_providers()
         if device != "cpu" and cuda_build:
@@ -155,9 +217,27 @@ class OnnxClassifier:
         if self._room:
             self._room.check(batch)
         names = [name for name in ("logits", "cam", "features") if name in self._outputs]
+        with room_for(free_memory()) if self._room else contextlib.nullcontext():
+            results = self._run(names, {"volume": batch.astype(self._dtype, copy=False)})
+        output = ClassifierOutput(*(np.asarray(r, np.float32) for r in results))
+        return check_answer(output, self.spec, len(batch))
+
+    def _run(self, names: list[str], inputs: dict[str, NDArray[Any]]) -> Any:
         assert self._session is not None
-        results = self._session.run(names, {"volume": batch.astype(self._dtype, copy=False)})
-        return ClassifierOutput(*(np.asarray(r, np.float32) for r in results))
+        if self._timeout_s is None:
+            return self._session.run(names, inputs)
+        options = self._run_options()
+        timer = threading.Timer(self._timeout_s, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._session.run(names, inputs, options)
+        except Exception as exc:  # onnxruntime's exceptions share no public base
+            if options.terminate:
+                raise VolumeError(f"the network took longer than {self._timeout_s:g} s (--timeout).") from exc
+            raise
+        finally:
+            timer.cancel()
 
 
 class TorchScriptClassifier:
@@ -167,6 +247,7 @@ class TorchScriptClassifier:
 
     def __init__(self, path: Path, spec: ModelSpec, device: Device, threads: int) -> None:
         self.spec = spec
+        log.warning("%s: TorchScript runs code of whoever made this file", path)
         try:
             import torch
         except ImportError as exc:
@@ -196,4 +277,7 @@ class TorchScriptClassifier:
             self._room.check(batch)
         with self._torch.inference_mode():
             outputs = self._module(self._torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-        return ClassifierOutput(*(o.float().cpu().numpy() for o in outputs))
+        if not isinstance(outputs, tuple) or len(outputs) not in (2, 3):
+            raise ModelError(f"{self.spec.name}: expected logits, cam and features, found something else.")
+        output = ClassifierOutput(*(o.float().cpu().numpy() for o in outputs))
+        return check_answer(output, self.spec, len(batch))

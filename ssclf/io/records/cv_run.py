@@ -18,7 +18,14 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.config import Architecture, PreprocessConfig, Scheme, TrainConfig, config_from_dict
+from ssclf.config import (
+    Architecture,
+    PreprocessConfig,
+    Scheme,
+    TrainConfig,
+    canonical_settings,
+    config_from_dict,
+)
 from ssclf.domain.comparison import FoldPredictions, cross_fitted_temperatures, pool
 from ssclf.domain.metrics import fit_temperature
 from ssclf.domain.network_scores import Network
@@ -169,6 +176,7 @@ def read_settings(run: Path) -> dict[str, Any]:
             raise ModelError(
                 f"{run / CV}: expected format {FORMAT}, found {values['format']}; run `ssclf cv` anew."
             )
+        values["preprocess"] = canonical_settings(values["preprocess"])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"{run / CV}: expected the settings of a cross-validation, found {exc!r}.") from exc
     return values

@@ -24,6 +24,11 @@ _PLAIN = re.compile(
     rf"(?P<stem>.+?)(?:\.(?P<series>\d+-[0-9a-f]{{8}}))?(?P<ending>{_ENDINGS})?{re.escape(MAP_ENDING)}",
     re.DOTALL | re.IGNORECASE,
 )
+#: A series by number and hash (one for each contrast) or by its UID, or the ending of a volume.
+_SCAN_TOLD = re.compile(
+    rf"(?:\.(?:\+?\d+-[0-9a-f]{{8}})+|\.\d+(?:\.\d+){{4,}}|(?:{_ENDINGS})){re.escape(MAP_ENDING)}\Z",
+    re.IGNORECASE,
+)
 _HASHED = re.compile(r"~[0-9a-f]{16}$")
 
 
@@ -47,6 +52,11 @@ def map_name(path: str, series: str) -> str:
         del parts[0]
     shown = _shortened(f"{stem}.{series}" if series else stem, _MAX_NAME - len(f"~{digest}{MAP_ENDING}"))
     return "/".join([*parts, f"{shown}~{digest}{MAP_ENDING}"])
+
+
+def tells_of_a_scan(name: str) -> bool:
+    """Whether a file name is that of a map, and hardly any other's: its scan's ending or series stands in it."""
+    return _SCAN_TOLD.search(name) is not None
 
 
 def _is_safe(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 manifest.csv    a row per volume: who, which class, from where, what was found on the way
 settings.json   what decided the voxel values
+subjects.csv    a row per subject: what was understood of who is who
 failed.csv      what could not be used, and why
 qc.html         every volume at a glance
 volumes/        network input, float32 NIfTI
@@ -23,19 +24,25 @@ from typing import Any
 
 from ssclf import __version__
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs
+from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
+from ssclf.domain.likeness import describe_likeness, is_readable
 from ssclf.domain.run_data import RunData
-from ssclf.errors import ConfigError, DatasetError, OutputError
+from ssclf.errors import ConfigError, DatasetError, LeakageError, OutputError
 from ssclf.io.files import write_json, write_whole
 from ssclf.io.records.tables import TableRow, read_table, write_table
+from ssclf.io.volumes.nifti import read_written
 
 COLUMNS = (
     "subject", "label", "source", "path", "contrasts", "shape", "spacing", "brain_ml", "extraction", "flags",
     "voxels", "settings", "original", "series", "original_shape", "original_spacing", "original_orientation",
-    "original_dtype", "original_intensity",
+    "original_dtype", "original_intensity", "likeness",
 )  # fmt: skip
 FAILED_COLUMNS = ("path", "series", "subject", "label", "source", "error")
+SUBJECT_COLUMNS = ("subject", "label", "source", "sessions", "volumes", "failed", "named_by")
 _VOLUMES, _RECORDS = "volumes", "records"
 _MANIFEST, _SETTINGS, _FAILED, _QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
+_SUBJECTS = "subjects.csv"
 #: Names by which such a folder is known where it lies below the sources of a later run.
 MARKS = frozenset({_SETTINGS, _RECORDS, _VOLUMES})
 #: One preprocessed folder, or several that are joined.
@@ -100,14 +107,14 @@ def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, 
         "ssclf_version": __version__,
     }
     if read_record(path).get("hash") != config.hash:
-        for name in (_MANIFEST, _FAILED, _QC):
+        for name in (_MANIFEST, _SUBJECTS, _FAILED, _QC):
             (folder / name).unlink(missing_ok=True)
     write_json(path, values)
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
     """What a volume was made from, beside what the manifest says of it."""
-    write_whole(path, json.dumps(values))
+    write_whole(path, json.dumps(values, allow_nan=False))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -122,6 +129,11 @@ def read_record(path: Path) -> dict[str, Any]:
 def write_manifest(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """A row per volume, with the cells of `COLUMNS`."""
     write_table(folder / _MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+
+
+def write_subjects(folder: Path, rows: Iterable[Sequence[str | int]]) -> None:
+    """A row per subject and label, with the cells of `SUBJECT_COLUMNS`."""
+    write_table(folder / _SUBJECTS, SUBJECT_COLUMNS, rows)
 
 
 def write_failed(folder: Path, rows: Iterable[Sequence[str]]) -> None:
@@ -142,7 +154,8 @@ class Sample:
     Attributes:
         key: its `path` in the manifest, which names it in splits; where two joined folders have the same one, with a
             hash behind it.
-        voxels: hash of the voxels it was made from, empty where the manifest has none.
+        voxels: hash of the voxels, empty where the manifest has none.
+        likeness: of the scan, see `domain.likeness`; likewise.
         extraction: what removed the skull.
         cells: all that the manifest says of it, by column.
         place: its line of the manifest, for messages.
@@ -157,6 +170,14 @@ class Sample:
     extraction: str = ""
     cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     place: str = field(default="", compare=False, repr=False)
+    likeness: str = field(default="", compare=False, repr=False)
+
+    def describe(self) -> str:
+        """Its likeness, from the volume where the manifest of an older version has none."""
+        if is_readable(self.likeness):
+            return self.likeness
+        volume = read_written(self.path)
+        return describe_likeness(volume.data, volume.affine)
 
 
 @dataclass(frozen=True)
@@ -216,6 +237,7 @@ def read_prepared_cohort(data: Folders, *, min_classes: int = 2) -> PreparedCoho
             )
     samples = first.samples if len(read) == 1 else _joined([s for part in read for s in part.samples])
     _check_contradictions(samples)
+    check_look_alikes(Labelled(sample.label, sample.place) for sample in samples)
     class_names = tuple(sorted({sample.label for sample in samples}))
     if len(class_names) < min_classes:
         where = " and ".join(str(manifest_path(folder)) for folder in folders)
@@ -242,8 +264,8 @@ def _read_folder(folder: Path) -> PreparedCohort:
         )
     table = read_table(path)
     table.require("subject", "label", "source", "path")
-    preprocess, synthetic = _read_settings(folder / _SETTINGS)
-    samples = tuple(_sample(folder, row, preprocess) for row in table.rows)
+    preprocess, written, synthetic = _read_settings(folder / _SETTINGS)
+    samples = tuple(_sample(folder, row, written) for row in table.rows)
     twice = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if twice:
         raise DatasetError(f"{path}: expected every volume once, found {twice[0]} more than once.")
@@ -284,9 +306,9 @@ def _joined(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 def _check_contradictions(samples: Sequence[Sample]) -> None:
     """Raises:
     DatasetError: one subject, or the same voxels, with two labels.
+    LeakageError: the same voxels with two subjects, so that a split may train and test on them.
     """
     subjects: dict[str, Sample] = {}
-    voxels: dict[str, Sample] = {}
     for sample in samples:
         other = subjects.setdefault(sample.subject, sample)
         if other.label != sample.label and Path(other.place).parent != Path(sample.place).parent:
@@ -294,28 +316,33 @@ def _check_contradictions(samples: Sequence[Sample]) -> None:
                 f"{sample.place} and {other.place}: one subject has two labels, {sample.label} and {other.label}; if "
                 "these are different persons with one name, give them different names."
             )
-        other = voxels.setdefault(sample.voxels or sample.key, sample)
-        if other.label != sample.label:
-            raise DatasetError(
-                f"{sample.place} and {other.place}: the same voxels have two labels, {sample.label} and "
-                f"{other.label}; correct one of them, or leave both out."
+    pairs = equal_pairs([Known(s.place, s.subject, s.label, s.voxels, s.likeness) for s in samples])
+    check_labels(pairs)
+    for one, two in pairs:
+        if one.subject != two.subject:
+            raise LeakageError(
+                f"{one.place} and {two.place}: the same voxels have two subjects, {one.subject} and {two.subject}, so "
+                "a network could be tested on what trained it; give them one subject, or leave one of the two out."
             )
 
 
-def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample:
+def _sample(folder: Path, row: TableRow, settings: str) -> Sample:
+    """A row of a manifest whose volumes were all made with the settings of this hash."""
     where = f"{folder / _MANIFEST} line {row.line}"
-    if not row["label"]:
+    label = read_label(row["label"])
+    if not label:
         raise DatasetError(
-            f"{where}: expected a value for label, found none; {row['path']} cannot be trained on. Preprocess the "
-            "same scans again with --labels, which keeps the volumes."
+            f"{where}: expected a value for label, found {repr(row['label']) if row['label'] else 'none'}; "
+            f"{row['path']} cannot be trained on. Preprocess the same scans again with --labels, which keeps the "
+            "volumes."
         )
-    empty = [name for name in ("subject", "path") if not row[name]]
+    empty = [name for name in ("subject", "path") if is_missing(row[name])]
     if empty:
         raise DatasetError(f"{where}: expected a value for {', '.join(empty)}, found none.")
-    if row["settings"] and row["settings"] != preprocess.hash:
+    if row["settings"] and row["settings"] != settings:
         raise DatasetError(
             f"{where}: {row['path']} was preprocessed with other settings ({row['settings']}) than {_SETTINGS} "
-            f"says ({preprocess.hash}); run `ssclf preprocess` again."
+            f"says ({settings}); run `ssclf preprocess` again."
         )
     path = folder / row["path"]
     if not path.is_file():
@@ -323,33 +350,35 @@ def _sample(folder: Path, row: TableRow, preprocess: PreprocessConfig) -> Sample
     return Sample(
         key=row["path"],
         path=path,
-        subject=row["subject"],
-        label=row["label"],
+        subject=clean_text(row["subject"]),
+        label=label,
         source=row["source"],
         voxels=row["voxels"],
         extraction=row["extraction"],
         cells=dict(row.cells),
         place=where,
+        likeness=row["likeness"],
     )
 
 
-def _read_settings(path: Path) -> tuple[PreprocessConfig, bool]:
-    """The settings, and whether some of the volumes are synthetic."""
+def _read_settings(path: Path) -> tuple[PreprocessConfig, str, bool]:
+    """The settings, their hash as it was written, and whether some of the volumes are synthetic."""
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
         config = config_from_dict(PreprocessConfig, values["preprocess"])
         written = values["hash"]
+        known = config.hashes(values["preprocess"])
         synthetic = bool(values["synthetic"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
         raise DatasetError(
             f"{path}: expected the settings of the preprocessing, found {exc!r}; run `ssclf preprocess` again."
         ) from exc
-    if written != config.hash:
+    if written not in known:
         raise DatasetError(
             f"{path}: these volumes were preprocessed by a version of ssclf that computes other values "
             f"({written}, here {config.hash}); run `ssclf preprocess` again."
         )
-    return config, synthetic
+    return config, written, synthetic
 
 
 def describe_data(cohort: PreparedCohort) -> RunData:

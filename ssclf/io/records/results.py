@@ -11,14 +11,14 @@ import contextlib
 import json
 import os
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from ssclf.domain.visible import visible, visible_lines
 from ssclf.errors import OutputError
-from ssclf.io.files import write_whole
+from ssclf.io.files import own_folder, write_whole
 from ssclf.io.image_hints import image_hint
 from ssclf.io.locks import Lock
 from ssclf.io.records.tables import Cell, write_table
@@ -74,14 +74,14 @@ def csv_columns(class_names: Sequence[str]) -> list[str]:
 
 def _cells(row: ResultRow, class_names: Sequence[str]) -> list[Cell]:
     return [
-        row.path,
-        row.series,
+        visible_lines(row.path),
+        visible_lines(row.series),
         row.status,
-        row.prediction,
+        visible_lines(row.prediction),
         row.confidence,
         *(row.probabilities or [None] * len(class_names)),
         ";".join(row.flags),
-        " ".join(row.error.split()),
+        visible(" ".join(row.error.split())),
         row.brain_ml,
         row.seconds,
         row.model,
@@ -109,7 +109,7 @@ def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow])
         OutputError: it cannot be written.
     """
     lines = ",\n".join(row_to_json(row) for row in rows)
-    write_whole(path, f'{{"run": {json.dumps(run)},\n"rows": [\n{lines}\n]}}\n')
+    write_whole(path, f'{{"run": {json.dumps(run, allow_nan=False)},\n"rows": [\n{lines}\n]}}\n')
 
 
 def read_rows(path: Path) -> list[ResultRow]:
@@ -158,9 +158,7 @@ class Journal:
             OutputError: another run writes here, or the folder cannot be written.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_ours()
-            self.folder.chmod(0o700)
+            own_folder(self.folder)
             lock = Lock(self.folder / "lock")
             if not lock.take():
                 lock.close()
@@ -183,15 +181,6 @@ class Journal:
                 f"give --out a place where this user may write.{image_hint('user')}"
             ) from exc
         return rows
-
-    def _check_ours(self) -> None:
-        """In a folder that others write to, what has this name may lead elsewhere, and is about to be emptied."""
-        found = self.folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise OutputError(
-                f"{self.folder}: expected this user's own working folder, found a link or somebody else's; "
-                "remove it, or choose another --out."
-            )
 
     @property
     def scratch(self) -> Path:

@@ -134,26 +134,31 @@ def write_table(
     """
     digits = [formats.get(column, ".8g") for column in columns]
     with whole_file(path) as file:
-        writer = csv.writer(file, lineterminator="\r\n")
-        writer.writerow([defuse(column) for column in columns])
+        # plain names stand as they are: `ssclf.io.own_output` knows a table of ours by them
+        csv.writer(file, lineterminator="\r\n").writerow(map(defuse, columns))
         for row in rows:
-            writer.writerow([_written(cell, how) for cell, how in zip(row, digits, strict=True)])
+            file.write(",".join(_written(c, how) for c, how in zip(row, digits, strict=True)) + "\r\n")
 
 
 def _written(cell: Cell, how: str) -> str:
-    if cell is None:
+    if not cell and not isinstance(cell, (int, float)):
         return ""
-    return defuse(cell) if isinstance(cell, str) else format(cell, how)
+    return _quoted(defuse(cell)) if isinstance(cell, str) else format(cell, how)
+
+
+def _quoted(text: str) -> str:
+    """All text is quoted: a program that separates cells by something else than a comma sees one cell, too."""
+    return '"' + text.replace('"', '""') + '"'
 
 
 def defuse(text: str) -> str:
-    """Text that a spreadsheet shows and does not run: a quote before what would start a formula."""
-    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+    """Text that a spreadsheet shows and does not run: a quote before what would start a formula, or is one already."""
+    return "'" + text if text.startswith(("'", *_FORMULA_STARTS)) else text
 
 
 def undefuse(text: str) -> str:
     """The inverse of `defuse`, for reading back what ssclf wrote."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+    return text[1:] if text.startswith("'") and text[1:].startswith(("'", *_FORMULA_STARTS)) else text
 
 
 def read_written_rows(path: Path) -> list[dict[str, str]]:

@@ -91,9 +91,25 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class LoneSlices:
+    """Series of one image each, outside archives: with others of their examination they may make a volume.
+
+    Attributes:
+        frame: hash of their study and frame of reference, which slices of one volume share.
+        path: one of the files.
+        count: how many series these are.
+    """
+
+    frame: str
+    path: Path
+    count: int
+
+
+@dataclass(frozen=True)
 class SeriesSearch:
     series: tuple[DicomSeries, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    lone: tuple[LoneSlices, ...] = ()
 
 
 def is_dicom(path: Path) -> bool:
@@ -150,6 +166,7 @@ def find_series(
     return SeriesSearch(
         tuple(series for search in searches for series in search.series),
         tuple(left for search in searches for left in search.left_out),
+        in_folder.lone(),
     )
 
 
@@ -269,6 +286,15 @@ class _Sorter:
         ]
         series.sort(key=lambda one: (one.files[0], one.name, one.place))
         return SeriesSearch(tuple(_told_apart(series)), _gathered(self._left_out))
+
+    def lone(self) -> tuple[LoneSlices, ...]:
+        """What of one image each was found, by examination."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for group in self._groups.values():
+            if group.single and (group.described or not self._pattern):
+                frame = hashlib.sha256(repr(group.single.frame).encode()).hexdigest()[:16]
+                found[frame].append(group.members[0].name)
+        return tuple(LoneSlices(frame, self._root / names[0], len(names)) for frame, names in found.items())
 
     def _tell_damaged_slices(self) -> None:
         """Of files that are no DICOM, those with names like the slices beside them were slices."""

@@ -214,7 +214,12 @@ def _slices_of(header: pydicom.Dataset, rest: int) -> list[tuple[Slice, tuple[fl
 
 def _flatten(group: pydicom.Dataset) -> list[pydicom.Dataset]:
     """The data sets inside the functional groups of one frame."""
-    return [item for element in group if element.VR == "SQ" and element.value for item in element.value[:1]]
+    try:
+        return [
+            item for element in group if element.VR == "SQ" and element.value for item in element.value[:1]
+        ]
+    except Exception as exc:  # lazily converted by pydicom, which raises whatever the conversion raises
+        raise VolumeError("what the file says of one of its frames cannot be read; it is damaged.") from exc
 
 
 def _read_slice(

@@ -61,12 +61,11 @@ def read_metaimage(path: Path) -> Volume:
         count = check_claim(shape, dtype, data_path, compressed=compressed)
         with data_path.open("rb") as data_file:
             data_file.seek(stream.position if data_path == path else 0)
-            skip = _number(fields, "headersize", 0)
+            skip = _header_size(fields)
             if skip == -1 and not compressed:
                 data_file.seek(file_size(data_path) - count)
-                skip = 0
             data = Inflated(data_file, "zlib" if compressed else "none")
-            data.skip(int(skip))
+            data.skip(max(0, skip))
             raw = data.read(count)
             data.finish()
         slope = _number(fields, "elementtointensityfunctionslope", 1)
@@ -142,6 +141,14 @@ def _numbers(fields: dict[str, str], key: str) -> list[float]:
 def _number(fields: dict[str, str], key: str, default: float) -> float:
     values = _numbers(fields, key) if key in fields else [default]
     return values[0] if len(values) == 1 else default
+
+
+def _header_size(fields: dict[str, str]) -> int:
+    """Bytes before the voxels; -1 where the voxels are the end of their file, however long it is."""
+    value = _number(fields, "headersize", 0)
+    if not value.is_integer() or value < -1:  # neither are nan and infinity
+        raise VolumeError("expected a whole number of bytes as HeaderSize, found something else.")
+    return int(value)
 
 
 def _is_true(value: str | None) -> bool:

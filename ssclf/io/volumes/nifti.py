@@ -18,6 +18,7 @@ from ssclf.domain.fitness import choose_affine
 from ssclf.domain.volume import Volume
 from ssclf.errors import VolumeError
 from ssclf.io.files import whole_path
+from ssclf.io.inside import is_inside
 from ssclf.io.paths import is_file
 from ssclf.io.volumes.endings import volume_ending
 from ssclf.io.volumes.voxels import Inflated, check_claim, file_volume, is_gzip, named, spatial_shape
@@ -111,6 +112,10 @@ def _sibling(path: Path, stem: str, ending: str) -> Path:
     for candidate in (ending, ending + ".gz", ending.upper(), ending.upper() + ".gz"):
         sibling = path.with_name(stem + candidate)
         if is_file(sibling):
+            if sibling != path and not is_inside(path.parent, sibling):
+                raise VolumeError(
+                    f"{sibling.name} is a link that leads out of its folder, which is not followed."
+                )
             return sibling
     raise VolumeError("expected a header and its voxels (.hdr and .img), found only one of them.")
 

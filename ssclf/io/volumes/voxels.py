@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ssclf.domain.volume import Array, Volume
 from ssclf.errors import VolumeError
+from ssclf.io.inside import is_inside
 from ssclf.io.paths import file_size, is_file, real_path
 
 #: Largest volume that is read, in bytes as stored and in voxels: 512³ of 64 bits; 645³.
@@ -197,9 +198,11 @@ def detached_file(header: Path, name: str) -> Path:
     """
     if name.upper().startswith("LIST") or "%" in name or "\n" in name:
         raise VolumeError("expected one data file, found a list of them; convert the volume to one file.")
+    if "\0" in name:
+        raise VolumeError("the header names a data file that cannot be: its name holds a NUL.")
     folder = real_path(header.parent)
     path = real_path(folder / name)
-    if not path.is_relative_to(folder):
+    if not is_inside(folder, path):
         raise VolumeError("the header names a data file outside its own folder, which is not followed.")
     if not is_file(path):
         raise VolumeError("expected a header and its data file beside it, found the header alone.")
