@@ -9,10 +9,12 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from ssclf.errors import ResourceError
+from ssclf.errors import OutputError, ResourceError
+from ssclf.io.files import disk_trouble
 
 #: c10's allocators, oneDNN (which fails to make what it has no memory for), cuBLAS and cuDNN.
 _NO_MEMORY = re.compile(
@@ -23,9 +25,10 @@ _NO_MEMORY = re.compile(
 
 
 @contextlib.contextmanager
-def resource_errors() -> Iterator[None]:
+def resource_errors(out: Path) -> Iterator[None]:
     """Raises:
     ResourceError: the block ran out of memory.
+    OutputError: the disk of `out` is full.
     """
     try:
         yield
@@ -35,6 +38,8 @@ def resource_errors() -> Iterator[None]:
             "(and --accumulate for the same step), a coarser spacing, or see whether others use the GPU."
         ) from exc
     except (RuntimeError, MemoryError, OSError) as exc:
+        if trouble := disk_trouble(exc):
+            raise OutputError(f"{trouble.filename or out}: cannot be written ({trouble.strerror}).") from exc
         memory = isinstance(exc, MemoryError) or getattr(exc, "errno", None) == errno.ENOMEM
         if not (memory or _NO_MEMORY.search(str(exc))):
             raise

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -24,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from ssclf.config import Device, TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
-from ssclf.io.records.training_run import process_count
+from ssclf.io.records.training_run import process_count, processes_per_node
 from ssclf.learning.datasets import EpochSampler, VolumeDataset
 from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
@@ -87,8 +88,11 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
         precision = "16-mixed"
     if precision != config.precision:
         log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
-    processes = process_count()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", processes)))
+    processes, local = process_count(), processes_per_node()
+    if "SLURM_STEP_ID" in os.environ and processes > 1:
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(
+            local
+        )  # Fabric asks for it, and srun sets it only where it was said
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = False  # volumes differ in shape, and each shape would be searched anew
     with warnings.catch_warnings():
@@ -99,6 +103,8 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
             num_nodes=max(processes // local, 1),
             strategy="ddp" if processes > 1 else "auto",
             precision=cast(Any, precision),
+            # else it looks for a cluster of its own accord, and waits for the tasks of a Slurm job that never began
+            plugins=LightningEnvironment() if processes == 1 else None,
         )
         fabric.launch()
     return fabric

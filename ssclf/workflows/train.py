@@ -164,7 +164,7 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     machine, watch = machine or Machine(), watch or Watch()
-    with own_folder(out), resource_errors():
+    with own_folder(out), resource_errors(out):
         return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
 
 
