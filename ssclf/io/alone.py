@@ -185,6 +185,8 @@ def _raise(kind: str, text: str, trace: str) -> None:
 def _run(pipe: Connection, work: Callable[[Caller], Any], level: int) -> None:
     """In the new process: the work, between a log that is handed over and an end that is told."""
     os.setpgrp()  # a terminal's signals are for who asked for the work, who hands them on
+    for number in (signal.SIGTERM, signal.SIGINT):  # which end it, until the work knows better
+        signal.signal(number, signal.SIG_DFL)
     end_with_parent()
     caller = Caller(pipe)
     logger = logging.getLogger(_LOGGER)

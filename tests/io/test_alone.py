@@ -118,6 +118,18 @@ def test_a_signal_between_two_steps_stops_it_before_the_next() -> None:
     assert run_alone(partial(count, 5), on_told=on_told, signals=signals) == "stopped at 3"
 
 
+def sit(caller: Caller) -> None:
+    caller.tell()
+    signal.pause()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_work_that_has_not_said_what_it_means(number: signal.Signals) -> None:
+    """Ctrl-C while a cell was starting was a failure of that cell, with a traceback."""
+    signals: list[int] = []
+    assert run_alone(sit, on_told=lambda: signals.append(number), signals=signals) is None
+
+
 def test_work_that_hears_no_signal_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
