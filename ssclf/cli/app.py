@@ -18,6 +18,7 @@ from ssclf.cli.prepare import preprocess
 from ssclf.cli.saying import say
 from ssclf.cli.train import cv, evaluate, export, train, weights_app
 from ssclf.errors import OutputError, SsclfError
+from ssclf.io.files import disk_trouble
 from ssclf.workflows.interruption import end_orderly
 
 
@@ -32,6 +33,13 @@ class ErrorsAsMessages(TyperGroup):
         except SsclfError as exc:
             say(f"error: {exc}", err=True)
             raise typer.Exit(exc.exit_code) from exc
+        except OSError as exc:
+            trouble = disk_trouble(exc)
+            if trouble is None:
+                raise
+            where = f"{trouble.filename}: " if trouble.filename else ""
+            typer.echo(f"error: {where}cannot be written ({trouble.strerror}).", err=True)
+            raise typer.Exit(1) from exc
         except KeyboardInterrupt as exc:
             say("interrupted", err=True)
             raise typer.Exit(130) from exc

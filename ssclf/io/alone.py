@@ -28,8 +28,8 @@ from ssclf.io.workers import WithoutScript, end_with_parent, how_it_died
 Result = TypeVar("Result")
 #: How soon a signal is handed on to work that tells of no steps.
 _LOOK_S = 0.2
-#: What work that was told to stop may take to save: a step, and a checkpoint on a slow disk.
-PATIENCE_S = 60.0
+#: What work that was told to stop may take for a step and to save, on a slow processor and a slow disk.
+PATIENCE_S = 120.0
 _LOGGER = "ssclf"
 
 

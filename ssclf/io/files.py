@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import io
@@ -121,6 +122,16 @@ def whole_folder(path: Path, *, there: Literal["keep", "refuse", "replace"] = "k
             except OSError:  # no folder takes the place of one that holds something
                 if there != "keep" or not path.is_dir():
                     raise
+
+
+def disk_trouble(exc: BaseException) -> OSError | None:
+    """What the disk said, of an error or what led to it: full, over its quota, or not to be written."""
+    found: BaseException | None = exc
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def sweep(folder: Path) -> None:

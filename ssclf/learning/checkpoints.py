@@ -9,17 +9,29 @@ from typing import Any
 
 import torch
 
-from ssclf.errors import ModelError
-from ssclf.io.files import whole_path
+from ssclf.errors import ModelError, OutputError
+from ssclf.io.files import disk_trouble, whole_path
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a state; the file appears whole or stays as it was, also when the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_path(path) as partial, partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a state; the file appears whole or stays as it was, also when the machine stops.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_path(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as exc:  # torch's own, about positions, for a disk that is full
+        trouble = exc if isinstance(exc, OSError) else disk_trouble(exc)
+        if trouble is None:
+            raise
+        raise OutputError(
+            f"{path}: cannot be written ({trouble.strerror or trouble}); what was saved before is still there."
+        ) from exc
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

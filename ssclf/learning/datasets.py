@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from ssclf.config import Augmentation
+from ssclf.errors import ResourceError, VolumeError
 from ssclf.io.records.preprocessed import Sample
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.augmentation import Augmenter
@@ -30,14 +30,23 @@ class Batch(NamedTuple):
 
 
 Item = tuple[Tensor, int, int]
+#: Epoch and index.
+Key = tuple[int, int]
 
 
 class VolumeDataset(Dataset[Item]):
     """Items are asked for by (epoch, index), so that worker processes need not be told the epoch."""
 
     def __init__(
-        self, samples: Sequence[Sample], class_names: Sequence[str], *, augmentation: Augmentation, seed: int
+        self,
+        samples: Sequence[Sample],
+        class_names: Sequence[str],
+        *,
+        augmentation: Augmentation,
+        seed: int,
+        channels: int = 1,
     ) -> None:
+        self.channels = channels
         self.samples = list(samples)
         self.targets = [class_names.index(sample.label) for sample in samples]
         self._augment = Augmenter(augmentation, seed)
@@ -45,11 +54,39 @@ class VolumeDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
+    def __getitem__(self, key: Key) -> Item:
+        """Raises:
+        VolumeError: the file is missing or damaged, or cannot be augmented.
+        """
         epoch, index = key
-        volume = read_written(self.samples[index].path)
-        data = self._augment(volume.data, volume.affine, epoch=epoch, index=index)
+        path = self.samples[index].path
+        volume = read_written(path)
+        try:
+            data = self._augment(volume.data, volume.affine, epoch=epoch, index=index)
+        except (RuntimeError, ValueError, TypeError) as exc:  # TorchIO's and SimpleITK's
+            if "memory" in str(exc):
+                raise
+            raise VolumeError(
+                f"{path}: cannot be augmented ({' '.join(str(exc).split())[:200]}); look at it, or choose another "
+                "--augmentation."
+            ) from exc
         return torch.from_numpy(data), self.targets[index], index
+
+    def load(self, keys: Sequence[Key]) -> Batch:
+        """A batch of them.
+
+        Raises:
+            VolumeError: see above.
+            ResourceError: there is not enough memory.
+        """
+        try:
+            return collate([self[key] for key in keys])
+        except (MemoryError, RuntimeError) as exc:
+            if isinstance(exc, RuntimeError) and "memory" not in str(exc):
+                raise
+            raise ResourceError(
+                "not enough memory to read a batch; use a smaller --batch-size or fewer --workers."
+            ) from exc
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -87,33 +124,3 @@ def collate(items: Sequence[Item]) -> Batch:
         _, d, h, w = volume.shape
         target[:, :d, :h, :w] = volume
     return Batch(batch, torch.tensor([item[1] for item in items]), torch.tensor([item[2] for item in items]))
-
-
-def make_loader(
-    dataset: VolumeDataset, sampler: EpochSampler, *, batch_size: int, workers: int, pin_memory: bool
-) -> DataLoader[Item]:
-    """A DataLoader whose processes outlive the epoch."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
-        # workers draw a seed from torch's global state, which must not depend on their number
-        generator=torch.Generator(),
-    )
-
-
-def _start_worker(worker: int) -> None:
-    # A terminal and Slurm send signals to every process. The main one decides what they mean; the others end with
-    # their queue, or when they find it gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # TorchIO resamples with SimpleITK, which would start as many threads as there are cores in each worker.
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -9,10 +9,12 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from ssclf.errors import ResourceError
+from ssclf.errors import OutputError, ResourceError
+from ssclf.io.files import disk_trouble
 
 #: c10's allocators, oneDNN (which fails to make what it has no memory for), cuBLAS and cuDNN.
 _NO_MEMORY = re.compile(
@@ -20,15 +22,13 @@ _NO_MEMORY = re.compile(
     r"|could not create a (?:primitive|memory)|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|std::bad_alloc",
     re.IGNORECASE,
 )
-_READER_DIED = re.compile(
-    r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
-)
 
 
 @contextlib.contextmanager
-def resource_errors() -> Iterator[None]:
+def resource_errors(out: Path) -> Iterator[None]:
     """Raises:
-    ResourceError: the block ran out of memory, or a process that reads volumes died.
+    ResourceError: the block ran out of memory.
+    OutputError: the disk of `out` is full.
     """
     try:
         yield
@@ -38,15 +38,10 @@ def resource_errors() -> Iterator[None]:
             "(and --accumulate for the same step), a coarser spacing, or see whether others use the GPU."
         ) from exc
     except (RuntimeError, MemoryError, OSError) as exc:
-        text = str(exc)
-        if died := _READER_DIED.search(text):
-            how = f" (killed by signal: {died[1]})" if died[1] else ""
-            raise ResourceError(
-                f"a process that reads volumes died{how}; the system may have run out of memory. Use fewer --workers "
-                "or a smaller --batch-size."
-            ) from exc
+        if trouble := disk_trouble(exc):
+            raise OutputError(f"{trouble.filename or out}: cannot be written ({trouble.strerror}).") from exc
         memory = isinstance(exc, MemoryError) or getattr(exc, "errno", None) == errno.ENOMEM
-        if not (memory or _NO_MEMORY.search(text)):
+        if not (memory or _NO_MEMORY.search(str(exc))):
             raise
         raise ResourceError(
             "not enough memory for this network, batch and size of volumes; use a smaller --batch-size (and "

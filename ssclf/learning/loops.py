@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -15,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -23,8 +25,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from ssclf.config import Device, TrainConfig
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
-from ssclf.io.records.training_run import process_count
-from ssclf.learning.datasets import EpochSampler, VolumeDataset, make_loader
+from ssclf.io.records.training_run import process_count, processes_per_node
+from ssclf.learning.datasets import EpochSampler, VolumeDataset
+from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
 
@@ -64,6 +67,10 @@ class EpochResult:
     finished: bool
 
 
+class Stopped(Exception):  # noqa: N818 (no error: it was asked for)
+    """Work ended early because its `stop` said so."""
+
+
 def start_fabric(config: TrainConfig, device: Device) -> Fabric:
     """The device, precision and processes of a run; under torchrun or Slurm one process per device.
 
@@ -81,8 +88,11 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
         precision = "16-mixed"
     if precision != config.precision:
         log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
-    processes = process_count()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", processes)))
+    processes, local = process_count(), processes_per_node()
+    if "SLURM_STEP_ID" in os.environ and processes > 1:
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(
+            local
+        )  # Fabric asks for it, and srun sets it only where it was said
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = False  # volumes differ in shape, and each shape would be searched anew
     with warnings.catch_warnings():
@@ -93,6 +103,8 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
             num_nodes=max(processes // local, 1),
             strategy="ddp" if processes > 1 else "auto",
             precision=cast(Any, precision),
+            # else it looks for a cluster of its own accord, and waits for the tasks of a Slurm job that never began
+            plugins=LightningEnvironment() if processes == 1 else None,
         )
         fabric.launch()
     return fabric
@@ -137,9 +149,16 @@ class Trainer:
             world=fabric.world_size,
         )
         self._items = len(self._sampler)
-        dataset = VolumeDataset(train, cohort.class_names, augmentation=config.augmentation, seed=config.seed)
+        self._channels = len(cohort.preprocess.contrasts)
+        dataset = VolumeDataset(
+            train,
+            cohort.class_names,
+            augmentation=config.augmentation,
+            seed=config.seed,
+            channels=self._channels,
+        )
         self._others = set(multiprocessing.active_children())
-        self._loader: Any = self._make_loader(dataset, self._sampler)
+        self._loader = VolumeLoader(dataset, self._sampler, batch_size=config.batch_size, workers=workers)
         counts = cohort.counts(train)
         paper = config.class_weights == "paper"
         weights = class_weights(counts) if paper else torch.ones(len(counts))
@@ -160,7 +179,12 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self._items // (self.config.batch_size * self.config.accumulate))
+        return -(-self._items // self._step_size)
+
+    @property
+    def _step_size(self) -> int:
+        """Volumes of a step."""
+        return self.config.batch_size * self.config.accumulate
 
     def train_epoch(
         self,
@@ -171,12 +195,13 @@ class Trainer:
         """Take the steps of one epoch, or what is left of an interrupted one.
 
         Args:
-            stop: asked after every step; True ends the epoch there, ready to be saved.
+            stop: asked after every step, and while it waits for volumes; True ends the epoch there, ready to be saved.
             on_step: called with the number of steps done in this epoch and the mean loss so far.
 
         Raises:
             DatasetError: a volume is so small that batch normalisation has a single value per channel.
             ModelError: the loss is not finite.
+            VolumeError, ResourceError: see `VolumeLoader.batches`.
         """
         begin = time.perf_counter()
         waited = 0.0
@@ -185,12 +210,16 @@ class Trainer:
         self._sampler.epoch = self.epoch
         self._sampler.skip = self._batches_done * self.config.batch_size
         seen = self._sampler.skip
-        batches = iter(self._loader)
+        # of several processes none may leave before a step that the others take
+        batches = self._loader.batches(stop if self.fabric.world_size == 1 else lambda: False)
         stopped = False
         while not stopped:
             fetched = time.perf_counter()
             group = list(itertools.islice(batches, self.config.accumulate))
             waited += time.perf_counter() - fetched
+            if sum(len(batch.targets) for batch in group) < min(self._step_size, self._items - seen):
+                stopped = True
+                break
             if not group:
                 break
             rate = float(self._optimizer.param_groups[0]["lr"])
@@ -200,7 +229,7 @@ class Trainer:
             on_step(-(-self._batches_done // self.config.accumulate), self._loss_sum / seen)
             stopped = seen < self._items and self._agree(stop())
         seconds = time.perf_counter() - begin
-        loss = self._reduce(self._loss_sum / seen, "mean")
+        loss = self._reduce(self._loss_sum / max(seen, 1), "mean")
         result = EpochResult(
             loss=loss,
             learning_rate=rate,
@@ -213,17 +242,24 @@ class Trainer:
             self._batches_done, self._loss_sum = 0, 0.0
         return result
 
-    def predict(self, samples: list[Sample], part: str = "these") -> Predictions:
+    def predict(
+        self, samples: list[Sample], part: str = "these", *, stop: Callable[[], bool] = lambda: False
+    ) -> Predictions:
         """Logits in eval mode without augmentation; on several processes each takes its share.
 
         Args:
             part: what the samples are, for a message.
+            stop: asked after every volume, and while it waits for one; not where there are several processes.
 
         Raises:
+            Stopped: `stop` came first.
             ModelError: some of the logits are no numbers.
+            VolumeError, ResourceError: see `VolumeLoader.batches`.
         """
         self.network.eval()
-        dataset = VolumeDataset(samples, self._cohort.class_names, augmentation="none", seed=0)
+        alone = self.fabric.world_size == 1  # else each process waits for the others' shares
+        names = self._cohort.class_names
+        dataset = VolumeDataset(samples, names, augmentation="none", seed=0, channels=self._channels)
         sampler = EpochSampler(
             len(samples),
             seed=0,
@@ -234,10 +270,16 @@ class Trainer:
         logits = torch.zeros(len(samples), len(self._cohort.class_names))
         features = torch.zeros(len(samples), self.network.fc.in_features)
         # one at a time: padding would change what the network averages, and with it the score
-        for batch in self._make_loader(dataset, sampler, batch_size=1):
-            found, pooled = self._forward(self.fabric.to_device(batch.volumes))
-            indices, found, pooled = self._gather(self.fabric.to_device(batch.indices), found, pooled)
-            logits[indices], features[indices] = found, pooled
+        loader = VolumeLoader(dataset, sampler, batch_size=1, workers=self._workers)
+        with contextlib.closing(loader):
+            for batch in loader.batches(stop if alone else lambda: False):
+                found, pooled = self._forward(self.fabric.to_device(batch.volumes))
+                indices, found, pooled = self._gather(self.fabric.to_device(batch.indices), found, pooled)
+                logits[indices], features[indices] = found, pooled
+                if alone and stop():
+                    raise Stopped
+            if alone and stop():  # while it waited
+                raise Stopped
         self._check_logits(logits, samples, part)
         targets = torch.tensor(dataset.targets)
         loss = weighted_cross_entropy(logits, targets, self._weights.cpu())
@@ -257,9 +299,9 @@ class Trainer:
             )
 
     def close(self) -> None:
-        """End the processes that read volumes. One that a slow machine left behind would keep this one from ending:
-        it ignores the signal that is meant to end it."""
-        self._loader = None
+        """End the processes that read volumes, and any other that was started meanwhile and would keep this one from
+        ending."""
+        self._loader.close()
         for process in set(multiprocessing.active_children()) - self._others:
             process.kill()
             process.join()
@@ -388,15 +430,6 @@ class Trainer:
             return value
         tensor = torch.tensor(value, device=self.fabric.device)
         return float(cast(Tensor, self.fabric.all_reduce(tensor, reduce_op=how)))
-
-    def _make_loader(self, dataset: VolumeDataset, sampler: EpochSampler, batch_size: int = 0) -> Any:
-        return make_loader(
-            dataset,
-            sampler,
-            batch_size=batch_size or self.config.batch_size,
-            workers=self._workers,
-            pin_memory=self.fabric.device.type == "cuda",
-        )
 
 
 def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:

@@ -137,7 +137,8 @@ def load_pretrained(
         path = file.path
     elif not path.is_file():
         raise ModelError(f"--weights {path}: expected a file in torchvision's format, found none.")
-    if _HASHED_NAME.search(path.name):
+    # digits alone are a date
+    if (named := _HASHED_NAME.search(path.name)) and not named[1].isdigit():
         _check_hash(path)
     weights = load_checkpoint(path)
     wanted = network.state_dict()

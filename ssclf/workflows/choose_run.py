@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,14 @@ from ssclf.errors import ConfigError, DatasetError
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.cv_run import newest_cv_run, read_settings, stored_folders
 from ssclf.io.records.preprocessed import is_prepared, read_prepared_cohort
-from ssclf.io.records.training_run import is_finished, new_run_folder, newest_run, read_config, read_data
+from ssclf.io.records.training_run import (
+    idle_tasks,
+    is_finished,
+    new_run_folder,
+    newest_run,
+    read_config,
+    read_data,
+)
 from ssclf.learning.finetuning import Start
 from ssclf.workflows.cross_validate import CvPlan
 from ssclf.workflows.export import open_start
@@ -66,6 +74,7 @@ def choose_run(
         ConfigError: settings that do not go together, are out of range, or cannot be changed any more.
         SsclfError: no run to go on with, or no model to start from.
     """
+    _warn_of_idle_tasks()
     architecture = settings.get("architecture")
     if resume:
         folder = out or newest_run(architecture)
@@ -81,6 +90,15 @@ def choose_run(
     config = TrainConfig.preset(preset or "default", **given)
     volumes = tuple(data) or PREPROCESSED
     return ChosenRun(out or _new_folder(architecture, volumes), config, volumes, begin)
+
+
+def _warn_of_idle_tasks() -> None:
+    if tasks := idle_tasks():
+        each = max(tasks // int(os.environ.get("SLURM_NNODES", "1")), 1)
+        log.warning(
+            "this Slurm job has %d tasks, and this command was started once, without srun: training with one process. "
+            "Write `srun --ntasks-per-node %d ssclf train …` for one on each GPU", tasks, each,
+        )  # fmt: skip
 
 
 def _new_folder(name: str, data: Sequence[Path]) -> Path:

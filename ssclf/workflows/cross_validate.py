@@ -8,6 +8,7 @@ it to its owner.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ssclf import __version__
 from ssclf.config import Architecture, Scheme, TrainConfig, check_choice, config_to_dict
 from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
+from ssclf.io.alone import WorkTraceback
 from ssclf.io.locks import lock
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.cv_run import (
@@ -237,7 +239,8 @@ def _train_cells(
         try:
             states[task.cell] = _take(task, watch, signals, begin)
         except SsclfError as exc:
-            write_failure(task.cell.folder(task.out), str(exc), str(exc.__cause__ or ""))
+            with contextlib.suppress(OutputError):  # a full disk, of which the reason itself speaks
+                write_failure(task.cell.folder(task.out), str(exc), _trace(exc))
             if alone:
                 raise
             log.error("%s: %s", task.cell.name, exc)
@@ -253,6 +256,11 @@ def _audit(out: Path, cohort: PreparedCohort, splits: Sequence[Split]) -> None:
     except Exception as exc:
         text = str(exc) if isinstance(exc, SsclfError) else f"unexpected {type(exc).__name__} ({exc})"
         log.error("no audit: %s", text)
+
+
+def _trace(exc: SsclfError) -> str:
+    """Where it went wrong, for an error that has no message of ours."""
+    return str(exc.__cause__) if isinstance(exc.__cause__, WorkTraceback) else ""
 
 
 def _take(task: CellTask, watch: Watch, signals: Sequence[int], begin: Callable[[], None]) -> State:

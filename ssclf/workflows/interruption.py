@@ -4,7 +4,9 @@ then exits with."""
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,45 @@ def note_signals(saying: str) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def end_at_last(patience_s: float) -> Iterator[None]:
+    """So long after SIGTERM or Ctrl-C the process ends, if the block has not: also where it waits inside a library,
+    for a process that is gone, and no handler in Python runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(ours, patience_s), daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.shutdown(socket.SHUT_RDWR)  # closing is not enough: forks of ours hold it, too
+        watcher.join()
+        theirs.close()
+        ours.close()
+
+
+def _watch(numbers: socket.socket, patience_s: float) -> None:
+    """Reads the signals that the interpreter writes down as they come, until the other end is closed."""
+    stopped = 0
+    while True:
+        try:
+            found = numbers.recv(16)
+        except TimeoutError:
+            log.error("signal %d: not ended after %g s; ending now, without saving", stopped, patience_s)
+            os._exit(128 + stopped)
+        if not found:
+            return
+        wishes = [number for number in found if number in (signal.SIGTERM, signal.SIGINT)]
+        if wishes and not stopped:
+            stopped = wishes[0]
+            numbers.settimeout(patience_s)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ssclf.domain.run_data import RunData, differences
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
+from ssclf.io.alone import PATIENCE_S
 from ssclf.io.files import whole_file
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.preprocessed import (
@@ -64,17 +65,19 @@ from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
 from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
-from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
+from ssclf.learning.loops import Predictions, Stopped, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
-from ssclf.workflows.interruption import exit_code, note_signals
+from ssclf.workflows.interruption import end_at_last, exit_code, note_signals
 from ssclf.workflows.reports import try_report
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+#: A look at the validation part that has taken longer when a signal comes is left to the next call.
+VALIDATE_FOR_S = 5.0
 log = logging.getLogger(__name__)
 
 
@@ -161,7 +164,7 @@ def train(
         SsclfError: the data, settings or folder cannot be used. Signals do not raise: they save and return.
     """
     machine, watch = machine or Machine(), watch or Watch()
-    with own_folder(out), resource_errors():
+    with own_folder(out), resource_errors(out):
         return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
 
 
@@ -199,7 +202,8 @@ def _train(
             reopen(out)
             write_data(out, data)
             write_beginning(out, config, split)
-        with note_signals("saving; run again with --resume to go on") as signals:
+        saying = "saving; run again with --resume to go on"
+        with end_at_last(PATIENCE_S), note_signals(saying) as signals:
             _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
         rows = [asdict(record) for record in progress.records]
         reported = not main or try_report(str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES))
@@ -262,6 +266,8 @@ class _Progress:
         self.best: dict[str, Any] | None = None
         self.best_epoch = 0
         self.best_loss = float("inf")
+        #: An epoch that was trained, and whose validation part was not looked at before a signal came.
+        self.unscored: dict[str, Any] | None = None
 
     def finished(self, config: TrainConfig) -> bool:
         waited = len(self.records) - self.best_epoch
@@ -284,6 +290,7 @@ class _Progress:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_loss": self.best_loss,
+            "unscored": self.unscored,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -293,6 +300,7 @@ class _Progress:
         self.records = [EpochRecord(**record) for record in state["records"]]
         self.best = state["best"]
         self.best_epoch, self.best_loss = state["best_epoch"], state["best_loss"]
+        self.unscored = state.get("unscored")
 
 
 def _run_epochs(
@@ -315,7 +323,7 @@ def _run_epochs(
     with contextlib.closing(events) if events else contextlib.nullcontext():
         while not progress.finished(trainer.config):
             with _what_is_kept(out):
-                record = _train_epoch(trainer, validation, signals, watch)
+                record = _train_epoch(trainer, progress, validation, signals, watch)
             if record:
                 progress.add(record, trainer.network.state_dict())
                 if events:
@@ -330,26 +338,36 @@ def _run_epochs(
 
 
 def _train_epoch(
-    trainer: Trainer, validation: list[Sample], signals: list[int], watch: Watch
+    trainer: Trainer, progress: _Progress, validation: list[Sample], signals: list[int], watch: Watch
 ) -> EpochRecord | None:
-    """What an epoch came to, None where a signal ended it early."""
-    epoch = trainer.epoch + 1
+    """What an epoch came to, None where a signal ended it, or the look at its validation part, early."""
+    if progress.unscored is None:
+        epoch = trainer.epoch + 1
 
-    def report(step: int, loss: float) -> None:
-        watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
+        def report(step: int, loss: float) -> None:
+            watch.on_step(epoch, step, trainer.steps_per_epoch, loss)
 
-    result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
-    trainer.check_weights()
-    if not result.finished:
+        result = trainer.train_epoch(stop=lambda: bool(signals), on_step=report)
+        trainer.check_weights()
+        if not result.finished:
+            return None
+        progress.unscored = {
+            "epoch": epoch,
+            "train_loss": result.loss,
+            "learning_rate": result.learning_rate,
+            "seconds": result.seconds,
+            "wait_share": result.wait_share,
+        }
+    began = time.monotonic()
+    try:
+        scores = _validate(
+            trainer, validation, lambda: bool(signals) and time.monotonic() - began > VALIDATE_FOR_S
+        )
+    except Stopped:
         return None
-    return EpochRecord(
-        epoch=epoch,
-        train_loss=result.loss,
-        learning_rate=result.learning_rate,
-        seconds=result.seconds,
-        wait_share=result.wait_share,
-        **_validate(trainer, validation),
-    )
+    trained: dict[str, Any] = progress.unscored
+    progress.unscored = None
+    return EpochRecord(**{**trained, **scores})
 
 
 @contextlib.contextmanager
@@ -373,10 +391,13 @@ def _note(record: EpochRecord, progress: _Progress, events: SummaryWriter, out: 
     write_epochs(out, progress.records)
 
 
-def _validate(trainer: Trainer, validation: list[Sample]) -> dict[str, float]:
+def _validate(trainer: Trainer, validation: list[Sample], stop: Callable[[], bool]) -> dict[str, float]:
+    """Raises:
+    Stopped: `stop` came first.
+    """
     if not validation:
         return {}
-    found = trainer.predict(validation, "validation")
+    found = trainer.predict(validation, "validation", stop=stop)
     metrics = score_predictions(found.targets, softmax(found.logits), trainer.class_names)
     return {"val_loss": found.loss, "val_accuracy": metrics.accuracy, "val_macro_f1": metrics.macro_f1}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, VolumeError
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.volumes.nifti import read_written, write_nifti
-from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset, collate, make_loader
+from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset, collate
+from ssclf.learning.loader import VolumeLoader
 
 
 def test_a_cohort_knows_its_classes_subjects_and_settings(preprocessed: Callable[..., Path]) -> None:
@@ -124,10 +126,11 @@ def test_items_do_not_depend_on_the_number_of_workers(preprocessed: Callable[...
     def load(workers: int) -> list[Batch]:
         dataset = VolumeDataset(cohort.samples, cohort.class_names, augmentation="light", seed=3)
         sampler = EpochSampler(len(dataset), seed=3, shuffle=True)
-        loader = make_loader(dataset, sampler, batch_size=2, workers=workers, pin_memory=False)
+        loader = VolumeLoader(dataset, sampler, batch_size=2, workers=workers)
         batches = []
-        for sampler.epoch in (0, 1):
-            batches += list(loader)
+        with contextlib.closing(loader):
+            for sampler.epoch in (0, 1):
+                batches += list(loader)
         return batches
 
     alone, shared = load(0), load(2)

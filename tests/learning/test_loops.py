@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from ssclf.config import TrainConfig
@@ -143,9 +144,8 @@ def test_the_schedule_waits_for_a_step_that_was_left_out(preprocessed: Callable[
     config = dataclasses.replace(CONFIG, batch_size=2, schedule="onecycle", epochs=1)
     torch.set_num_threads(1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
-    fabric = Fabric(
-        accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", device="cpu", scaler=scaler)
-    )
+    precision = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[precision, LightningEnvironment()])
     fabric.launch()
     network = build_network("mc3", channels=1, classes=2, dropout=0.0)
     trainer = Trainer(fabric, network, config, cohort, list(cohort.samples), workers=0)

@@ -105,6 +105,16 @@ def test_import_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_weights("r3d").path == hub
 
 
+@pytest.mark.parametrize("name", ["mc3-20240115.pth", "mc3-20240115093000.pth", "mc3-00000000.pth"])
+def test_a_date_in_a_name_is_no_hash(name: str, tmp_path: Path) -> None:
+    """Such a file was taken for a download that had been cut short."""
+    path, _ = kinetics("mc3", tmp_path)
+    assert (
+        load_pretrained(build_network("mc3", channels=1, classes=3), "mc3", path=path.rename(tmp_path / name))
+        == name
+    )
+
+
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     path, weights = kinetics("mc3", tmp_path)
     with pytest.raises(ModelError, match="expected one of torchvision's files"):

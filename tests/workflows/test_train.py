@@ -145,6 +145,27 @@ def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_a_signal_that_comes_before_the_validation_leaves_it_to_the_next_call(
+    preprocessed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take minutes, which nobody waits for who stops a training."""
+    data = preprocessed()
+    whole = run(data, tmp_path / "whole")
+
+    def interrupt(epoch: int, step: int, steps: int, loss: float) -> None:
+        if step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssclf.workflows.train.VALIDATE_FOR_S", 0)
+        first = run(data, tmp_path / "parts", on_step=interrupt)
+    assert first.interrupted == signal.SIGTERM and first.epochs == ()
+    second = run(data, tmp_path / "parts", resume=True)
+    assert second.epochs[0].train_loss == whole.epochs[0].train_loss
+    assert [record.val_loss for record in second.epochs] == [record.val_loss for record in whole.epochs]
+    assert second.test == whole.test
+
+
 def test_no_process_that_read_volumes_is_left(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
     """One that a slow machine left behind ignored the signal to end, and the command never came back."""
     stubborn: list[BaseProcess] = []

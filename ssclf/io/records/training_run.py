@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -117,8 +118,40 @@ def own_folder(run: Path) -> Iterator[None]:
 
 
 def process_count() -> int:
-    """How many processes were started together to train one network."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    """How many processes were started together to train one network: by torchrun, or by srun, one a task."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return 1 if idle_tasks() else int(os.environ.get("SLURM_NTASKS", "1"))
+
+
+def idle_tasks() -> int:
+    """How many tasks a Slurm job has that were not started, since no srun stands before this command; else 0.
+
+    sbatch and salloc name the tasks of the job, and start one process. Only a step of srun is as many, and says so of
+    itself; a script that was submitted from within a step finds that step's number.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    step = os.environ.get("SLURM_STEP_NUM_TASKS") if "SLURM_STEP_ID" in os.environ else None
+    return int(tasks) if tasks != "1" and step != tasks and "WORLD_SIZE" not in os.environ else 0
+
+
+def processes_per_node() -> int:
+    """How many of these run on each machine.
+
+    Raises:
+        ConfigError: not the same number on all of them.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    stated = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "") if process_count() > 1 else ""
+    if not stated:
+        return process_count()
+    same = re.fullmatch(r"(\d+)(\(x\d+\))?", stated)
+    if not same:
+        raise ConfigError(
+            f"srun: expected the same number of tasks on every node, found {stated}; write --ntasks-per-node."
+        )
+    return int(same[1])
 
 
 def is_first_process() -> bool:
