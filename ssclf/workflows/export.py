@@ -169,7 +169,7 @@ def _check_meaning(
     Raises:
         ModelError: a score would mean something else.
     """
-    true = {"class_names": list(spec.class_names), "preprocess": spec.preprocess.hash}
+    true: dict[str, Any] = {"class_names": list(spec.class_names), "preprocess": spec.preprocess.hash}
     if calibrated_here:
         true["temperature"] = spec.temperature
     for name, found in true.items():

@@ -431,7 +431,7 @@ def _finish(
     }
     if write:
         # with what gives its scores a meaning, against which `export` holds the rest of the folder
-        meaning = {"class_names": list(names), "preprocess": cohort.preprocess.hash}
+        meaning: dict[str, Any] = {"class_names": list(names), "preprocess": cohort.preprocess.hash}
         meaning["temperature"] = calibration.temperature
         save_checkpoint({"network": trainer.network.state_dict(), **meaning}, out / CHOSEN)
         write_predictions(out, names, _predictions(cohort, parts, found, calibration.temperature))
