@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -77,33 +78,30 @@ def run_in_processes(
 ) -> Iterator[Outcome[Item, Result]]:
     """Call a function on every item in worker processes; outcomes come in the order of completion.
 
-    At most two items a worker are under way or waiting to be taken, so memory does not grow with the
-    number of items.
+    At most two items a worker are under way, so that memory does not grow with their number.
 
     Args:
         function: a picklable callable (an importable module's function, or a partial of one; none of a script).
         items: picklable; taken lazily.
         timeout_s: after this long a worker is killed and its item gets an error.
-        stop: asked before each new item; once true, what is in flight is finished and nothing is begun. What is in
-            flight in a process that was ended, too, has no outcome.
-        pool: which this call leaves running for the next one; None: one of its own.
-        memory: for a pool of its own, see `Workers`.
+        stop: asked before each new item; once true, nothing is begun, and what is in flight is finished, or has no
+            outcome where its process was ended as well.
+        pool: which this call leaves running; None: one of its own, with so much `memory` for each (see `Workers`).
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
     running = pool or Workers(workers, memory)
-    remaining = iter(items)
+    remaining, again, ended = iter(items), list[Item](), list[Item]()
     pending: dict[Future[Any], Item] = {}
-    again: list[Item] = []
-    ended: list[Item] = []
     try:
         while True:
             while len(pending) < 2 * workers and not stop():
-                try:
-                    item = again.pop() if again else next(remaining)
-                except StopIteration:
+                if not again:
+                    again += itertools.islice(remaining, 1)
+                if not again:
                     break
+                item = again.pop()
                 try:
                     pending[running.schedule(partial(_call, function, item), timeout_s)] = item
                 except BrokenProcessPool:
@@ -114,10 +112,11 @@ def run_in_processes(
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 item = pending.pop(future)
-                # who ends a service ends all of its processes at once: that says nothing of the item
                 if not _was_ended(future) or (item in ended and not _soon(stop)):
                     yield _outcome(item, future, timeout_s)
-                elif not _soon(stop):
+                elif not _soon(
+                    stop
+                ):  # who ends a service ends all of its processes: that says nothing of the item
                     ended.append(item)
                     again.append(item)
             if any(_is_broken(future) for future in done):
