@@ -112,11 +112,10 @@ def run_in_processes(
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 item = pending.pop(future)
+                # who ends a service ends all of its processes: that says nothing of the item
                 if not _was_ended(future) or (item in ended and not _soon(stop)):
                     yield _outcome(item, future, timeout_s)
-                elif not _soon(
-                    stop
-                ):  # who ends a service ends all of its processes: that says nothing of the item
+                elif not _soon(stop):
                     ended.append(item)
                     again.append(item)
             if any(_is_broken(future) for future in done):
