@@ -29,8 +29,6 @@ from pebble import ProcessExpired, ProcessPool
 from ssclf.errors import MissingDependencyError, ResourceError, SsclfError
 from ssclf.io.memory import limit_memory
 
-#: What workers may take to end.
-_PATIENCE_S = 10.0
 _MOST_RENEWALS = 10
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -150,6 +148,7 @@ class Workers:
         self._start = partial(_start_pool, count, memory)
         self._pool = self._start()
         self._renewals = 0
+        self._used = False
 
     def schedule(self, call: Callable[[], Any], timeout_s: float | None) -> Future[Any]:
         """What a picklable call will have returned or raised; TimeoutError where it took longer.
@@ -157,6 +156,7 @@ class Workers:
         Raises:
             BrokenProcessPool: so many of them ended at once that pebble gives up.
         """
+        self._used = True
         try:
             future: Future[Any] = self._pool.schedule(call, timeout=timeout_s)
         except RuntimeError as exc:
@@ -176,11 +176,11 @@ class Workers:
         self._pool = self._start()
 
     def stop(self) -> None:
+        # where workers were killed in the middle of a message, pebble would wait for the rest of it for ever
+        whole = self._used and self._pool.active
         self._pool.stop()
-        # where workers were killed in the middle of a message, pebble may wait for it for ever
-        joining = threading.Thread(target=self._pool.join, daemon=True)
-        joining.start()
-        joining.join(_PATIENCE_S)
+        if whole:
+            self._pool.join()
 
 
 def _start_pool(workers: int, memory: int | None) -> ProcessPool:
