@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from pebble import ProcessPool
 
 from ssclf import __version__
 from ssclf.cluster.inventory import Selection, Settled, Source, join_series, plan_name, settle, take_inventory
@@ -44,7 +43,7 @@ from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
-from ssclf.io.workers import run_in_processes, start_pool
+from ssclf.io.workers import Workers, run_in_processes
 from ssclf.workflows.classification import (
     NetworkInputs,
     Origin,
@@ -356,9 +355,9 @@ def _fetched(scan: Scan, job: Job, folder: Path) -> Scan:
 
 
 @lru_cache(maxsize=1)
-def _reading_process() -> ProcessPool:
+def _reading_process() -> Workers:
     """A process that reads, apart from Ray's: a file that crashes or hangs it costs itself."""
-    return start_pool(1)
+    return Workers(1)
 
 
 @lru_cache(maxsize=1)

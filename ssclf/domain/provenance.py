@@ -82,8 +82,9 @@ class Provenance:
             "likenesses": list(self.likenesses),
             **values.pop("other"),
         }
-        if not self.cross_validation:
-            del values["cross_validation"]
+        for name in ("cross_validation", "likenesses"):  # as earlier versions wrote it, which had none
+            if not values[name]:
+                del values[name]
         return values
 
     @staticmethod

@@ -11,8 +11,10 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver, parent_process
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -23,9 +25,12 @@ from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from ssclf.errors import MissingDependencyError, SsclfError
+from ssclf.errors import MissingDependencyError, ResourceError, SsclfError
 from ssclf.io.memory import limit_memory
 
+#: What workers may take to end.
+_PATIENCE_S = 10.0
+_MOST_RENEWALS = 10
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -67,7 +72,7 @@ def run_in_processes(
     workers: int,
     timeout_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
-    pool: ProcessPool | None = None,
+    pool: Workers | None = None,
     memory: int | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Call a function on every item in worker processes; outcomes come in the order of completion.
@@ -81,16 +86,16 @@ def run_in_processes(
         timeout_s: after this long a worker is killed and its item gets an error.
         stop: asked before each new item; once true, what is in flight is finished and nothing is begun. What is in
             flight in a process that was ended, too, has no outcome.
-        pool: of `start_pool`, which this call leaves running for the next one; None: one of its own.
-        memory: for a pool of its own, see `start_pool`.
+        pool: which this call leaves running for the next one; None: one of its own.
+        memory: for a pool of its own, see `Workers`.
 
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
-    running = pool or start_pool(workers, memory)
-    again: list[Item] = []
+    running = pool or Workers(workers, memory)
     remaining = iter(items)
     pending: dict[Future[Any], Item] = {}
+    again: list[Item] = []
     ended: list[Item] = []
     try:
         while True:
@@ -99,7 +104,11 @@ def run_in_processes(
                     item = again.pop() if again else next(remaining)
                 except StopIteration:
                     break
-                pending[running.schedule(_call, args=[function, item], timeout=timeout_s)] = item
+                try:
+                    pending[running.schedule(partial(_call, function, item), timeout_s)] = item
+                except BrokenProcessPool:
+                    again += [item, *_taken(pending)]
+                    running.renew()
             if not pending:
                 return
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -111,23 +120,72 @@ def run_in_processes(
                 elif not _soon(stop):
                     ended.append(item)
                     again.append(item)
+            if any(_is_broken(future) for future in done):
+                again += _taken(pending)
+                running.renew()
     finally:
         for future in pending:
             future.cancel()
         if pool is None:
             running.stop()
-            running.join()
 
 
-def start_pool(workers: int, memory: int | None = None) -> ProcessPool:
-    """Worker processes for several calls of `run_in_processes`; they end with this process.
+def _taken(pending: dict[Future[Any], Item]) -> list[Item]:
+    """All that was under way, of which nothing more will be heard."""
+    items = list(pending.values())
+    pending.clear()
+    return items
 
-    Args:
-        memory: bytes that each may take (Linux); what needs more is that item's error. None: as many as there are.
 
-    Raises:
-        MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
-    """
+class Workers:
+    """Worker processes for several calls of `run_in_processes`; they end with this process."""
+
+    def __init__(self, count: int, memory: int | None = None) -> None:
+        """Start them.
+
+        Args:
+            memory: bytes that each may take (Linux); what needs more is that item's error. None: as many as there are.
+
+        Raises:
+            MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
+        """
+        self._start = partial(_start_pool, count, memory)
+        self._pool = self._start()
+        self._renewals = 0
+
+    def schedule(self, call: Callable[[], Any], timeout_s: float | None) -> Future[Any]:
+        """What a picklable call will have returned or raised; TimeoutError where it took longer.
+
+        Raises:
+            BrokenProcessPool: so many of them ended at once that pebble gives up.
+        """
+        try:
+            future: Future[Any] = self._pool.schedule(call, timeout=timeout_s)
+        except RuntimeError as exc:
+            raise BrokenProcessPool(str(exc)) from exc
+        return future
+
+    def renew(self) -> None:
+        """Start new ones in place of those that are left.
+
+        Raises:
+            ResourceError: they end as often as they are started.
+        """
+        self.stop()
+        self._renewals += 1
+        if self._renewals > _MOST_RENEWALS:
+            raise ResourceError("worker processes end as soon as they are started; look what ends them.")
+        self._pool = self._start()
+
+    def stop(self) -> None:
+        self._pool.stop()
+        # where workers were killed in the middle of a message, pebble may wait for it for ever
+        joining = threading.Thread(target=self._pool.join, daemon=True)
+        joining.start()
+        joining.join(_PATIENCE_S)
+
+
+def _start_pool(workers: int, memory: int | None) -> ProcessPool:
     # Forked from a small server that has imported what workers need: as clean as spawn, as quick as fork.
     context = _Context()
     context.set_forkserver_preload(["ssclf.io.preparation"])
@@ -208,7 +266,14 @@ def _was_ended(future: Future[Any]) -> bool:
     """Whether a worker was told to end by somebody else, or lost the server that it came from."""
     told_to_end, no_server = (signal.SIGTERM, -signal.SIGTERM), 255  # pebble's way, and the system's
     exc = future.exception()
-    return isinstance(exc, ProcessExpired) and exc.exitcode in (*told_to_end, no_server)
+    return _is_broken(future) or (
+        isinstance(exc, ProcessExpired) and exc.exitcode in (*told_to_end, no_server)
+    )
+
+
+def _is_broken(future: Future[Any]) -> bool:
+    """Whether so many workers ended at once that pebble gives up."""
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def _soon(stop: Callable[[], bool]) -> bool:
@@ -226,6 +291,8 @@ def _outcome(item: Item, future: Future[Any], timeout_s: float | None) -> Outcom
     except ProcessExpired as exc:
         hint = "; the system may have run out of memory" if exc.exitcode == -signal.SIGKILL else ""
         return Outcome(item, None, f"the process that read it died ({how_it_died(exc.exitcode)}){hint}.")
+    except BrokenProcessPool:
+        return Outcome(item, None, "the process that read it died, with all others.")
 
 
 def how_it_died(code: int) -> str:

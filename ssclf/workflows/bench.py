@@ -22,7 +22,7 @@ from ssclf.io.discovery.sources import discover
 from ssclf.io.models.bundle import Bundle, open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.workers import run_in_processes, start_pool
+from ssclf.io.workers import Workers, run_in_processes
 from ssclf.workflows.classification import NetworkInputs, make_network_inputs
 from ssclf.workflows.plan import Rates
 
@@ -114,12 +114,11 @@ def _read_all(scans: Sequence[Scan], bundle: Bundle, folder: Path, skull_strip: 
         extraction=bundle.extraction,
         scratch=folder,
     )
-    pool = start_pool(1)
+    pool = Workers(1)
     try:
         outcomes = list(run_in_processes(work, [scans[0], *scans], workers=1, pool=pool))
     finally:
         pool.stop()
-        pool.join()
     for outcome in outcomes:
         if outcome.result is None:
             raise DatasetError(f"{outcome.item.path}: {outcome.error}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssclf.config import ExportFormat, ExportPrecision, check_choice
 from ssclf.domain.model_spec import ModelSpec
@@ -131,6 +132,7 @@ def read_run(run: Path, *, name: str, record: RunRecord | None = None) -> tuple[
         raise ModelError(
             f"{run}: expected a finished run, found one that was interrupted; go on with `ssclf train --resume`."
         )
+    calibrated_here = record is None
     record = record or read_record(run)
     try:
         spec = ModelSpec(
@@ -150,11 +152,32 @@ def read_run(run: Path, *, name: str, record: RunRecord | None = None) -> tuple[
         classes=len(spec.class_names),
         dropout=config.dropout,
     )
+    checkpoint = load_checkpoint(run / CHOSEN)
+    _check_meaning(checkpoint, spec, run, calibrated_here=calibrated_here)
     try:
-        network.load_state_dict(load_checkpoint(run / CHOSEN)["network"])
+        network.load_state_dict(checkpoint["network"])
     except (KeyError, RuntimeError) as exc:
         raise ModelError(f"{run / CHOSEN}: expected the weights of a {config.architecture}.") from exc
     return network.eval(), spec
+
+
+def _check_meaning(
+    checkpoint: Mapping[str, Any], spec: ModelSpec, run: Path, *, calibrated_here: bool
+) -> None:
+    """Hold what a run says of itself against what its weights were saved with; earlier versions saved nothing.
+
+    Raises:
+        ModelError: a score would mean something else.
+    """
+    true: dict[str, Any] = {"class_names": list(spec.class_names), "preprocess": spec.preprocess.hash}
+    if calibrated_here:
+        true["temperature"] = spec.temperature
+    for name, found in true.items():
+        if (saved := checkpoint.get(name, found)) != found:
+            raise ModelError(
+                f"{run / PROVENANCE}: {name} is not what the weights were saved with ({saved}), found {found}; the "
+                "file was changed, or belongs to another run. Copy the run again, or train it again."
+            )
 
 
 def open_start(path: Path) -> Start:

@@ -251,10 +251,12 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     old = read_record(record)
     stats = _stats(scan)
     valid = old.get("key") == job.key and old.get("engine") in ("none", job.engine)
-    whole = valid and _size(job.volume(task.name)) == old.get("bytes")
-    if whole and (old.get("stats") == stats or old.get("content") == _content(scan)):
-        _keep(record, old, job.volume(task.name), stats)
-        return "reused", ""
+    if valid and _size(job.volume(task.name)) == old.get("bytes"):
+        if old.get("stats") == stats:
+            return "reused", ""
+        if old.get("content") == _content(scan):
+            write_record(record, {**old, "stats": stats})
+            return "reused", ""
     try:
         with tempfile.TemporaryDirectory(dir=job.scratch) as work:
             prepared = prepare_scan(
@@ -289,14 +291,13 @@ def _preprocess_case(task: _Task, job: _Job) -> tuple[Status, str]:
     return "made", ""
 
 
-def _keep(record: Path, old: Mapping[str, Any], volume: Path, stats: list[list[Any]]) -> None:
-    """Bring the record of a volume that is kept up to what its scan's files and this version say of it."""
-    cells = dict(old["cells"])
-    if "likeness" not in cells:
-        made = read_written(volume)
-        cells["likeness"] = describe_likeness(made.data, made.affine)
-    if stats != old.get("stats") or cells != old["cells"]:
-        write_record(record, {**old, "stats": stats, "cells": cells})
+def _written_cells(job: _Job, name: str) -> dict[str, str]:
+    """What the record of a volume says for the manifest, and its likeness, which those of earlier versions lack."""
+    cells: dict[str, str] = read_record(job.record(name))["cells"]
+    if "likeness" in cells:
+        return cells
+    made = read_written(job.volume(name))
+    return {**cells, "likeness": describe_likeness(made.data, made.affine)}
 
 
 def _cells(prepared: PreparedScan, config: PreprocessConfig) -> dict[str, str]:
@@ -414,7 +415,7 @@ def _write_results(
     job: _Job, cohort: Cohort, tasks: Sequence[_Task], errors: Mapping[str, str], reused: int
 ) -> PreprocessSummary:
     failures = [Failure(task.case, errors[task.name]) for task in tasks if task.name in errors]
-    cells = {t.name: read_record(job.record(t.name))["cells"] for t in tasks if t.name not in errors}
+    cells = {task.name: _written_cells(job, task.name) for task in tasks if task.name not in errors}
     made, notes = _persons([task for task in tasks if task.name in cells], cells)
     rows = [_row(task, cells[task.name], job.config) for task in made]
     records = [job.record(task.name) for task in made]

@@ -430,7 +430,10 @@ def _finish(
         if part != "train"
     }
     if write:
-        save_checkpoint({"network": trainer.network.state_dict()}, out / CHOSEN)
+        # with what gives its scores a meaning, against which `export` holds the rest of the folder
+        meaning: dict[str, Any] = {"class_names": list(names), "preprocess": cohort.preprocess.hash}
+        meaning["temperature"] = calibration.temperature
+        save_checkpoint({"network": trainer.network.state_dict(), **meaning}, out / CHOSEN)
         write_predictions(out, names, _predictions(cohort, parts, found, calibration.temperature))
         train = found["train"]
         with whole_file(out / FEATURES, binary=True) as file:

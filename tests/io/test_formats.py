@@ -89,7 +89,7 @@ def write_metaimage(volume: Volume, path: Path, **fields: Any) -> Path:
     text = "".join(f"{key} = {value}\n" for key, value in lines.items() if value is not None).encode()
     name = str(lines["ElementDataFile"])
     path.write_bytes(text + (raw if name == "LOCAL" else b""))
-    if name != "LOCAL" and "/" not in name and "%" not in name:
+    if name != "LOCAL" and not set(name) & set("/%\0"):
         (path.parent / name).write_bytes(raw)
     return path
 

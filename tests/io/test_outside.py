@@ -90,7 +90,8 @@ def test_planted_links_are_not_written_through(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "new").exists()
     # somebody who guesses the name of a partial file
     monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
-    (tmp_path / f".r.csv.{os.getpid()}-00000000.partial").symlink_to(target)
+    monkeypatch.setattr("ssclf.io.files._kernel", lambda: "0" * 8)
+    (tmp_path / ".r.csv.00000000-00000000.partial").symlink_to(target)
     with pytest.raises(OutputError), whole_file(tmp_path / "r.csv") as file:
         file.write("other")
     assert target.read_text() == "mine"

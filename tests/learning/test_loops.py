@@ -138,6 +138,7 @@ def test_a_run_of_any_length_has_a_schedule(schedule: Literal["onecycle", "cosin
         assert all(0 < rate <= 1e-3 * (1 + 1e-9) for rate in found), (steps, warmup, found)
 
 
+@pytest.mark.filterwarnings("ignore:The `srun` command")
 def test_the_schedule_waits_for_a_step_that_was_left_out(preprocessed: Callable[..., Path]) -> None:
     """With 16 bits the first steps are left out until the loss scale fits; the rate rose all the same."""
     cohort = read_prepared_cohort(preprocessed(per_class=2, labels=("a", "b"), shape=(2, 17, 9)))

@@ -138,8 +138,8 @@ def test_what_a_run_wrote_is_no_input_of_the_next_wherever_it_is_moved(
 def test_preprocessed_volumes_are_no_scans(
     tiny_bundle: Path, scans: Path, make_volume: Callable[..., Volume]
 ) -> None:
-    for label in ("HGG", "LGG"):
-        write_nifti(make_volume(seed=len(label)), scans / "cohort" / label / f"{label}.nii.gz")
+    for seed, label in enumerate(("HGG", "LGG")):
+        write_nifti(make_volume(seed=seed), scans / "cohort" / label / f"{label}.nii.gz")
     result = runner.invoke(
         app, ["preprocess", str(scans / "cohort"), "--contrasts", "t1", "--assume-stripped", "--spacing", "6",
               "--out", str(scans / "done")]

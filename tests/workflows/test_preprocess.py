@@ -362,7 +362,7 @@ def test_a_scan_stored_again_is_the_same_scan(cohort: Path, make_volume: MakeVol
     assert rows[0]["voxels"] != rows[1]["voxels"]
 
 
-def test_records_of_an_earlier_version_are_kept_and_told_the_likeness(cohort: Path) -> None:
+def test_records_of_an_earlier_version_are_kept_and_their_volumes_told(cohort: Path) -> None:
     first = run(cohort)
     before = times(cohort.parent / "out")
     for path in (cohort.parent / "out/records").iterdir():

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pebble import ProcessPool
-
 from ssclf.errors import VolumeError
 from ssclf.io.junk import LFS_POINTER, is_lfs_pointer, junk_path
 from ssclf.io.paths import is_file, why_missing
@@ -22,7 +20,7 @@ from ssclf.io.volumes.dicom_archive import DicomArchive, Entry, damage
 from ssclf.io.volumes.dicom_elements import Window
 from ssclf.io.volumes.dicom_headers import SliceFacts, look_at_header, looks_like_dicom, quiet_pydicom
 from ssclf.io.volumes.endings import DICOM_ENDINGS
-from ssclf.io.workers import Outcome, run_in_processes, start_pool
+from ssclf.io.workers import Outcome, Workers, run_in_processes
 
 #: An archive may hold as much and inflate to as much; a series of 1,000 slices of 512² takes 0.5 GB.
 MAX_ARCHIVE_FILES = 100_000
@@ -55,7 +53,7 @@ class HeaderWorkers:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._pool: ProcessPool | None = None
+        self._pool: Workers | None = None
 
     def __enter__(self) -> HeaderWorkers:
         return self
@@ -63,7 +61,6 @@ class HeaderWorkers:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.stop()
-            self._pool.join()
             self._pool = None
 
     def run(self, function: Callable[[Place], list[LookedAt]], places: list[Place]) -> Outcomes:
@@ -73,7 +70,7 @@ class HeaderWorkers:
             MissingDependencyError: no processes can be started.
         """
         if self._pool is None:
-            self._pool = start_pool(self.limits.workers, _MEMORY)
+            self._pool = Workers(self.limits.workers, _MEMORY)
         outcomes = run_in_processes(
             function,
             places,

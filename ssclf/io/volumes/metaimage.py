@@ -139,8 +139,8 @@ def _numbers(fields: dict[str, str], key: str) -> list[float]:
 
 
 def _number(fields: dict[str, str], key: str, default: float) -> float:
-    values = _numbers(fields, key) if key in fields else [default]
-    return values[0] if len(values) == 1 else default
+    values = _numbers(fields, key) if key in fields else []
+    return values[0] if len(values) == 1 else float(default)
 
 
 def _header_size(fields: dict[str, str]) -> int:
