@@ -87,7 +87,7 @@ def run_alone(
     Args:
         work: a picklable callable: an importable module's function, or a partial of one.
         on_told: called here with whatever the work tells, which waits for it.
-        signals: that this process has got so far; the work gets the first of them, and ends as it sees fit.
+        signals: that this process has got so far; the work gets SIGTERM for them, and ends as it sees fit.
 
     Returns:
         what the work returns; None where a signal ended it before it could.
@@ -153,7 +153,7 @@ class _Listener:
             elif self._stopped_at is None:
                 if self._signals:
                     self._stopped_at = time.monotonic()
-                    os.kill(self._process.pid or 0, self._signals[0])
+                    self._process.terminate()  # whichever it was: Ctrl-C would show a traceback while it starts
             elif time.monotonic() - self._stopped_at > PATIENCE_S:
                 return None
 
@@ -164,14 +164,14 @@ class _Listener:
         self._on_told(*what)
         wish = 0
         if self._signals and self._stopped_at is None:
-            wish, self._stopped_at = self._signals[0], time.monotonic()
+            wish, self._stopped_at = int(signal.SIGTERM), time.monotonic()
         with contextlib.suppress(OSError):  # it has died; the next look says how
             self._pipe.send(wish)
 
     def _died(self) -> None:
         self._process.join()
         code = self._process.exitcode or 0
-        if self._signals and -code in self._signals:
+        if self._signals and -code == signal.SIGTERM:
             return
         hint = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
         raise ResourceError(f"its process died ({how_it_died(code)}){hint}.")
@@ -185,8 +185,7 @@ def _raise(kind: str, text: str, trace: str) -> None:
 def _run(pipe: Connection, work: Callable[[Caller], Any], level: int) -> None:
     """In the new process: the work, between a log that is handed over and an end that is told."""
     os.setpgrp()  # a terminal's signals are for who asked for the work, who hands them on
-    for number in (signal.SIGTERM, signal.SIGINT):  # which end it, until the work knows better
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which ends it, until the work knows better
     end_with_parent()
     caller = Caller(pipe)
     logger = logging.getLogger(_LOGGER)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ssclf.config import Device, TrainConfig
 from ssclf.domain.splits import Split
@@ -47,8 +48,11 @@ def train_cell(task: CellTask, watch: Watch, signals: Sequence[int]) -> int:
         SsclfError: see `train` and `run_alone`.
     """
 
-    def on_told(kind: str, *what: object) -> None:
-        {"step": watch.on_step, "epoch": watch.on_epoch}[kind](*what)  # type: ignore[operator]
+    def on_told(kind: str, *what: Any) -> None:
+        if kind == "step":
+            watch.on_step(*what)
+        else:
+            watch.on_epoch(*what)
 
     stopped = run_alone(partial(_work, task, thread_count()), on_told=on_told, signals=signals)
     return signals[0] if stopped is None else stopped
