@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ssclf.config import PreprocessConfig, config_to_dict
 from ssclf.domain.volume import Volume
 from ssclf.io.volumes.nifti import write_nifti
+
+#: How long a machine takes says nothing of what is right.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -115,6 +115,7 @@ def test_mean_and_sd_of_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("count", range(2, 12))
+@pytest.mark.needs("scipy")
 def test_equal_differences_have_no_p_whatever_their_last_bits(count: int) -> None:
     """One error a fold, each time in another class, gave differences equal but for 6e-17, and p = 1e-31."""
     classes = ("a", "b", "c")
@@ -140,6 +141,7 @@ def test_equal_differences_have_no_p_whatever_their_last_bits(count: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(60))
+@pytest.mark.needs("sklearn")
 def test_an_estimate_lies_in_its_interval_whatever_classes_are_there(seed: int) -> None:
     """An external cohort of one class had macro F1 1.000, with an interval from 0.333 to 0.333."""
     random = np.random.default_rng(seed)

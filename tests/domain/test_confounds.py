@@ -122,6 +122,7 @@ def test_a_stored_scale_is_found_though_numbers_range_widely() -> None:
     assert finding.verdict == "found" and finding.best == "LGG"
 
 
+@pytest.mark.needs("sklearn")
 def test_a_table_that_says_the_same_of_all_tells_nothing() -> None:
     finding = audit("source", table_features([{"source": "a"}] * 48), TARGETS, SUBJECTS, folds(), CLASSES)
     assert finding.verdict == "nothing" and finding.score == 0.5
@@ -149,6 +150,7 @@ def test_classes_that_coincide_with_their_source_are_named() -> None:
 
 @pytest.mark.parametrize("per_class", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("scheme", ["kfold", "paper"])
+@pytest.mark.needs("sklearn")
 def test_too_few_to_tell_is_said_and_nothing_found_is_not(per_class: int, scheme: str) -> None:
     """A feature that told every class completely got "nothing found" up to 6 subjects a class: shuffles do as well."""
     names = [f"s{k}" for k in range(3 * per_class)]

@@ -86,6 +86,7 @@ def test_a_few_right_answers_do_not_make_certainty() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
+@pytest.mark.needs("sklearn")
 def test_scores_are_scikit_learns_over_the_classes_that_are_there(seed: int) -> None:
     from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
