@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -29,7 +30,12 @@ from pebble import ProcessExpired, ProcessPool
 from ssclf.errors import MissingDependencyError, ResourceError, SsclfError
 from ssclf.io.memory import limit_memory
 
+#: Starts of new workers, one after the other, with which no item was finished.
 _MOST_RENEWALS = 10
+#: How long no worker may take an item before they are taken for stuck: longer than any of them needs to start.
+_STUCK_S = 300.0
+#: What ending them may take.
+_END_S = 10.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -92,6 +98,7 @@ def run_in_processes(
     running = pool or Workers(workers, memory)
     remaining, again, ended = iter(items), list[Item](), list[Item]()
     pending: dict[Future[Any], Item] = {}
+    watch = _Watch()
     try:
         while True:
             while len(pending) < 2 * workers and not stop():
@@ -112,11 +119,12 @@ def run_in_processes(
                 item = pending.pop(future)
                 # who ends a service ends all of its processes: that says nothing of the item
                 if not _was_ended(future) or (item in ended and not _soon(stop)):
+                    running.renewals = 0
                     yield _outcome(item, future, timeout_s)
                 elif not _soon(stop):
                     ended.append(item)
                     again.append(item)
-            if any(_is_broken(future) for future in done):
+            if any(map(_was_ended, done)) or watch.is_stuck(pending):
                 again += _taken(pending)
                 running.renew()
     finally:
@@ -124,6 +132,23 @@ def run_in_processes(
             future.cancel()
         if pool is None:
             running.stop()
+
+
+class _Watch:
+    """One that is killed in the middle of a message may take an item, or the right to take one, with it."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def is_stuck(self, pending: Iterable[Future[Any]]) -> bool:
+        """Whether for long nothing was done of what is to do."""
+        now = time.monotonic()
+        if any(future.running() or future.done() for future in pending):
+            self._since = now
+        elif now - self._since > _STUCK_S:
+            self._since = now
+            return True
+        return False
 
 
 def _taken(pending: dict[Future[Any], Item]) -> list[Item]:
@@ -147,8 +172,7 @@ class Workers:
         """
         self._start = partial(_start_pool, count, memory)
         self._pool = self._start()
-        self._renewals = 0
-        self._used = False
+        self.renewals = 0
 
     def schedule(self, call: Callable[[], Any], timeout_s: float | None) -> Future[Any]:
         """What a picklable call will have returned or raised; TimeoutError where it took longer.
@@ -156,7 +180,6 @@ class Workers:
         Raises:
             BrokenProcessPool: so many of them ended at once that pebble gives up.
         """
-        self._used = True
         try:
             future: Future[Any] = self._pool.schedule(call, timeout=timeout_s)
         except RuntimeError as exc:
@@ -170,17 +193,17 @@ class Workers:
             ResourceError: they end as often as they are started.
         """
         self.stop()
-        self._renewals += 1
-        if self._renewals > _MOST_RENEWALS:
+        self.renewals += 1
+        if self.renewals > _MOST_RENEWALS:
             raise ResourceError("worker processes end as soon as they are started; look what ends them.")
         self._pool = self._start()
 
     def stop(self) -> None:
-        # where workers were killed in the middle of a message, pebble would wait for the rest of it for ever
-        whole = self._used and self._pool.active
         self._pool.stop()
-        if whole:
-            self._pool.join()
+        # Where one was killed in the middle of a message, pebble may wait for the rest of it.
+        ending = threading.Thread(target=self._pool.join, daemon=True)
+        ending.start()
+        ending.join(_END_S)
 
 
 def _start_pool(workers: int, memory: int | None) -> ProcessPool:

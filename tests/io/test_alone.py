@@ -79,15 +79,8 @@ def test_what_it_tells_comes_in_order_and_its_result_comes_back() -> None:
 
 
 def test_its_log_is_ours(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("ssclf")
-    level, propagates = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = True
-    try:
+    with caplog.at_level(logging.INFO, logger="ssclf"):
         assert run_alone(speak, on_told=print) != os.getpid()
-    finally:
-        logger.setLevel(level)
-        logger.propagate = propagates
     assert [record.getMessage() for record in caplog.records] == ["from afar"]
 
 

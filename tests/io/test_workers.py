@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from pebble.pool.channel import WorkerChannel
 
+import ssclf.io.workers
 from ssclf.errors import VolumeError
 from ssclf.io.workers import run_in_processes
 
@@ -22,6 +25,10 @@ def work(item: str) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
     if item == "large":
         return str(len(bytearray(3 << 30)))
+    if item == "takes another":
+        (channel,) = (found for found in gc.get_objects() if isinstance(found, WorkerChannel))
+        channel.recv()
+        os.kill(os.getpid(), signal.SIGKILL)
     if item.startswith("/") and not os.path.exists(item):  # noqa: PTH110
         Path(item).touch()
         os.kill(os.getpid() if item.endswith("worker") else os.getppid(), signal.SIGTERM)
@@ -83,6 +90,14 @@ def test_what_was_ended_from_outside_is_done_again(who: str, tmp_path: Path) -> 
     stop = Path(items[1]).exists
     assert items[1] not in {o.item for o in run_in_processes(work, items, workers=2, stop=stop)}
     assert "15" in next(run_in_processes(work, ["ended"], workers=1)).error
+
+
+def test_an_item_that_was_lost_between_two_processes_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may end a worker that has taken an item and not said so: the run waited for it for ever."""
+    monkeypatch.setattr(ssclf.io.workers, "_STUCK_S", 5.0)
+    outcomes = {o.item: o for o in run_in_processes(work, ["takes another", "a", "b"], workers=1)}
+    assert [outcomes[item].result for item in "ab"] == ["A", "B"]
+    assert "signal 9" in outcomes["takes another"].error
 
 
 def test_a_worker_takes_its_share_of_memory_and_no_more() -> None:
