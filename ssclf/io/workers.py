@@ -102,8 +102,7 @@ def run_in_processes(
     try:
         while True:
             while len(pending) < 2 * workers and not stop():
-                if not again:
-                    again += itertools.islice(remaining, 1)
+                again += itertools.islice(remaining, not again)
                 if not again:
                     break
                 item = again.pop()
