@@ -97,8 +97,7 @@ def run_in_processes(
     """
     running = pool or Workers(workers, memory)
     remaining, again, ended = iter(items), list[Item](), list[Item]()
-    pending: dict[Future[Any], Item] = {}
-    watch = _Watch()
+    pending, watch = dict[Future[Any], Item](), _Watch()
     try:
         while True:
             while len(pending) < 2 * workers and not stop():
