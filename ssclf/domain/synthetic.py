@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from ssclf.config import check_choice
 from ssclf.domain.geometry import reorient
+from ssclf.domain.random_fields import Field, Grid, ellipsoid, mix, noise, soft_step
 from ssclf.domain.volume import Mask, Spacing, Volume
 from ssclf.errors import ConfigError
 
 SyntheticLabel = Literal["LGG", "HGG", "healthy"]
-
-Field = NDArray[np.float32]
-#: z, y, x in mm from the brain's centre, towards S, A and R; shapes broadcast to (D, H, W).
-Grid = tuple[Field, Field, Field]
 
 # Intensities before the histogram is set: only their order and rough distances matter.
 _FLUID, _GREY, _WHITE, _ENHANCING = 0.25, 0.75, 1.0, 1.6
@@ -70,9 +67,9 @@ def make_synthetic_volume(
     elif label == "LGG":
         tissue = _add_low_grade(disease, grid, depth, tissue, difficulty)
     tissue = _add_vessels(vessels, grid, depth, tissue, ring & inside)
-    tissue += 0.03 * _noise(scanner, grid, 5)
+    tissue += 0.03 * noise(scanner, grid, 5)
     values = _set_histogram(scanner, tissue[inside])
-    values *= np.exp(scanner.uniform(0.03, 0.1) * _noise(scanner, grid, 60)[inside])  # bias field
+    values *= np.exp(scanner.uniform(0.03, 0.1) * noise(scanner, grid, 60)[inside])  # bias field
     values += (
         scanner.uniform(0.02, 0.05) * (1 + difficulty) * scanner.standard_normal(values.size, np.float32)
     )
@@ -136,50 +133,16 @@ def _grid(
     return (z[:, None, None], y[:, None], x), affine
 
 
-def _noise(rng: np.random.Generator, grid: Grid, length: float) -> Field:
-    """Smooth Gaussian noise (D, H, W), mean about 0, deviation about 1, blobs of about `length` mm."""
-    weights = []
-    for coordinates in grid:
-        line = coordinates.ravel()
-        nodes = np.arange(line[0] - 1.5 * length, line[-1] + 2.5 * length, length, dtype=np.float32)
-        weight = np.exp(-0.5 * ((line[:, None] - nodes) / (0.6 * length)) ** 2)
-        weights.append(weight / np.sqrt((weight**2).sum(axis=1, keepdims=True)))
-    result: Field = rng.standard_normal([weight.shape[1] for weight in weights], np.float32)
-    for axis, weight in enumerate(weights):
-        result = np.moveaxis(np.tensordot(weight, result, (1, axis)), 0, axis)
-    return result
-
-
-def _ellipsoid(grid: Grid, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Field:
-    """Distance from the centre as a share of the radius: below 1 inside."""
-    squares = [((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True)]
-    result: Field = np.sqrt(squares[0] + squares[1] + squares[2], dtype=np.float32)
-    return result
-
-
-def _step(values: Field, width: float) -> Field:
-    """From 0 to 1 as values go from below -width to above width."""
-    result: Field = (0.5 + 0.5 * values / width).clip(0, 1)
-    return result
-
-
-def _mix(base: Field, share: Field, value: float | Field) -> Field:
-    result: Field = base + share * (value - base)
-    return result
-
-
 def _depth(rng: np.random.Generator, grid: Grid, radii: NDArray[np.float64]) -> Field:
     """Rough distance below the brain's surface in mm; negative outside."""
     z = grid[0]
     rz, ry, rx = radii
-    cerebrum = (1 - _ellipsoid(grid, (0, 0, 0), (rz, ry, rx))) * rx
+    cerebrum = (1 - ellipsoid(grid, (0, 0, 0), (rz, ry, rx))) * rx
     cerebrum = np.minimum(cerebrum, z + rng.uniform(0.5, 0.6) * rz)  # flat base
-    cerebellum = (
-        (1 - _ellipsoid(grid, (-0.7 * rz, -0.5 * ry, 0), (0.45 * rz, 0.4 * ry, 0.7 * rx))) * 0.45 * rz
-    )
-    stem = (1 - _ellipsoid(grid, (-0.8 * rz, -0.15 * ry, 0), (0.5 * rz, 13, 14))) * 13
+    cerebellum = (1 - ellipsoid(grid, (-0.7 * rz, -0.5 * ry, 0), (0.45 * rz, 0.4 * ry, 0.7 * rx))) * 0.45 * rz
+    stem = (1 - ellipsoid(grid, (-0.8 * rz, -0.15 * ry, 0), (0.5 * rz, 13, 14))) * 13
     depth = np.maximum(np.maximum(cerebrum, cerebellum), stem)
-    depth += rng.uniform(1, 3) * _noise(rng, grid, 30) + rng.uniform(0.8, 1.8) * _noise(rng, grid, 8)
+    depth += rng.uniform(1, 3) * noise(rng, grid, 30) + rng.uniform(0.8, 1.8) * noise(rng, grid, 8)
     air = np.pad(np.zeros([n - 2 for n in depth.shape], bool), 1, constant_values=True)
     depth[air] = -1  # whatever the noise
     return depth
@@ -189,31 +152,31 @@ def _tissue(rng: np.random.Generator, grid: Grid, radii: NDArray[np.float64], de
     """White and grey matter, sulci, fissure and ventricles."""
     z, _, x = grid
     rz, ry, rx = radii
-    folds = _noise(rng, grid, 13)
-    tissue = _WHITE + 0.02 * _noise(rng, grid, 20)
-    cortex = _step(rng.uniform(6, 9) + 4 * folds - depth, 2)
-    tissue = _mix(tissue, cortex, _GREY + 0.03 * folds)
+    folds = noise(rng, grid, 13)
+    tissue = _WHITE + 0.02 * noise(rng, grid, 20)
+    cortex = soft_step(rng.uniform(6, 9) + 4 * folds - depth, 2)
+    tissue = mix(tissue, cortex, _GREY + 0.03 * folds)
     for side in (-1, 1):
-        nuclei = _ellipsoid(grid, (-0.02 * rz, 0.05 * ry, side * 0.3 * rx), (0.2 * rz, 0.25 * ry, 0.16 * rx))
-        tissue = _mix(tissue, _step(1 - nuclei, 0.2), 0.5 * (_GREY + _WHITE))
-    sulci = _step(-folds - rng.uniform(0.7, 1.1), 0.3) * _step(rng.uniform(9, 14) - depth, 5)
-    tissue = _mix(tissue, sulci, _FLUID)
-    fissure = np.exp(-((x / 2) ** 2)) * _step(18 - depth, 6) * _step(z + 0.2 * rz, 5)
-    tissue = _mix(tissue, fissure, _FLUID)
+        nuclei = ellipsoid(grid, (-0.02 * rz, 0.05 * ry, side * 0.3 * rx), (0.2 * rz, 0.25 * ry, 0.16 * rx))
+        tissue = mix(tissue, soft_step(1 - nuclei, 0.2), 0.5 * (_GREY + _WHITE))
+    sulci = soft_step(-folds - rng.uniform(0.7, 1.1), 0.3) * soft_step(rng.uniform(9, 14) - depth, 5)
+    tissue = mix(tissue, sulci, _FLUID)
+    fissure = np.exp(-((x / 2) ** 2)) * soft_step(18 - depth, 6) * soft_step(z + 0.2 * rz, 5)
+    tissue = mix(tissue, fissure, _FLUID)
     size = rng.uniform(0.7, 2)
     shift = rng.normal(0, 2)
     for side in (-1, 1):
         own = size * rng.uniform(0.85, 1.15)
-        body = _ellipsoid(
+        body = ellipsoid(
             grid, (0.15 * rz, -0.05 * ry, shift + side * 0.17 * rx), (8 * own, 0.36 * ry, 6 * own)
         )
-        horn = _ellipsoid(
+        horn = ellipsoid(
             grid, (-0.1 * rz, -0.3 * ry, shift + side * 0.33 * rx), (11 * own, 14 * own, 6 * own)
         )
-        ventricle = np.minimum(body, horn) + 0.08 * _noise(rng, grid, 15)
-        tissue = _mix(tissue, _step(1 - ventricle, 0.15), _FLUID)
-    third = _ellipsoid(grid, (-0.1 * rz, 0, shift), (12, 14, 2.5 * size))
-    return _mix(tissue, _step(1 - third, 0.3), _FLUID)
+        ventricle = np.minimum(body, horn) + 0.08 * noise(rng, grid, 15)
+        tissue = mix(tissue, soft_step(1 - ventricle, 0.15), _FLUID)
+    third = ellipsoid(grid, (-0.1 * rz, 0, shift), (12, 14, 2.5 * size))
+    return mix(tissue, soft_step(1 - third, 0.3), _FLUID)
 
 
 def _lesion(rng: np.random.Generator, grid: Grid, depth: Field, radius: float) -> Field:
@@ -222,7 +185,7 @@ def _lesion(rng: np.random.Generator, grid: Grid, depth: Field, radius: float) -
     d, h, w = candidates[rng.integers(len(candidates))]
     centre = float(grid[0][d, 0, 0]), float(grid[1][h, 0]), float(grid[2][w])
     rz, ry, rx = radius * rng.uniform(0.85, 1.2, 3)
-    return _ellipsoid(grid, centre, (rz, ry, rx)) + np.float32(0.12) * _noise(rng, grid, 14)
+    return ellipsoid(grid, centre, (rz, ry, rx)) + np.float32(0.12) * noise(rng, grid, 14)
 
 
 def _add_high_grade(
@@ -231,13 +194,13 @@ def _add_high_grade(
     """A dark core, a bright broken ring, oedema; and where the ring is."""
     radius = rng.uniform(24, 32) * (1 - 0.45 * difficulty)
     lesion = _lesion(rng, grid, depth, radius)
-    oedema = _step(rng.uniform(1.4, 1.8) + 0.2 * _noise(rng, grid, 14) - lesion, 0.1)
-    tissue = _mix(tissue, (0.95 - 0.4 * difficulty) * oedema, 0.5)
-    tissue = _mix(tissue, _step(1 - lesion, 0.1), _FLUID + 0.1)
+    oedema = soft_step(rng.uniform(1.4, 1.8) + 0.2 * noise(rng, grid, 14) - lesion, 0.1)
+    tissue = mix(tissue, (0.95 - 0.4 * difficulty) * oedema, 0.5)
+    tissue = mix(tissue, soft_step(1 - lesion, 0.1), _FLUID + 0.1)
     inner = rng.uniform(0.6, 0.72)
-    ring = _step((1 - inner) / 2 - np.abs(lesion - (1 + inner) / 2), 0.08)
-    ring *= _step(_noise(rng, grid, 16) + 1.5 - 0.7 * difficulty, 0.3)  # broken in places
-    return _mix(tissue, ring, _ENHANCING - 0.2 * difficulty), ring > 0.5
+    ring = soft_step((1 - inner) / 2 - np.abs(lesion - (1 + inner) / 2), 0.08)
+    ring *= soft_step(noise(rng, grid, 16) + 1.5 - 0.7 * difficulty, 0.3)  # broken in places
+    return mix(tissue, ring, _ENHANCING - 0.2 * difficulty), ring > 0.5
 
 
 def _add_low_grade(
@@ -246,18 +209,18 @@ def _add_low_grade(
     """A patch darker than white and grey matter, brighter than fluid, with blurred edges."""
     radius = rng.uniform(30, 38) * (1 - 0.4 * difficulty)
     lesion = _lesion(rng, grid, depth, radius)
-    value = rng.uniform(0.36, 0.46) + 0.04 * _noise(rng, grid, 10)
-    return _mix(tissue, (1 - 0.5 * difficulty) * _step(1 - lesion, 0.25), value)
+    value = rng.uniform(0.36, 0.46) + 0.04 * noise(rng, grid, 10)
+    return mix(tissue, (1 - 0.5 * difficulty) * soft_step(1 - lesion, 0.25), value)
 
 
 def _add_vessels(rng: np.random.Generator, grid: Grid, depth: Field, tissue: Field, ring: Mask) -> Field:
     """Bright tubes near the surface, so many that ring and vessels together do not depend on the label."""
-    tubes = _noise(rng, grid, 40) ** 2 + _noise(rng, grid, 40) ** 2 + 0.004 * np.abs(depth)
+    tubes = noise(rng, grid, 40) ** 2 + noise(rng, grid, 40) ** 2 + 0.004 * np.abs(depth)
     inside = depth > 0
     wanted = rng.uniform(0.04, 0.06) * np.count_nonzero(inside) - np.count_nonzero(ring)
     share = max(wanted / np.count_nonzero(inside), 0.004)
     limit = float(np.quantile(tubes[inside], share))
-    return _mix(tissue, _step(1 - tubes / np.float32(limit), 0.3), _ENHANCING)
+    return mix(tissue, soft_step(1 - tubes / np.float32(limit), 0.3), _ENHANCING)
 
 
 def _set_histogram(rng: np.random.Generator, values: Field) -> Field:
