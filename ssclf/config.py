@@ -17,8 +17,11 @@ from ssclf.errors import ConfigError
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Crop = Literal["none", "brain"]
-Architecture = Literal["mc3", "r2plus1d", "r3d"]
-Augmentation = Literal["light", "heavy", "flip", "none"]
+#: Of the paper, from torchvision.
+PaperArchitecture = Literal["mc3", "r2plus1d", "r3d"]
+Architecture = Literal["mc3", "r2plus1d", "r3d", "small"]
+Augmentation = Literal["light", "half", "heavy", "flip", "none"]
+Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine", "onecycle"]
 Stem = Literal["random", "mean"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -226,7 +229,13 @@ class TrainConfig:
     """
 
     architecture: Annotated[
-        Architecture, Option("Network; mc3 won in the paper.", "Network", flag="--model")
+        Architecture,
+        Option(
+            "Network: mc3, which won in the paper, r2plus1d, r3d, or small, our own for two cores and tens of volumes. "
+            "Where it is left out, the preset default chooses by what there is, and says why.",
+            "Network",
+            flag="--model",
+        ),
     ] = "mc3"
     #: Start from Kinetics-400 weights instead of random ones.
     pretrained: Annotated[
@@ -241,14 +250,26 @@ class TrainConfig:
             "Network",
         ),
     ] = "random"
+    #: Stages that keep the weights they start with, from the first layer on: 1 to 4 of them, or 5, all but the last,
+    #: linear layer.
+    freeze: Annotated[
+        int,
+        Option(
+            "Keep the weights of so many stages, from the first layer on; 5 trains the last layer alone. With --from "
+            "or --pretrained, for cohorts of tens.",
+            "Network",
+        ),
+    ] = 0
     dropout: float = 0.3
     #: Passes over the training part. The paper does not say.
     epochs: Annotated[int, Option("Passes over the training part.", "Optimiser")] = 100
     learning_rate: Annotated[
         float, Option("Step size of the Adam optimiser; with a schedule, its highest.", "Optimiser")
     ] = 1e-5
+    #: "adamw" pulls weights towards zero apart from the gradient (Loshchilov and Hutter, 2019).
+    optimizer: Annotated[Optimizer, Option("How steps are taken.", "Optimiser")] = "adam"
     weight_decay: Annotated[
-        float, Option("How strongly Adam pulls weights towards zero; 0 does not.", "Optimiser")
+        float, Option("How strongly the optimiser pulls weights towards zero; 0 does not.", "Optimiser")
     ] = 1e-3
     schedule: Annotated[Schedule, Option("How the learning rate changes over the run.", "Optimiser")] = (
         "constant"
@@ -291,6 +312,9 @@ class TrainConfig:
             "Data",
         ),
     ] = 0
+    #: Before the network is looked at, batch normalisation's averages are taken anew, over training volumes as they
+    #: are: those that ran along are of weights of many steps, and of volumes that augmentation has smoothed.
+    settle: bool = False
     seed: Annotated[
         int,
         Option(
@@ -319,12 +343,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("architecture", self.architecture, Architecture)
         check_choice("stem", self.stem, Stem)
+        check_choice("optimizer", self.optimizer, Optimizer)
         check_choice("schedule", self.schedule, Schedule)
         check_choice("precision", self.precision, Precision)
         check_choice("class_weights", self.class_weights, ClassWeights)
         check_choice("augmentation", self.augmentation, Augmentation)
         for name, value, low, high in (
             ("dropout", self.dropout, 0, 0.95),
+            ("freeze", self.freeze, 0, 5),
             ("epochs", self.epochs, 1, 100_000),
             ("learning_rate", self.learning_rate, 1e-9, 10),
             ("weight_decay", self.weight_decay, 0, 10),
@@ -351,22 +377,29 @@ class TrainConfig:
             ConfigError: an unknown preset or setting, or a value out of range.
         """
         check_choice("preset", name, Preset)
-        return config_from_dict(TrainConfig, {**_PRESETS[name], **changes})
+        own = _DEFAULT_SMALL if name == "default" and changes.get("architecture") == "small" else {}
+        return config_from_dict(TrainConfig, {**_PRESETS[name], **own, **changes})
 
 
-#: "paper" is every value as published. "default" learns in fewer epochs (docs/training.md, "Presets"): batches of four
+#: "paper" is every value as published. "default" learns in fewer steps (docs/training.md, "Presets"): batches of twelve
 #: give batch normalisation and the weighted loss something to average over, which carries a 30 times higher rate.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "default": {
         "learning_rate": 3e-4,
-        "batch_size": 4,
+        "weight_decay": 1e-2,
+        "optimizer": "adamw",
+        "batch_size": 12,
         "schedule": "onecycle",
         "warmup": 0.2,
+        "augmentation": "half",
+        "settle": True,
         "precision": "bf16-mixed",
         "epochs": 60,
     },
 }
+#: What the small network takes beside that.
+_DEFAULT_SMALL: dict[str, Any] = {"learning_rate": 2e-3}
 
 
 @dataclass(frozen=True)

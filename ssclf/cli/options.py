@@ -25,6 +25,7 @@ from ssclf.config import (
     Engine,
     ExportFormat,
     LogLevel,
+    Optimizer,
     Option,
     Plane,
     Precision,
@@ -249,10 +250,12 @@ Partition = Annotated[int, setting(ClusterConfig, "partition")]
 ArchitectureOption = Annotated[Architecture | None, setting(TrainConfig, "architecture")]
 Pretrained = Annotated[bool, setting(TrainConfig, "pretrained")]
 StemOption = Annotated[Stem | None, setting(TrainConfig, "stem")]
+Freeze = Annotated[int | None, setting(TrainConfig, "freeze")]
 Epochs = Annotated[int | None, setting(TrainConfig, "epochs")]
 BatchSize = Annotated[int | None, setting(TrainConfig, "batch_size")]
 Accumulate = Annotated[int | None, setting(TrainConfig, "accumulate")]
 LearningRate = Annotated[float | None, setting(TrainConfig, "learning_rate")]
+OptimizerOption = Annotated[Optimizer | None, setting(TrainConfig, "optimizer")]
 WeightDecay = Annotated[float | None, setting(TrainConfig, "weight_decay")]
 ScheduleOption = Annotated[Schedule | None, setting(TrainConfig, "schedule")]
 AugmentationOption = Annotated[Augmentation | None, setting(TrainConfig, "augmentation")]

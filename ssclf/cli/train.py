@@ -11,7 +11,15 @@ import typer
 
 from ssclf.cli import options as opt
 from ssclf.cli.saying import say
-from ssclf.config import Architecture, ExportFormat, ExportPrecision, Scheme, Starts, TrainConfig
+from ssclf.config import (
+    Architecture,
+    ExportFormat,
+    ExportPrecision,
+    PaperArchitecture,
+    Scheme,
+    Starts,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from ssclf.workflows.cross_validate import CvResult
@@ -67,7 +75,7 @@ StartsOption = Annotated[
         rich_help_panel="Network",
     ),
 ]
-_ALL = ",".join(get_args(Architecture))
+_ALL = ",".join(get_args(PaperArchitecture))
 _STARTS: dict[Starts, tuple[bool, ...]] = {"no": (False,), "yes": (True,), "both": (False, True)}
 SchemeOption = Annotated[
     Scheme,
@@ -139,10 +147,12 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     stem: opt.StemOption = None,
     weights: Weights = None,
     start: From = None,
+    freeze: opt.Freeze = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
     accumulate: opt.Accumulate = None,
     learning_rate: opt.LearningRate = None,
+    optimizer: opt.OptimizerOption = None,
     weight_decay: opt.WeightDecay = None,
     schedule: opt.ScheduleOption = None,
     augmentation: opt.AugmentationOption = None,
@@ -168,7 +178,14 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     settings = opt.given(ctx, TrainConfig)
     asked = preset if opt.was_given(ctx, "preset") or not resume else None
     chosen = choose_run(
-        out, settings, data=data or (), preset=asked, weights=weights, start=start, resume=resume
+        out,
+        settings,
+        data=data or (),
+        preset=asked,
+        weights=weights,
+        start=start,
+        resume=resume,
+        device=device,
     )
     if chosen.finished:
         say(f"{chosen.folder}: has finished; nothing is left to do")
@@ -201,10 +218,12 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     starts: StartsOption = "no",
     stem: opt.StemOption = None,
     weights: Weights = None,
+    freeze: opt.Freeze = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
     accumulate: opt.Accumulate = None,
     learning_rate: opt.LearningRate = None,
+    optimizer: opt.OptimizerOption = None,
     weight_decay: opt.WeightDecay = None,
     schedule: opt.ScheduleOption = None,
     augmentation: opt.AugmentationOption = None,
@@ -227,7 +246,8 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     from ssclf.workflows.cross_validate import CvPlan, CvWatch, cross_validate
     from ssclf.workflows.train import Machine
 
-    settings = TrainConfig.preset(preset, **opt.given(ctx, TrainConfig))
+    shared = {"architecture": networks[0]} if len(networks) == 1 else {}
+    settings = TrainConfig.preset(preset, **shared, **opt.given(ctx, TrainConfig))
     plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
     asked = opt.given(ctx, TrainConfig) | {
         name: getattr(plan, name) for name in ("scheme", "folds") if opt.was_given(ctx, name)

@@ -48,7 +48,9 @@ class LesionRanges:
     def __post_init__(self) -> None:
         for name, (low, high) in vars(self).items():
             if not 0 <= low <= high:
-                raise ConfigError(f"{name}: expected a range from 0 on, lower end first, found {(low, high)}.")
+                raise ConfigError(
+                    f"{name}: expected a range from 0 on, lower end first, found {(low, high)}."
+                )
 
 
 def insert_lesion(
@@ -76,11 +78,11 @@ def insert_lesion(
     drawn = {name: float(place.uniform(*limits)) for name, limits in vars(ranges).items()}
     grid = _grid(brain)
     shape = _outline(place, grid, inside, brain, drawn)
-    fluid, grey, white, brightest = np.quantile(data[inside], (0.04, 0.4, 0.8, 0.995)).astype(np.float32)
+    fluid, grey, white, brightest = map(float, np.quantile(data[inside], (0.04, 0.4, 0.8, 0.995)))
     levels = {
-        "dark": np.float32(grey - drawn["depth"] * (grey - fluid)),
-        "oedema": np.float32(grey - 0.3 * (grey - fluid)),
-        "ring": np.float32(white + drawn["ring"] * (brightest - white)),
+        "dark": grey - drawn["depth"] * (grey - fluid),
+        "oedema": grey - 0.3 * (grey - fluid),
+        "ring": white + drawn["ring"] * (brightest - white),
     }
     changed = data
     if label == "HGG":
@@ -99,7 +101,7 @@ def _high_grade(
     data: Field,
     shape: Field,
     drawn: dict[str, float],
-    levels: dict[str, np.float32],
+    levels: dict[str, float],
 ) -> Field:
     width = drawn["ring_width"]
     reach = 1 + drawn["oedema"] + np.float32(0.15) * noise(rng, grid, 14)
@@ -112,10 +114,9 @@ def _high_grade(
 
 def _grid(volume: Volume) -> Grid:
     """Distances along the array's own axes in mm, which for a shape is as good as anatomical ones."""
-    steps = np.linalg.norm(volume.affine[:3, :3], axis=0)
     z, y, x = (
         (step * np.arange(count)).astype(np.float32)
-        for step, count in zip(steps, volume.data.shape[1:], strict=True)
+        for step, count in zip(volume.spacing, volume.shape, strict=True)
     )
     return z[:, None, None], y[:, None], x
 
@@ -125,8 +126,7 @@ def _outline(
 ) -> Field:
     """Distance from the lesion's centre as a share of its radius, which wanders."""
     radius = drawn["radius_mm"]
-    steps = np.linalg.norm(brain.affine[:3, :3], axis=0)
-    depth: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=steps)
+    depth: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=brain.spacing)
     depth = depth[1:-1, 1:-1, 1:-1]
     candidates = np.argwhere(depth >= min(0.6 * radius, 0.7 * float(depth.max(initial=0))))
     if not inside.any() or not len(candidates):

@@ -21,7 +21,7 @@ SPEC_FORMAT = 1
 class ModelSpec:
     """Attributes:
     name: of the bundle.
-    architecture: "mc3", "r2plus1d" or "r3d".
+    architecture: "mc3", "r2plus1d", "r3d" or "small".
     class_names: K >= 2 names; logits and probabilities come in this order.
     preprocess: settings that served in training and must serve in prediction.
     temperature: logits are divided by it before the softmax (1: not calibrated).

@@ -22,7 +22,12 @@ from ssclf.domain.metrics import Metrics, score_predictions
 from ssclf.domain.scores import softmax
 
 PER_CLASS = ("precision", "recall", "specificity", "f1")
-_ARCHITECTURES = {"mc3": "mixed convolution (mc3)", "r2plus1d": "R(2+1)D", "r3d": "ResNet 3D"}
+_ARCHITECTURES = {
+    "mc3": "mixed convolution (mc3)",
+    "r2plus1d": "R(2+1)D",
+    "r3d": "ResNet 3D",
+    "small": "small",
+}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Random transforms of training volumes, through TorchIO; the same (seed, epoch, volume) gives the same one.
 
-Source: Chatterjee et al., Sec. 2.3 ("light", used; "heavy", tried there and found worse). "flip" is ours: mirror
-images alone, for runs too short to learn what light augmentation adds.
+Source: Chatterjee et al., Sec. 2.3 ("light", used; "heavy", tried there and found worse). Two are ours. "half" leaves
+every second volume on its own grid: a turned volume is a smoothed one, and a network that has seen no other takes a
+sharp edge for a lesion. "flip" is mirror images alone, for runs too short to learn what the others add.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ class Augmenter:
         self._seed = seed
         self._heavy = kind == "heavy"
         # By name, not by index: which array axis runs from left to right depends on the plane of the slices.
-        chance = 0.5 if kind == "flip" else 0.25
+        chance = 0.5 if kind in ("flip", "half") else 0.25
         flip = tio.RandomFlip(axes=("LR",), flip_probability=chance)  # type: ignore[arg-type]  # its docstring has names
-        affine = tio.RandomAffine(scales=(0.9, 1.2), degrees=10, default_pad_value=0, check_shape=False)
+        turned = 0.5 if kind == "half" else 1
+        affine = tio.RandomAffine(
+            scales=(0.9, 1.2), degrees=10, default_pad_value=0, check_shape=False, p=turned
+        )
         steps: list[tio.Transform] = [flip] if kind == "flip" else [affine, flip]
         if self._heavy:
             steps += [

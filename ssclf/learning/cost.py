@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,7 @@ from statistics import median
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssclf.config import Architecture, Device
@@ -64,6 +66,29 @@ def measure_cost(
         seconds_per_volume=median(seconds[1:]),
         device=torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
     )
+
+
+def training_bytes(architecture: Architecture, shape: Sequence[int]) -> int:
+    """What one volume takes while a network is trained in 32 bits: all that the way back needs, and as much to work in.
+
+    Args:
+        shape: (C, D, H, W).
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter):
+            kept[storage._cdata] = storage.nbytes()
+        held.append(tensor)
+        return tensor
+
+    held: list[Tensor] = []  # else a later one could take the place, and the name, of one that is gone
+    with torch.random.fork_rng(), torch.device("meta"):
+        network = build_network(architecture, channels=shape[0], classes=2).train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(torch.empty(2, *shape))
+    return sum(kept.values())  # of two volumes, which is twice of one
 
 
 def thread_count() -> int:

@@ -54,7 +54,7 @@ class ExportedNetwork(nn.Module):
         self.dtype = torch.float16 if half else torch.float32
 
     def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, C, D, H, W) to logits (N, K), cam (N, K, d, h, w) and features (N, 512).
+        """(N, C, D, H, W) to logits (N, K), cam (N, K, d, h, w) and features (N, F).
 
         The map is the linear layer, without its bias, applied at every position of the last feature map. Average
         pooling and that layer end the network, so in eval mode the logits are the map's mean plus the bias.

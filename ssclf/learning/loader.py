@@ -180,7 +180,7 @@ def _start_readers(dataset: VolumeDataset, count: int, batch_size: int) -> list[
     ResourceError: no process can be started.
     """
     context = multiprocessing.get_context("fork")
-    size = 4 * batch_size * largest_volume(dataset.samples) * dataset.channels
+    size = 4 * batch_size * math.prod(largest_shape(dataset.samples) or (0,)) * dataset.channels
     readers: list[_Reader] = []
     for _ in range(count):
         ours, theirs = context.Pipe()
@@ -200,12 +200,13 @@ def _start_readers(dataset: VolumeDataset, count: int, batch_size: int) -> list[
     return readers
 
 
-def largest_volume(samples: Sequence[Sample]) -> int:
-    """Voxels of a batch item that holds any of these, as the manifest says; 0 where it does not say."""
+def largest_shape(samples: Sequence[Sample]) -> tuple[int, int, int] | None:
+    """(D, H, W) of a batch item that holds any of these, as the manifest says; None where it does not say."""
     shapes = [re.findall(r"\d+", sample.cells.get("shape", "")) for sample in samples]
-    if not all(len(shape) == 3 for shape in shapes):
-        return 0
-    return math.prod(max(map(int, sizes)) for sizes in zip(*shapes, strict=True))
+    if not shapes or not all(len(shape) == 3 for shape in shapes):
+        return None
+    d, h, w = (max(map(int, sizes)) for sizes in zip(*shapes, strict=True))
+    return d, h, w
 
 
 def _shared_memory(size: int) -> list[mmap.mmap]:

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import Device, TrainConfig
@@ -31,6 +31,8 @@ from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
 
+#: At most so many volumes tell what batch normalisation is to expect.
+_SETTLE_ON = 256
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +43,7 @@ class Predictions:
     Attributes:
         logits: (N, K) float32, not calibrated.
         targets: (N,) class indices.
-        features: (N, 512) float32, the last feature map averaged over space.
+        features: (N, F) float32, the last feature map averaged over space.
         loss: mean weighted cross-entropy.
     """
 
@@ -157,6 +159,13 @@ class Trainer:
             seed=config.seed,
             channels=self._channels,
         )
+        self._settling = VolumeDataset(
+            train[:: -(-len(train) // _SETTLE_ON)],
+            cohort.class_names,
+            augmentation="none",
+            seed=0,
+            channels=self._channels,
+        )
         self._others = set(multiprocessing.active_children())
         self._loader = VolumeLoader(dataset, self._sampler, batch_size=config.batch_size, workers=workers)
         counts = cohort.counts(train)
@@ -166,7 +175,10 @@ class Trainer:
         self._memory_format = torch.channels_last_3d if config.channels_last else torch.contiguous_format
         network.to(fabric.device)
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # missing in torch's types
-        optimizer = Adam(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        network.freeze(config.freeze)
+        free = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
+        optimizer = kind(free, lr=config.learning_rate, weight_decay=config.weight_decay)
         compiled = cast(nn.Module, torch.compile(network)) if config.compile else network
         self._module, self._optimizer = fabric.setup(compiled, optimizer)
         self._scheduler = make_scheduler(optimizer, config, config.epochs * self.steps_per_epoch)
@@ -297,6 +309,41 @@ class Trainer:
                 f"the network gives NaN or infinity for {len(bad)} of the {len(samples)} {part} volumes after "
                 f"epoch {self.epoch} ({self._words()}), the first of them {bad[0]}; {what}."
             )
+
+    def settle(self, *, stop: Callable[[], bool] = lambda: False) -> None:
+        """Take batch normalisation's averages anew, over training volumes without augmentation, where the config says
+        so.
+
+        Raises:
+            Stopped: `stop` came first.
+            VolumeError, ResourceError: see `VolumeLoader.batches`.
+        """
+        self.network.eval()
+        norms = [
+            module
+            for module in self.network.modules()
+            if isinstance(module, nn.BatchNorm3d) and module.weight.requires_grad
+        ]
+        if not self.config.settle or not norms:
+            return
+        rates = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        sampler = EpochSampler(len(self._settling), seed=self.config.seed, shuffle=True)
+        loader = VolumeLoader(
+            self._settling, sampler, batch_size=self.config.batch_size, workers=self._workers
+        )
+        with contextlib.closing(loader), torch.no_grad(), self.fabric.autocast():
+            for batch in loader.batches(stop):
+                if len(batch.targets) > 1 or self.config.batch_size == 1:
+                    self.network.features(self.fabric.to_device(batch.volumes))
+        for norm, rate in zip(norms, rates, strict=True):
+            norm.momentum = rate
+            norm.eval()
+        if stop():
+            raise Stopped
 
     def close(self) -> None:
         """End the processes that read volumes, and any other that was started meanwhile and would keep this one from

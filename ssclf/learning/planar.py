@@ -28,7 +28,7 @@ class PlanarNetwork(nn.Module):
         self.fc = network.fc
 
     def features(self, volume: Tensor) -> Tensor:
-        """Volumes (N, C, D, H, W) to the last feature map (N, 512, d, h, w)."""
+        """Volumes (N, C, D, H, W) to the last feature map (N, F, d, h, w)."""
         count, _, depth = volume.shape[:3]
         planes = volume.transpose(1, 2).flatten(0, 1)
         for stage in self.stages:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from ssclf.config import Architecture, Stem
+from ssclf.config import Architecture, PaperArchitecture, Stem
 from ssclf.errors import ModelError
 from ssclf.io.files import whole_path
 from ssclf.io.models.checksums import file_sha256
@@ -25,7 +25,7 @@ from ssclf.learning.networks import TORCHVISION_NAMES, VolumeNetwork
 from ssclf.learning.vision import video_models
 
 _HASHED_NAME = re.compile(r"-([0-9a-f]{8,})\.pth$")
-_ENUMS: dict[Architecture, str] = {
+_ENUMS: dict[PaperArchitecture, str] = {
     "r2plus1d": "R2Plus1D_18_Weights",
     "mc3": "MC3_18_Weights",
     "r3d": "R3D_18_Weights",
@@ -43,7 +43,7 @@ class WeightsFile:
     path: where it lies on this machine, None where it does not.
     """
 
-    architecture: Architecture
+    architecture: PaperArchitecture
     url: str
     name: str
     path: Path | None
@@ -61,7 +61,7 @@ def weights_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ssclf" / "weights"
 
 
-def find_weights(architecture: Architecture) -> WeightsFile:
+def find_weights(architecture: PaperArchitecture) -> WeightsFile:
     """Look in torch's own cache, then in `weights_folder()`."""
     url = str(getattr(video_models, _ENUMS[architecture]).KINETICS400_V1.url)
     file_name = PurePosixPath(urlsplit(url).path).name
@@ -82,7 +82,7 @@ def import_weights(path: Path) -> Path:
     Raises:
         ModelError: another name, or content that does not match the hash in the name.
     """
-    known = {find_weights(architecture).name for architecture in get_args(Architecture)}
+    known = {find_weights(architecture).name for architecture in get_args(PaperArchitecture)}
     if path.name not in known:
         raise ModelError(
             f"{path.name}: expected one of torchvision's files, {', '.join(sorted(known))}; "
@@ -102,7 +102,7 @@ def verify_weights() -> list[WeightsFile]:
     Raises:
         ModelError: a file was changed or damaged.
     """
-    files = [find_weights(architecture) for architecture in get_args(Architecture)]
+    files = [find_weights(architecture) for architecture in get_args(PaperArchitecture)]
     for file in files:
         if file.path:
             _check_hash(file.path)
@@ -126,6 +126,11 @@ def load_pretrained(
     Raises:
         ModelError: no such file, a wrong hash, or weights of another network.
     """
+    if architecture == "small":
+        raise ModelError(
+            "--pretrained: there are Kinetics-400 weights for mc3, r2plus1d and r3d, and none for small; leave it out, "
+            "or choose one of these with --model."
+        )
     if path is None:
         file = find_weights(architecture)
         if file.path is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssclf.config import Preset, TrainConfig
+from ssclf.config import Device, Preset, TrainConfig
 from ssclf.domain.run_data import RunData
 from ssclf.errors import ConfigError, DatasetError
 from ssclf.io.models.checksums import file_sha256
@@ -26,6 +26,7 @@ from ssclf.io.records.training_run import (
 from ssclf.learning.finetuning import Start
 from ssclf.workflows.cross_validate import CvPlan
 from ssclf.workflows.export import open_start
+from ssclf.workflows.recipe import choose_recipe
 
 #: Where preprocessed volumes are looked for.
 PREPROCESSED = (Path("data/preprocessed"),)
@@ -58,6 +59,7 @@ def choose_run(
     weights: Path | None = None,
     start: Path | None = None,
     resume: bool = False,
+    device: Device = "auto",
 ) -> ChosenRun:
     """Choose what to train.
 
@@ -69,6 +71,7 @@ def choose_run(
         preset: None for the usual one.
         weights: Kinetics-400 weights to start from: the same as the setting `pretrained`.
         start: bundle or run to go on from; its architecture is taken where the settings name none.
+        device: what the run is to use.
 
     Raises:
         ConfigError: settings that do not go together, are out of range, or cannot be changed any more.
@@ -85,11 +88,23 @@ def choose_run(
     pretrained = settings.get("pretrained", False) or weights is not None
     if begin and pretrained:
         raise ConfigError("--from: expected it alone, found --pretrained or --weights beside it.")
-    architecture = architecture or (begin.spec.architecture if begin else TrainConfig().architecture)
-    given = {**settings, "architecture": architecture, "pretrained": pretrained}
-    config = TrainConfig.preset(preset or "default", **given)
+    given = {**settings, "pretrained": pretrained}
+    if begin:
+        given.setdefault("architecture", begin.spec.architecture)
+    if given.get("freeze") and not begin and not pretrained:
+        raise ConfigError(
+            "--freeze: expected weights to keep, and a new network's are random; name some with --from or --pretrained."
+        )
     volumes = tuple(data) or PREPROCESSED
-    return ChosenRun(out or _new_folder(architecture, volumes), config, volumes, begin)
+    cohort = read_prepared_cohort(volumes)
+    if preset == "paper":
+        config = TrainConfig.preset(preset, **given)
+    else:
+        recipe = choose_recipe(cohort, given, device)
+        config = recipe.config
+        for reason in recipe.reasons:
+            log.info("%s", reason)
+    return ChosenRun(out or new_run_folder(config.architecture), config, volumes, begin)
 
 
 def _warn_of_idle_tasks() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssclf import __version__
-from ssclf.config import Architecture, Scheme, TrainConfig, check_choice, config_to_dict
+from ssclf.config import Architecture, PaperArchitecture, Scheme, TrainConfig, check_choice, config_to_dict
 from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.alone import WorkTraceback
@@ -128,7 +128,7 @@ class CvPlan:
 
     @staticmethod
     def of(
-        models: Sequence[Architecture] = get_args(Architecture),
+        models: Sequence[Architecture] = get_args(PaperArchitecture),
         pretrained: Sequence[bool] = (False,),
         **settings: Any,
     ) -> CvPlan:

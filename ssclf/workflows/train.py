@@ -397,6 +397,7 @@ def _validate(trainer: Trainer, validation: list[Sample], stop: Callable[[], boo
     """
     if not validation:
         return {}
+    trainer.settle(stop=stop)
     found = trainer.predict(validation, "validation", stop=stop)
     metrics = score_predictions(found.targets, softmax(found.logits), trainer.class_names)
     return {"val_loss": found.loss, "val_accuracy": metrics.accuracy, "val_macro_f1": metrics.macro_f1}
@@ -413,6 +414,7 @@ def _finish(
 ) -> TrainResult:
     """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
     names = cohort.class_names
+    trainer.settle()
     found = {role: trainer.predict(samples, role) for role, samples in parts.items() if samples}
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)

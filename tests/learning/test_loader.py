@@ -21,7 +21,7 @@ from ssclf.errors import ResourceError, VolumeError
 from ssclf.io.records.preprocessed import Sample, read_prepared_cohort
 from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset
-from ssclf.learning.loader import VolumeLoader, largest_volume
+from ssclf.learning.loader import VolumeLoader, largest_shape
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -49,7 +49,7 @@ def test_batches_are_the_same_through_memory_and_through_pipes(
 ) -> None:
     """What the manifest does not say, or says wrongly, costs time and nothing else."""
     samples = samples_of(preprocessed(per_class=7), shape)
-    assert largest_volume(samples) == {"6 x 20 x 18": 2160, "2 x 3 x 4": 24, "": 0}[shape]
+    assert largest_shape(samples) == {"6 x 20 x 18": (6, 20, 18), "2 x 3 x 4": (2, 3, 4), "": None}[shape]
     alone, shared = load(loader_of(samples, 0)), load(loader_of(samples, workers))
     assert len(alone) == len(shared) == 11
     for left, right in zip(alone, shared, strict=True):

@@ -97,6 +97,40 @@ def test_predictions_are_those_of_the_network_in_eval_mode(preprocessed: Callabl
     assert first.targets.tolist() == [cohort.class_names.index(s.label) for s in samples]
 
 
+def test_settled_averages_are_those_of_the_volumes_as_they_are(preprocessed: Callable[..., Path]) -> None:
+    """Those that ran along are of other weights, and of volumes that were turned."""
+    cohort = read_prepared_cohort(preprocessed(per_class=4))
+    config = dataclasses.replace(CONFIG, augmentation="light", batch_size=4, settle=True)
+    trainer, network = make_trainer(cohort, config)
+    trainer.train_epoch()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    trainer.settle()
+    dataset = VolumeDataset(cohort.samples, cohort.class_names, augmentation="none", seed=0)
+    order = [index for _, index in EpochSampler(12, seed=config.seed, shuffle=True)]
+    batches = [collate([dataset[0, i] for i in order[k : k + 4]]).volumes for k in (0, 4, 8)]
+    with torch.no_grad():
+        found = [network.stem[0](volumes).transpose(0, 1).flatten(1) for volumes in batches]
+    norm = network.stem[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([f.mean(dim=1) for f in found]).mean(dim=0))
+    torch.testing.assert_close(norm.running_var, torch.stack([f.var(dim=1) for f in found]).mean(dim=0))
+    for key, value in network.state_dict().items():
+        assert "tracked" in key or torch.equal(value, before[key]) == ("running" not in key), key
+    assert not any(module.training for module in network.modules())
+    once = {key: value.clone() for key, value in network.state_dict().items()}
+    trainer.settle()
+    assert all(torch.equal(value, once[key]) for key, value in network.state_dict().items())
+
+
+def test_settling_leaves_frozen_stages_alone(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=4))
+    trainer, network = make_trainer(cohort, dataclasses.replace(CONFIG, batch_size=4, settle=True, freeze=5))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    trainer.train_epoch()
+    trainer.settle()
+    different = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert different == {"fc.weight", "fc.bias"}
+
+
 def rates(cohort: PreparedCohort, config: TrainConfig) -> list[float]:
     trainer, _ = make_trainer(cohort, config)
     return [trainer.train_epoch().learning_rate for _ in range(config.epochs)]

@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 
-from ssclf.config import Architecture
+from ssclf.config import Architecture, PaperArchitecture
 from ssclf.errors import ConfigError
 from ssclf.learning.exporting import ExportedNetwork
-from ssclf.learning.networks import TORCHVISION_NAMES, build_network
+from ssclf.learning.networks import STAGES, TORCHVISION_NAMES, build_network
 from ssclf.learning.vision import video_models
 
-ARCHITECTURES: tuple[Architecture, ...] = ("r2plus1d", "mc3", "r3d")
+OF_THE_PAPER: tuple[PaperArchitecture, ...] = ("r2plus1d", "mc3", "r3d")
+ARCHITECTURES: tuple[Architecture, ...] = (*OF_THE_PAPER, "small")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,8 @@ def test_logits_are_the_mean_of_the_activation_map_plus_bias(
     torch.testing.assert_close(cam.mean(dim=(2, 3, 4)) + network.fc.bias, logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_with_three_channels_it_is_the_torchvision_network(architecture: Architecture) -> None:
+@pytest.mark.parametrize("architecture", OF_THE_PAPER)
+def test_with_three_channels_it_is_the_torchvision_network(architecture: PaperArchitecture) -> None:
     torch.manual_seed(0)
     reference = getattr(video_models, TORCHVISION_NAMES[architecture])(weights=None, num_classes=5).eval()
     network = build_network(architecture, channels=3, classes=5).eval()
@@ -50,6 +51,34 @@ def test_with_three_channels_it_is_the_torchvision_network(architecture: Archite
     volumes = torch.rand(2, 3, 6, 10, 14)
     with torch.no_grad():
         torch.testing.assert_close(network(volumes), reference(volumes), atol=1e-5, rtol=1e-5)
+
+
+def test_the_small_network_halves_the_grid_three_times() -> None:
+    network = build_network("small", channels=2, classes=3).eval()
+    assert network.features(torch.rand(1, 2, 16, 24, 40)).shape == (1, 128, 2, 3, 5)
+    assert sum(isinstance(module, torch.nn.Conv3d) for module in network.modules()) == 8
+
+
+@pytest.mark.parametrize("architecture", ["mc3", "small"])
+@pytest.mark.parametrize("stages", range(6))
+def test_frozen_stages_stay_as_they_are(architecture: Architecture, stages: int) -> None:
+    torch.manual_seed(0)
+    network = build_network(architecture, channels=1, classes=3)
+    network.freeze(stages)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+    network.train()
+    network(torch.rand(3, 1, 9, 17, 18)).square().sum().backward()
+    optimizer.step()
+    frozen = tuple(f"{name}." for name in STAGES[:stages])
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]) or not key.startswith(frozen), key
+    changed = {
+        key.split(".")[0]
+        for key, value in network.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
+    assert changed == {*STAGES[stages:], "fc"}
 
 
 def test_dropout_acts_on_training_only() -> None:

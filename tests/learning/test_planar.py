@@ -9,7 +9,7 @@ from ssclf.learning.networks import build_network
 from ssclf.learning.planar import PlanarNetwork
 
 
-@pytest.mark.parametrize("architecture", ["mc3", "r2plus1d", "r3d"])
+@pytest.mark.parametrize("architecture", ["mc3", "r2plus1d", "r3d", "small"])
 @pytest.mark.parametrize(
     ("channels", "shape"), [(1, (1, 9, 21, 16)), (3, (2, 12, 8, 33)), (1, (3, 1, 3, 2)), (2, (2, 2, 17, 9))]
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssclf.config import Architecture
+from ssclf.config import PaperArchitecture
 from ssclf.errors import ModelError
 from ssclf.learning.networks import TORCHVISION_NAMES, build_network
 from ssclf.learning.pretrained import find_weights, import_weights, load_pretrained, verify_weights
@@ -21,7 +21,7 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSCLF_WEIGHTS", str(tmp_path / "weights"))
 
 
-def kinetics(architecture: Architecture, folder: Path) -> tuple[Path, dict[str, Tensor]]:
+def kinetics(architecture: PaperArchitecture, folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """A file in torchvision's format; its name carries its own hash. Random weights."""
     torch.manual_seed(7)
     network = getattr(video_models, TORCHVISION_NAMES[architecture])(weights=None, num_classes=400)
@@ -39,7 +39,7 @@ def kinetics(architecture: Architecture, folder: Path) -> tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize("architecture", ["mc3", "r2plus1d", "r3d"])
-def test_everything_but_stem_and_head_is_loaded(architecture: Architecture, tmp_path: Path) -> None:
+def test_everything_but_stem_and_head_is_loaded(architecture: PaperArchitecture, tmp_path: Path) -> None:
     path, weights = kinetics(architecture, tmp_path)
     network = build_network(architecture, channels=1, classes=3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -48,6 +48,11 @@ def test_everything_but_stem_and_head_is_loaded(architecture: Architecture, tmp_
         own = key.startswith(("stem.", "fc."))
         assert torch.equal(value, before[key] if own else weights[key]), key
     assert sum(not key.startswith(("stem.", "fc.")) for key in before) > 90
+
+
+def test_the_small_network_has_no_such_weights() -> None:
+    with pytest.raises(ModelError, match="none for small"):
+        load_pretrained(build_network("small", channels=1, classes=3), "small")
 
 
 @pytest.mark.parametrize("channels", [1, 2])

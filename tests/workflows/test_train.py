@@ -106,10 +106,11 @@ def test_curves_that_cannot_be_drawn_cost_no_training(
     assert "curves.png: could not be written (IsADirectoryError" in caplog.text
 
 
+@pytest.mark.parametrize("changes", [{}, {"architecture": "small", "settle": True, "optimizer": "adamw"}])
 def test_interrupted_anywhere_it_resumes_to_the_same_numbers(
-    preprocessed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], preprocessed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(TINY, accumulate=2, batch_size=1, schedule="onecycle", patience=5)
+    config = dataclasses.replace(TINY, accumulate=2, batch_size=1, schedule="onecycle", patience=5, **changes)
     data = preprocessed()
     whole = run(data, tmp_path / "whole", config)
 
