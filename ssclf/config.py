@@ -315,6 +315,8 @@ class TrainConfig:
     #: Before the network is looked at, batch normalisation's averages are taken anew, over training volumes as they
     #: are: those that ran along are of weights of many steps, and of volumes that augmentation has smoothed.
     settle: bool = False
+    #: Put synthetic lesions into healthy volumes and learn to tell them (`ssclf pretrain`), instead of the labels.
+    lesions: bool = False
     seed: Annotated[
         int,
         Option(

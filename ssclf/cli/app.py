@@ -16,7 +16,7 @@ from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
 from ssclf.cli.saying import say
-from ssclf.cli.train import cv, evaluate, export, train, weights_app
+from ssclf.cli.train import cv, evaluate, export, pretrain, train, weights_app
 from ssclf.errors import OutputError, SsclfError
 from ssclf.io.files import disk_trouble
 from ssclf.workflows.interruption import end_orderly
@@ -103,6 +103,6 @@ def _options(
     del version
 
 
-for command in (predict, doctor, plan, merge, train, cv, export, evaluate, preprocess, demo):
+for command in (predict, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo):
     app.command()(command)
 app.add_typer(weights_app, name="weights")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 
@@ -16,6 +17,7 @@ from ssclf.config import (
     ExportFormat,
     ExportPrecision,
     PaperArchitecture,
+    Preset,
     Scheme,
     Starts,
     TrainConfig,
@@ -169,23 +171,31 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
 ) -> None:
     """Train a network on preprocessed volumes. Options left out come from the preset."""
     opt.start_log(quiet, log_level)
+    asked = preset if opt.was_given(ctx, "preset") or not resume else None
+    _train(ctx, opt.given(ctx, TrainConfig), data=data or (), preset=asked, weights=weights, start=start)
+
+
+def _train(
+    ctx: typer.Context,
+    settings: Mapping[str, Any],
+    *,
+    data: Sequence[Path],
+    preset: Preset | None,
+    weights: Path | None = None,
+    start: Path | None = None,
+) -> NoReturn:
+    """Begin or go on, where and on what the other options of `train` and `pretrain` say."""
     from ssclf.io.records.training_run import is_first_process
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.choose_run import choose_run
     from ssclf.workflows.train import Machine, Watch
     from ssclf.workflows.train import train as run
 
-    settings = opt.given(ctx, TrainConfig)
-    asked = preset if opt.was_given(ctx, "preset") or not resume else None
+    out, resume, device, workers, quiet = (
+        ctx.params[name] for name in ("out", "resume", "device", "workers", "quiet")
+    )
     chosen = choose_run(
-        out,
-        settings,
-        data=data or (),
-        preset=asked,
-        weights=weights,
-        start=start,
-        resume=resume,
-        device=device,
+        out, settings, data=data, preset=preset, weights=weights, start=start, resume=resume, device=device
     )
     if chosen.finished:
         say(f"{chosen.folder}: has finished; nothing is left to do")
@@ -202,6 +212,38 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
         )
     display.summary(result)
     raise typer.Exit(result.exit_code)
+
+
+def pretrain(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
+    ctx: typer.Context,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Healthy or unlabelled brains that ssclf preprocess wrote. With --resume: those of the run.",
+            show_default=False,
+        ),
+    ] = None,
+    out: RunFolder = None,
+    resume: Resume = False,
+    seed: opt.TrainSeed = None,
+    architecture: opt.ArchitectureOption = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    accumulate: opt.Accumulate = None,
+    learning_rate: opt.LearningRate = None,
+    augmentation: opt.AugmentationOption = None,
+    holdout: opt.Holdout = None,
+    device: opt.DeviceOption = opt.PREDICT.device,
+    workers: opt.TrainWorkers = 2,
+    quiet: opt.Quiet = False,
+    log_level: opt.LogLevelOption = "info",
+) -> None:
+    """Learn from synthetic lesions in healthy brains, for `ssclf train --from`. Not a model of any patient."""
+    if not folders and not resume:
+        raise typer.BadParameter("expected folders that ssclf preprocess wrote.", param_hint="FOLDER")
+    opt.start_log(quiet, log_level)
+    _train(ctx, {**opt.given(ctx, TrainConfig), "lesions": True}, data=folders or (), preset=None)
 
 
 def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ctx

@@ -53,6 +53,18 @@ class LesionRanges:
                 )
 
 
+#: What `ssclf pretrain` teaches: wider than real lesions are, so that they lie within.
+TAUGHT = LesionRanges(
+    radius_mm=(8.0, 36.0),
+    edge=(0.05, 0.5),
+    ragged=(0.05, 0.3),
+    depth=(0.2, 1.1),
+    ring=(0.3, 1.0),
+    ring_width=(0.15, 0.55),
+    oedema=(0.1, 1.0),
+)
+
+
 def insert_lesion(
     brain: Volume, label: SyntheticLabel, rng: np.random.Generator, ranges: LesionRanges | None = None
 ) -> tuple[Volume, Mask]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ssclf.config import Augmentation
+from ssclf.domain.lesions import LesionRanges, insert_lesion
 from ssclf.errors import ResourceError, VolumeError
 from ssclf.io.records.preprocessed import Sample
 from ssclf.io.volumes.nifti import read_written
@@ -45,8 +46,15 @@ class VolumeDataset(Dataset[Item]):
         augmentation: Augmentation,
         seed: int,
         channels: int = 1,
+        lesions: LesionRanges | None = None,
     ) -> None:
+        """Take the samples.
+
+        Args:
+            lesions: put one of these into each volume, of the kind that its label says, anew in every epoch.
+        """
         self.channels = channels
+        self._seed, self._lesions = seed, lesions
         self.samples = list(samples)
         self.targets = [class_names.index(sample.label) for sample in samples]
         self._augment = Augmenter(augmentation, seed)
@@ -61,6 +69,10 @@ class VolumeDataset(Dataset[Item]):
         epoch, index = key
         path = self.samples[index].path
         volume = read_written(path)
+        if self._lesions:
+            label: Any = self.samples[index].label
+            random = np.random.default_rng([self._seed, epoch, index])
+            volume, _ = insert_lesion(volume, label, random, self._lesions)
         try:
             data = self._augment(volume.data, volume.affine, epoch=epoch, index=index)
         except (RuntimeError, ValueError, TypeError) as exc:  # TorchIO's and SimpleITK's

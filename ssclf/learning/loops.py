@@ -23,6 +23,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import Device, TrainConfig
+from ssclf.domain.lesions import TAUGHT
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
 from ssclf.io.records.training_run import process_count, processes_per_node
@@ -152,12 +153,14 @@ class Trainer:
         )
         self._items = len(self._sampler)
         self._channels = len(cohort.preprocess.contrasts)
+        self._lesions = TAUGHT if config.lesions else None
         dataset = VolumeDataset(
             train,
             cohort.class_names,
             augmentation=config.augmentation,
             seed=config.seed,
             channels=self._channels,
+            lesions=self._lesions,
         )
         self._settling = VolumeDataset(
             train[:: -(-len(train) // _SETTLE_ON)],
@@ -165,6 +168,7 @@ class Trainer:
             augmentation="none",
             seed=0,
             channels=self._channels,
+            lesions=self._lesions,
         )
         self._others = set(multiprocessing.active_children())
         self._loader = VolumeLoader(dataset, self._sampler, batch_size=config.batch_size, workers=workers)
@@ -271,7 +275,9 @@ class Trainer:
         self.network.eval()
         alone = self.fabric.world_size == 1  # else each process waits for the others' shares
         names = self._cohort.class_names
-        dataset = VolumeDataset(samples, names, augmentation="none", seed=0, channels=self._channels)
+        dataset = VolumeDataset(
+            samples, names, augmentation="none", seed=0, channels=self._channels, lesions=self._lesions
+        )
         sampler = EpochSampler(
             len(samples),
             seed=0,

@@ -27,6 +27,7 @@ from ssclf.learning.finetuning import Start
 from ssclf.workflows.cross_validate import CvPlan
 from ssclf.workflows.export import open_start
 from ssclf.workflows.recipe import choose_recipe
+from ssclf.workflows.train import read_cohort
 
 #: Where preprocessed volumes are looked for.
 PREPROCESSED = (Path("data/preprocessed"),)
@@ -96,7 +97,7 @@ def choose_run(
             "--freeze: expected weights to keep, and a new network's are random; name some with --from or --pretrained."
         )
     volumes = tuple(data) or PREPROCESSED
-    cohort = read_prepared_cohort(volumes)
+    cohort = read_cohort(volumes, TrainConfig(lesions=bool(given.get("lesions"))))
     if preset == "paper":
         config = TrainConfig.preset(preset, **given)
     else:

@@ -17,6 +17,8 @@ from ssclf.learning.loader import largest_shape
 #: Steps that the small network takes on few volumes; on real brains with inserted lesions it was at its best after 350
 #: to 600 (docs/training.md, "Learning on real anatomy").
 STEPS = 600
+#: Steps of pretraining, which never sees a lesion twice.
+PRETRAIN_STEPS = 2000
 #: Volumes from which on a GPU trains the paper's winner. The paper had 591.
 MANY = 300
 #: Share of the free memory that a step may fill.
@@ -70,7 +72,8 @@ def choose_recipe(cohort: PreparedCohort, given: Mapping[str, Any], device: Devi
     if "epochs" not in given:
         trained = max(round(count * (1 - config.holdout) * (1 - config.validation)), 1)
         steps = -(-trained // (config.batch_size * config.accumulate))
-        epochs = max(-(-STEPS // steps), 10)
+        wanted = PRETRAIN_STEPS if config.lesions else STEPS
+        epochs = max(-(-wanted // steps), 10)
         settings["epochs"] = epochs
         reasons.append(
             f"--epochs {epochs}: {epochs * steps} steps of {config.batch_size * config.accumulate} volumes"

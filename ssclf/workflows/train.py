@@ -71,6 +71,7 @@ from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import end_at_last, exit_code, note_signals
+from ssclf.workflows.lesions import with_lesions
 from ssclf.workflows.reports import try_report
 
 if TYPE_CHECKING:
@@ -165,7 +166,18 @@ def train(
     """
     machine, watch = machine or Machine(), watch or Watch()
     with own_folder(out), resource_errors(out):
-        return _train(read_prepared_cohort(data), out, config, split, start, machine, watch, resume=resume)
+        return _train(read_cohort(data, config), out, config, split, start, machine, watch, resume=resume)
+
+
+def read_cohort(data: Folders, config: TrainConfig) -> PreparedCohort:
+    """What a run of these settings learns from.
+
+    Raises:
+        DatasetError: see `read_prepared_cohort`; or lesions are to be put into volumes that are not healthy.
+    """
+    if not config.lesions:
+        return read_prepared_cohort(data)
+    return with_lesions(read_prepared_cohort(data, min_classes=0))
 
 
 def _train(

@@ -1,0 +1,95 @@
+"""Learning from synthetic lesions in healthy brains, and going on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ssclf.cli.app import app
+from ssclf.domain.lesions import TAUGHT
+from ssclf.io.records.preprocessed import read_prepared_cohort
+from ssclf.io.records.training_run import PROVENANCE, read_config
+from ssclf.io.volumes.nifti import read_written
+from ssclf.learning.datasets import VolumeDataset
+from ssclf.workflows.lesions import with_lesions
+
+#: `ssclf pretrain` looks at the machine; the shortest run of it.
+SHORT = ("--epochs", "1", "--batch-size", "6", "--device", "cpu", "--workers", "0", "--augmentation", "none")
+
+
+def ssclf(*arguments: Any) -> str:
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_weights_learnt_from_lesions_begin_another_training(
+    preprocessed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    healthy = preprocessed(labels=("healthy",), per_class=6, name="healthy")
+    ssclf("pretrain", healthy, "--out", "pre", *SHORT)
+    config = read_config(Path("pre"))
+    assert config.lesions and config.architecture == "small"
+    told = json.loads(Path("pre", PROVENANCE).read_text())["training"]
+    assert told["synthetic"] is True
+    # 6 subjects of which 70 % train, each with either lesion and without
+    assert told["volumes"]["train"] == {"HGG": 4, "LGG": 4, "healthy": 4} and told["subjects"]["test"] == 2
+    assert "has finished" in ssclf("pretrain", "--resume", "--out", "pre")
+    ssclf("train", "--data", preprocessed(), "--from", "pre", "--out", "fine", "--freeze", "4", *SHORT)
+    assert read_config(Path("fine")).architecture == "small" and not read_config(Path("fine")).lesions
+    before, after = (
+        torch.load(f"{run}/checkpoints/chosen.pt", weights_only=True)["network"] for run in ("pre", "fine")
+    )
+    same = {key.split(".")[0] for key in before if torch.equal(before[key], after[key])}
+    assert same >= {"stem", "layer1", "layer2", "layer3"}
+    assert not torch.equal(before["layer4.0.weight"], after["layer4.0.weight"])
+    assert json.loads(Path("fine", PROVENANCE).read_text())["training"]["started_from"]["name"] == "pre"
+
+
+def test_every_epoch_draws_other_lesions_and_the_same_ones_again(preprocessed: Callable[..., Path]) -> None:
+    data = preprocessed(labels=("healthy",), per_class=3)
+    cohort = with_lesions(read_prepared_cohort(data, min_classes=0))
+    assert [sample.label for sample in cohort.samples] == ["HGG", "LGG", "healthy"] * 3
+    assert len({sample.key for sample in cohort.samples}) == 9 and len(set(cohort.subjects.values())) == 3
+
+    def volumes(epoch: int, seed: int = 0) -> list[Any]:
+        dataset = VolumeDataset(
+            cohort.samples, cohort.class_names, augmentation="none", seed=seed, lesions=TAUGHT
+        )
+        return [dataset[epoch, index][0].numpy() for index in range(9)]
+
+    first, second, again, other = volumes(1), volumes(2), volumes(1), volumes(1, seed=1)
+    for position, sample in enumerate(cohort.samples):
+        plain = read_written(sample.path).data
+        assert np.array_equal(first[position], again[position])
+        changed = [not np.array_equal(found[position], plain) for found in (first, second, other)]
+        assert changed == [sample.label != "healthy"] * 3
+        if sample.label != "healthy":
+            assert not np.array_equal(first[position], second[position])
+            assert not np.array_equal(first[position], other[position])
+        assert np.array_equal(first[position] > 0, plain > 0)
+
+
+def test_what_is_not_healthy_is_refused(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    several = preprocessed(labels=("healthy",), per_class=3, contrasts=("t1", "flair"), name="several")
+    for data, words in ((preprocessed(), "healthy or has no label"), (several, "one contrast")):
+        result = CliRunner().invoke(app, ["pretrain", str(data), "--out", str(tmp_path / "run"), *SHORT])
+        assert result.exit_code == 1 and words in " ".join(result.output.split())
+        assert not (tmp_path / "run").exists()
+    assert CliRunner().invoke(app, ["pretrain"]).exit_code == 2
+
+
+def test_frozen_weights_must_be_learnt_ones(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["train", "--data", str(preprocessed()), "--out", str(tmp_path / "run"), "--freeze", "5", *SHORT]
+    )
+    assert result.exit_code == 1 and "--from or --pretrained" in " ".join(result.output.split())
