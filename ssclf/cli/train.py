@@ -24,7 +24,7 @@ from ssclf.config import (
 )
 
 if TYPE_CHECKING:
-    from ssclf.workflows.cross_validate import CvResult
+    from ssclf.workflows.cross_validate import CvPlan, CvResult
 
 Data = Annotated[
     list[Path] | None,
@@ -219,7 +219,7 @@ def pretrain(  # what TrainConfig takes from the command line, `opt.given` finds
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FOLDER...",
+            metavar="FOLDERS...",
             help="Healthy or unlabelled brains that ssclf preprocess wrote. With --resume: those of the run.",
             show_default=False,
         ),
@@ -288,16 +288,10 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     from ssclf.workflows.cross_validate import CvPlan, CvWatch, cross_validate
     from ssclf.workflows.train import Machine
 
-    shared = {"architecture": networks[0]} if len(networks) == 1 else {}
-    settings = TrainConfig.preset(preset, **shared, **opt.given(ctx, TrainConfig))
+    # one set of values for all; where they differ, those of the paper's networks
+    settings = TrainConfig.preset(preset, architecture=min(networks), **opt.given(ctx, TrainConfig))
     plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
-    asked = opt.given(ctx, TrainConfig) | {
-        name: getattr(plan, name) for name in ("scheme", "folds") if opt.was_given(ctx, name)
-    }
-    asked.pop("pretrained", None)  # of each cell
-    if opt.was_given(ctx, "models") or opt.was_given(ctx, "starts"):
-        asked["variants"] = plan.variants
-    chosen = choose_cv_run(out, plan, data=data or (), asked=asked, resume=resume)
+    chosen = choose_cv_run(out, plan, data=data or (), asked=_asked(ctx, plan), resume=resume)
     with CvDisplay(quiet=quiet) as display:
         result = cross_validate(
             chosen.data,
@@ -308,6 +302,17 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
             watch=CvWatch(on_cell=display.cell, on_epoch=display.epoch),
         )
     _report_cv(result, weights)
+
+
+def _asked(ctx: typer.Context, plan: CvPlan) -> dict[str, Any]:
+    """What the user has said of a cross-validation."""
+    asked = opt.given(ctx, TrainConfig) | {
+        name: getattr(plan, name) for name in ("scheme", "folds") if opt.was_given(ctx, name)
+    }
+    asked.pop("pretrained", None)  # of each cell
+    if opt.was_given(ctx, "models") or opt.was_given(ctx, "starts"):
+        asked["variants"] = plan.variants
+    return asked
 
 
 def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:

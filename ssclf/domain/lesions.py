@@ -4,6 +4,7 @@ The lesions follow what tells gliomas apart on contrast-enhanced T1: a high grad
 a dark core, within oedema; a low grade one is a blurred patch darker than its surroundings that does not enhance.
 Intensities are taken from the brain itself, and its histogram stays as it was, since the sum of what is bright or dark
 must not tell what the brain holds. The healthy class is the same brain through the same function.
+scipy is imported where it is used, since prediction does without it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ssclf.config import check_choice
 from ssclf.domain.random_fields import Field, Grid, ellipsoid, mix, noise, soft_step
@@ -137,6 +137,8 @@ def _outline(
     rng: np.random.Generator, grid: Grid, inside: Mask, brain: Volume, drawn: dict[str, float]
 ) -> Field:
     """Distance from the lesion's centre as a share of its radius, which wanders."""
+    from scipy import ndimage
+
     radius = drawn["radius_mm"]
     depth: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=brain.spacing)
     depth = depth[1:-1, 1:-1, 1:-1]

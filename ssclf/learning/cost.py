@@ -46,7 +46,7 @@ def measure_cost(
         volume: (C, D, H, W).
     """
     with torch.random.fork_rng(), torch.inference_mode():
-        cuda = device != "cpu" and torch.cuda.is_available()
+        cuda = has_gpu(device)
         place = torch.device("cuda" if cuda else "cpu")
         network = build_network(architecture, channels=len(volume), classes=classes).eval().to(place)
         batch = torch.from_numpy(np.ascontiguousarray(volume))[None].to(place)
@@ -91,6 +91,17 @@ def training_bytes(architecture: Architecture, shape: Sequence[int]) -> int:
     return sum(kept.values())  # of two volumes, which is twice of one
 
 
+def has_gpu(device: Device) -> bool:
+    """Whether a run on this device is on a GPU."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def free_gpu_memory() -> int:
+    """Bytes that nobody uses on the current GPU."""
+    free, _ = torch.cuda.mem_get_info()
+    return int(free)
+
+
 def thread_count() -> int:
     """How many threads torch computes with in this process."""
     return torch.get_num_threads()
@@ -105,7 +116,7 @@ class PeakMemory:
     """`megabytes` is the most that was in use since the watch began, None where the system does not tell."""
 
     def __init__(self, device: Device) -> None:
-        self._cuda = cuda = device != "cpu" and torch.cuda.is_available()
+        self._cuda = cuda = has_gpu(device)
         self._fresh = False
         if cuda:
             torch.cuda.reset_peak_memory_stats()

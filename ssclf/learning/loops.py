@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from ssclf.config import Device, TrainConfig
+from ssclf.config import Augmentation, Device, TrainConfig
 from ssclf.domain.lesions import TAUGHT
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
@@ -152,24 +152,9 @@ class Trainer:
             world=fabric.world_size,
         )
         self._items = len(self._sampler)
-        self._channels = len(cohort.preprocess.contrasts)
-        self._lesions = TAUGHT if config.lesions else None
-        dataset = VolumeDataset(
-            train,
-            cohort.class_names,
-            augmentation=config.augmentation,
-            seed=config.seed,
-            channels=self._channels,
-            lesions=self._lesions,
-        )
-        self._settling = VolumeDataset(
-            train[:: -(-len(train) // _SETTLE_ON)],
-            cohort.class_names,
-            augmentation="none",
-            seed=0,
-            channels=self._channels,
-            lesions=self._lesions,
-        )
+        dataset = self._dataset(train, config.augmentation, config.seed)
+        some = np.random.default_rng(config.seed).permutation(len(train))[:_SETTLE_ON]
+        self._settling = self._dataset([train[k] for k in sorted(some)])
         self._others = set(multiprocessing.active_children())
         self._loader = VolumeLoader(dataset, self._sampler, batch_size=config.batch_size, workers=workers)
         counts = cohort.counts(train)
@@ -274,10 +259,7 @@ class Trainer:
         """
         self.network.eval()
         alone = self.fabric.world_size == 1  # else each process waits for the others' shares
-        names = self._cohort.class_names
-        dataset = VolumeDataset(
-            samples, names, augmentation="none", seed=0, channels=self._channels, lesions=self._lesions
-        )
+        dataset = self._dataset(samples)
         sampler = EpochSampler(
             len(samples),
             seed=0,
@@ -302,6 +284,18 @@ class Trainer:
         targets = torch.tensor(dataset.targets)
         loss = weighted_cross_entropy(logits, targets, self._weights.cpu())
         return Predictions(logits.numpy(), targets.numpy(), features.numpy(), float(loss))
+
+    def _dataset(
+        self, samples: list[Sample], augmentation: Augmentation = "none", seed: int = 0
+    ) -> VolumeDataset:
+        return VolumeDataset(
+            samples,
+            self._cohort.class_names,
+            augmentation=augmentation,
+            seed=seed,
+            channels=len(self._cohort.preprocess.contrasts),
+            lesions=TAUGHT if self.config.lesions else None,
+        )
 
     def _check_logits(self, logits: Tensor, samples: list[Sample], part: str) -> None:
         bad = [s.key for s, row in zip(samples, logits, strict=True) if not torch.isfinite(row).all()]

@@ -132,14 +132,7 @@ def load_pretrained(
             "or choose one of these with --model."
         )
     if path is None:
-        file = find_weights(architecture)
-        if file.path is None:
-            raise ModelError(
-                f"--pretrained: expected {file.name} (SHA-256 starts with {file.hash_prefix}), found it neither in "
-                f"{Path(torch.hub.get_dir()) / 'checkpoints'} nor in {weights_folder()}; download {file.url} on a "
-                f"machine with a network and run `ssclf weights import {file.name}`. ssclf downloads nothing."
-            )
-        path = file.path
+        path = _found(find_weights(architecture))
     elif not path.is_file():
         raise ModelError(f"--weights {path}: expected a file in torchvision's format, found none.")
     # digits alone are a date
@@ -171,6 +164,16 @@ def load_pretrained(
         loaded[_FIRST] = grey.expand_as(wanted[_FIRST])
     network.load_state_dict({**wanted, **loaded})
     return path.name
+
+
+def _found(file: WeightsFile) -> Path:
+    if file.path is None:
+        raise ModelError(
+            f"--pretrained: expected {file.name} (SHA-256 starts with {file.hash_prefix}), found it neither in "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints'} nor in {weights_folder()}; download {file.url} on a "
+            f"machine with a network and run `ssclf weights import {file.name}`. ssclf downloads nothing."
+        )
+    return file.path
 
 
 def _hash_prefix(name: str) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ssclf.config import Architecture, Device, TrainConfig
 from ssclf.io.memory import free_memory
 from ssclf.io.records.preprocessed import PreparedCohort
-from ssclf.learning.cost import training_bytes
+from ssclf.learning.cost import free_gpu_memory, has_gpu, training_bytes
 from ssclf.learning.loader import largest_shape
 
 #: Steps that the small network takes on few volumes; on real brains with inserted lesions it was at its best after 350
@@ -43,7 +41,7 @@ def choose_recipe(cohort: PreparedCohort, given: Mapping[str, Any], device: Devi
         given: settings that the user has chosen, which stay; what goes with them follows.
     """
     reasons: list[str] = []
-    cuda = device != "cpu" and torch.cuda.is_available()
+    cuda = has_gpu(device)
     count = len(cohort.samples)
     settings = dict(given)
     if "architecture" not in settings:
@@ -86,7 +84,7 @@ def _most_volumes(cohort: PreparedCohort, config: TrainConfig, *, cuda: bool) ->
     shape = largest_shape(cohort.samples)
     if shape is None:
         return None
-    free = torch.cuda.mem_get_info()[0] if cuda else free_memory()
+    free = free_gpu_memory() if cuda else free_memory()
     each = training_bytes(config.architecture, (len(cohort.preprocess.contrasts), *shape))
     if cuda and config.precision != "32-true":
         each //= 2

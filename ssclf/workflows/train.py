@@ -430,10 +430,9 @@ def _finish(
     found = {role: trainer.predict(samples, role) for role, samples in parts.items() if samples}
     # The validation part chose the epoch only; the test part is second choice, since it is scored too.
     role = next((role for role in ("validation", "test") if role in found), None)
+    temperature = fit_temperature(found[role].logits, found[role].targets) if role else 1.0
     calibration = Calibration(
-        temperature=fit_temperature(found[role].logits, found[role].targets) if role else 1.0,
-        fitted_on=role,
-        volumes=len(parts[role]) if role else 0,
+        temperature=temperature, fitted_on=role, volumes=len(parts[role]) if role else 0
     )
     scores = {
         part: {
