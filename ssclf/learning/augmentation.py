@@ -79,4 +79,4 @@ def _reverse_axes(data: NDArray[np.float32]) -> torch.Tensor:
 
 def _mix(*numbers: int) -> int:
     """One seed out of several, such that neighbours have nothing in common."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
