@@ -292,14 +292,14 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     settings = TrainConfig.preset(preset, architecture=min(networks), **opt.given(ctx, TrainConfig))
     plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
     chosen = choose_cv_run(out, plan, data=data or (), asked=_asked(ctx, plan), resume=resume)
-    with CvDisplay(quiet=quiet) as display:
+    with CvDisplay(chosen.plan.config.epochs, quiet=quiet) as display:
         result = cross_validate(
             chosen.data,
             chosen.folder,
             chosen.plan,
             resume=resume,
             machine=Machine(device=device, workers=workers, weights=weights),
-            watch=CvWatch(on_cell=display.cell, on_epoch=display.epoch),
+            watch=CvWatch(on_cell=display.cell, on_step=display.step, on_epoch=display.epoch),
         )
     _report_cv(result, weights)
 
@@ -365,6 +365,7 @@ def export(
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
     names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
     opt.start_log(False, log_level)
+    from ssclf.reporting.console import StepLines
     from ssclf.workflows.export import ExportConfig
     from ssclf.workflows.export_any import export_any
     from ssclf.workflows.train import Machine, Watch
@@ -377,7 +378,10 @@ def export(
         per_fold=per_fold,
         data=data,
         machine=Machine(device=device, weights=weights),
-        watch=Watch(on_epoch=lambda e: say(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True)),
+        watch=Watch(
+            on_step=StepLines(lambda words: say(words, err=True)),
+            on_epoch=lambda e: say(f"epoch {e.epoch}: loss {e.train_loss:.4f}", err=True),
+        ),
     )
     if made.interrupted:
         raise typer.Exit(128 + made.interrupted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -248,13 +248,52 @@ def _subjects_table(cohort: Cohort) -> Table:
     return table
 
 
+class StepLines:
+    """A line now and then between two epochs, where no bar shows that training goes on."""
+
+    def __init__(self, tell: Callable[[str], None], epochs: int | None = None, name: str = "") -> None:
+        """Begin to count.
+
+        Args:
+            tell: takes a line.
+            epochs: of the whole training, where they are known; else the time left is that of the epoch.
+            name: of what is trained, to stand before the line.
+        """
+        self._tell, self._epochs, self._name = tell, epochs, f"{name} " if name else ""
+        self._told = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    def heard(self) -> None:
+        """Something else was said."""
+        self._told = time.monotonic()
+
+    def __call__(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        now, taken = time.monotonic(), (epoch - 1) * steps + done
+        if self._first is None:  # a run that goes on did the steps before at another time
+            self._first = now, taken
+        if now - self._told < PLAIN_INTERVAL_S:
+            return
+        self._told = now
+        each = (now - self._first[0]) / max(taken - self._first[1], 1)
+        left = ((self._epochs or epoch) * steps - taken) * each
+        of = f" of {self._epochs}" if self._epochs else ""
+        until = "" if self._epochs else " of this epoch"
+        self._tell(
+            f"{self._name}epoch {epoch}{of}, step {done} of {steps}: loss {loss:.4f}, {each:.2f} s a step, "
+            f"about {left:.0f} s{until} left"
+        )
+
+
 class TrainDisplay:
-    """Progress of `ssclf train`: a bar over all epochs, or a line an epoch where there is no terminal."""
+    """Progress of `ssclf train`: a bar over all epochs, or where there is no terminal a line an epoch, and between them
+    one now and then.
+    """
 
     def __init__(self, epochs: int, *, quiet: bool = False) -> None:
         self._epochs = epochs
         self._quiet = quiet
         self._console = plain_console()
+        self._lines = StepLines(lambda words: log.info("%s", words), epochs)
         self._progress: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._progress = Progress(
@@ -285,6 +324,8 @@ class TrainDisplay:
                 epoch=f"{epoch} of {self._epochs}",
                 loss=f"{loss:.4f}",
             )
+        elif not self._quiet:
+            self._lines(epoch, done, steps, loss)
 
     def epoch(self, record: EpochRecord) -> None:
         if self._quiet:
@@ -297,6 +338,7 @@ class TrainDisplay:
             self._progress.console.print(words, highlight=False)
         else:
             log.info("%s", words)
+            self._lines.heard()
 
     def summary(self, result: TrainResult) -> None:
         if self._quiet:
@@ -320,12 +362,15 @@ class TrainDisplay:
 
 
 class CvDisplay:
-    """Progress of `ssclf cv`: a line a cell and an epoch; there may be days between them."""
+    """Progress of `ssclf cv`: a line a cell and an epoch, and between them one now and then; there may be days between
+    two cells.
+    """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, epochs: int, *, quiet: bool = False) -> None:
         self._quiet = quiet
+        self._epochs = epochs
         self._console = plain_console()
-        self._cell = ""
+        self._begin("")
 
     def __enter__(self) -> CvDisplay:
         return self
@@ -334,12 +379,24 @@ class CvDisplay:
         return None
 
     def cell(self, cell: Cell, number: int, total: int, state: str | None) -> None:
-        self._cell = cell.name
+        self._begin(cell.name)
         if not self._quiet:
             self._console.print(f"{number} of {total}: {cell.name} {state or 'begins'}", highlight=False)
 
+    def _begin(self, name: str) -> None:
+        self._cell = name
+        self._lines = StepLines(self._print, self._epochs, f"  {name}")
+
+    def _print(self, words: str) -> None:
+        self._console.print(words, highlight=False)
+
+    def step(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        if not self._quiet:
+            self._lines(epoch, done, steps, loss)
+
     def epoch(self, record: EpochRecord) -> None:
         if not self._quiet:
+            self._lines.heard()
             self._console.print(
                 f"  {self._cell} epoch {record.epoch}: loss {record.train_loss:.4f}, {record.seconds:.1f} s",
                 highlight=False,
