@@ -162,6 +162,18 @@ def undefuse(text: str) -> str:
 
 
 def read_written_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: undefuse(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas.
+
+    What a spreadsheet changes of its form is read alike: encoding, separator, quotes, line ends.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no header, or a row has more or fewer cells than it.
+    """
+    text, delimiter, _ = _table_text(path.read_bytes())
+    columns, *lines = filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    if ragged := [number for number, cells in enumerate(lines, 2) if len(cells) != len(columns)]:
+        raise ValueError(
+            f"{path.name}: expected {len(columns)} cells in every row, found others in row {ragged[0]}"
+        )
+    return [dict(zip(columns, map(undefuse, cells), strict=True)) for cells in lines]
