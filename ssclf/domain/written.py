@@ -11,8 +11,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ssclf.domain.labels import clean_text
-
 #: Of a record: where its marks stand.
 MARKS: Final = "written"
 #: So many values or rows are named in a message.
@@ -40,7 +38,7 @@ def mark_rows(
 ) -> dict[str, str]:
     """Key of a row → its mark.
 
-    Equal for rows that say the same, whatever the order of columns, their quotes, encoding and blanks.
+    Equal for rows of the same cells, in whatever order the columns stand; an empty cell is as good as none.
 
     Args:
         key: the column that names a row, as no other.
@@ -48,8 +46,7 @@ def mark_rows(
     """
 
     def said(row: Mapping[str, str]) -> dict[str, str]:
-        cells = {name: clean_text(row.get(name, "")) for name in (row if columns is None else columns)}
-        return {name: cell for name, cell in cells.items() if cell}
+        return {name: row[name] for name in (columns or row) if row.get(name)}
 
     return mark_all((row[key], said(row)) for row in rows)
 

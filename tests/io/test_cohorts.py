@@ -188,7 +188,10 @@ def test_another_name_is_for_a_label_that_is_there(tmp_path: Path) -> None:
     for source, label in (("one", "MET"), ("two", "GBM"), ("three.csv", "GBM")):
         with pytest.raises(DatasetError, match=f"--class {label}=HGG"):
             find(tmp_path / source, class_map={label: "HGG"})
-    assert {case.label for case in find(tmp_path / "three.csv", class_map={"2\u200b": "HGG"}).cases} == {"HGG", "LGG"}
+    assert {case.label for case in find(tmp_path / "three.csv", class_map={"2\u200b": "HGG"}).cases} == {
+        "HGG",
+        "LGG",
+    }
     both = find(tmp_path / "one", tmp_path / "two", class_map={"GBM": "HGG", "MET": "other"})
     assert {case.label for case in both.cases} == {"HGG", "LGG", "other"}
     with pytest.raises(ConfigError, match="one name for a label, found HGG too"):
@@ -201,7 +204,9 @@ def test_another_name_may_be_for_a_label_that_only_the_table_has(tmp_path: Path)
     query = {"labels": tmp_path / "labels.csv", "contrasts": ("t1",)}
     cohort = find(tmp_path / "data", class_map={"GBM": "HGG", "MET": "other"}, **query)
     assert [case.label for case in cohort.cases] == ["HGG", "LGG"]
-    with pytest.raises(DatasetError, match=r"--class gbm=HGG: expected a label of the data \(GBM, LGG, MET\)"):
+    with pytest.raises(
+        DatasetError, match=r"--class gbm=HGG: expected a label of the data \(GBM, LGG, MET\)"
+    ):
         find(tmp_path / "data", class_map={"gbm": "HGG"}, **query)
 
 
