@@ -201,7 +201,7 @@ def test_another_name_is_for_a_label_that_is_there(tmp_path: Path) -> None:
 def test_another_name_may_be_for_a_label_that_only_the_table_has(tmp_path: Path) -> None:
     touch(tmp_path, "data/a/a_t1.nii.gz", "data/b/b_t1.nii.gz")
     table(tmp_path / "labels.csv", "subject,label", "a,GBM", "b,LGG", "elsewhere,MET")
-    query = {"labels": tmp_path / "labels.csv", "contrasts": ("t1",)}
+    query: dict[str, Any] = {"labels": tmp_path / "labels.csv", "contrasts": ("t1",)}
     cohort = find(tmp_path / "data", class_map={"GBM": "HGG", "MET": "other"}, **query)
     assert [case.label for case in cohort.cases] == ["HGG", "LGG"]
     with pytest.raises(

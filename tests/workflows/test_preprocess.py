@@ -330,7 +330,9 @@ def test_the_same_voxels_under_two_labels_are_refused_with_both_files(
     assert run(cohort).reused == 3
 
 
-def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volume: MakeVolume) -> None:
+def test_the_same_voxels_under_two_names_are_one_subject(
+    cohort: Path, make_volume: MakeVolume, without_marks: Callable[[Path], None]
+) -> None:
     write_nifti(make_volume(seed=0), cohort / "HGG/zoe.nii.gz")
     write_nifti(make_volume(seed=1), cohort / "HGG/zoe-again.nii.gz")  # the voxels of HGG/bob
     summary = run(cohort)
@@ -347,13 +349,9 @@ def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volu
         read_prepared_cohort(cohort.parent / "out")
 
 
-def without_marks(settings: Path) -> None:
-    """As an earlier version wrote them."""
-    values = json.loads(settings.read_text())
-    settings.write_text(json.dumps({k: v for k, v in values.items() if k not in ("rows", "written")}))
-
-
-def test_an_edited_manifest_is_refused_until_it_is_written_again(cohort: Path) -> None:
+def test_an_edited_manifest_is_refused_until_it_is_written_again(
+    cohort: Path, without_marks: Callable[[Path], None]
+) -> None:
     """Labels that were swapped by hand, a row that was taken out: training went on with them."""
     run(cohort)
     manifest = cohort.parent / "out/manifest.csv"
