@@ -170,7 +170,9 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
         if not (name and sign and value):
             raise ConfigError(f"{option}: expected NAME=VALUE, found {text!r}.")
         if found.setdefault(name, value) != value:
-            raise ConfigError(f"{option}: expected {name} once, found it with {found[name]} and with {value}.")
+            raise ConfigError(
+                f"{option}: expected {name} once, found it with {found[name]} and with {value}."
+            )
     return found
 
 

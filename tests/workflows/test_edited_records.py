@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def world(
     cohort, machine = root / "cohort", Machine(device="cpu", workers=0)
     assert preprocess_cohort(query, cohort, settings, skull_strip="none").exit_code == 0
     train(cohort, root / "begun", TRAIN, machine=machine)
-    plan = CvPlan.of(("mc3",), config=TRAIN, scheme="kfold", folds=2)
+    plan = CvPlan.of(("mc3",), config=replace(TRAIN, epochs=2), scheme="kfold", folds=2)
     assert not cross_validate(cohort, root / "cv", plan, machine=machine).missing
     (root / "predicted").mkdir()
     config, scans = PredictConfig(skull_strip="none", workers=1), root / "scans" / "HGG"

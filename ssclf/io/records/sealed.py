@@ -59,7 +59,7 @@ def mark_table(path: Path, key: str) -> list[tuple[str, str]]:
     Args:
         key: the column that names a row.
     """
-    return list(mark_rows(read_written_rows(path), key).items())
+    return list(mark_rows(read_written_rows(path, key), key).items())
 
 
 def read_sealed_rows(
@@ -74,7 +74,7 @@ def read_sealed_rows(
         error: they are others.
         OSError, KeyError, TypeError, ValueError: it is no such table.
     """
-    rows = read_written_rows(path)
+    rows = read_written_rows(path, key)
     if written is None:
         return rows
     marks = dict(written)

@@ -45,8 +45,9 @@ LAST = "checkpoints/last.pt"
 CHOSEN = "checkpoints/chosen.pt"
 LOCK, _TRAINING = ".lock", ".lock-training"
 EVENTS, CURVES, FEATURES = "tensorboard", "curves.png", "features.npz"
-#: Of `provenance.json`: the marks of the tables beside it.
+#: Of `provenance.json`: the marks of the tables beside it; and the columns that name their rows.
 _TABLES = "tables"
+_KEYS = {EPOCHS: "epoch", PREDICTIONS: "path"}
 _OTHERWISE = "copy the run again, or remove its folder and train it again."
 
 
@@ -311,8 +312,7 @@ def read_epochs(run: Path) -> tuple[dict[str, float | None], ...]:
         KeyError, ValueError, ModelError: see `read_predictions`.
     """
     return tuple(
-        {name: float(text) if text else None for name, text in row.items()}
-        for row in _read_rows(run, EPOCHS, "epoch")
+        {name: float(text) if text else None for name, text in row.items()} for row in _read_rows(run, EPOCHS)
     )
 
 
@@ -334,13 +334,13 @@ def read_predictions(run: Path, class_names: Sequence[str]) -> list[VolumePredic
             probabilities=tuple(float(row[f"p_{name}"]) for name in class_names if f"p_{name}" in row),
             logits=tuple(float(row[f"logit_{name}"]) for name in class_names),
         )
-        for row in _read_rows(run, PREDICTIONS, "path")
+        for row in _read_rows(run, PREDICTIONS)
     ]
 
 
-def _read_rows(run: Path, name: str, key: str) -> list[dict[str, str]]:
+def _read_rows(run: Path, name: str) -> list[dict[str, str]]:
     marks = _read_provenance(run).get(_TABLES, {}).get(name)
-    return read_sealed_rows(run / name, key, marks, _OTHERWISE, ModelError)
+    return read_sealed_rows(run / name, _KEYS[name], marks, _OTHERWISE, ModelError)
 
 
 def write_record(run: Path, record: RunRecord) -> None:
@@ -351,10 +351,7 @@ def write_record(run: Path, record: RunRecord) -> None:
         "calibration": asdict(record.calibration),
         "training": record.training.to_dict(),
         "versions": dict(record.versions),
-        _TABLES: {
-            EPOCHS: mark_table(run / EPOCHS, "epoch"),
-            PREDICTIONS: mark_table(run / PREDICTIONS, "path"),
-        },
+        _TABLES: {name: mark_table(run / name, key) for name, key in _KEYS.items() if (run / name).is_file()},
     }
     write_sealed(run / PROVENANCE, values)
 
