@@ -130,6 +130,17 @@ def describe_anew() -> Callable[[Path, str], None]:
     return describe
 
 
+@pytest.fixture
+def without_marks() -> Callable[[Path], None]:
+    """Makes a record one that an earlier version wrote: nothing tells of an edit."""
+
+    def take(record: Path) -> None:
+        values = json.loads(record.read_text("utf-8"))
+        record.write_text(json.dumps({k: v for k, v in values.items() if k not in ("rows", "written")}))
+
+    return take
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "tiny", 0, "mc3")

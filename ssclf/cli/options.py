@@ -163,14 +163,17 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
     """`["healthy=259"]` → names and what is said of them.
 
     Raises:
-        ConfigError: a text is no such pair.
+        ConfigError: a text is no such pair, or a name comes twice.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in texts or []:
         name, sign, value = text.partition("=")
         if not (name and sign and value):
             raise ConfigError(f"{option}: expected NAME=VALUE, found {text!r}.")
-        found[name] = value
+        if found.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{option}: expected {name} once, found it with {found[name]} and with {value}."
+            )
     return found
 
 

@@ -7,10 +7,10 @@ stratification and grouping cannot work against each other.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,15 +135,13 @@ def check_leakage(split: Split, groups: Mapping[str, Hashable], what: str = "sub
         raise LeakageError(f"{Counter(keys).most_common(1)[0][0]}: this volume has two roles in the split.")
 
 
-def splits_to_json(splits: Sequence[Split]) -> str:
-    return json.dumps(
-        {"format": FORMAT, "splits": [{k: list(v) for k, v in split.roles.items()} for split in splits]},
-        indent=1,
-    )
+def splits_to_dict(splits: Sequence[Split]) -> dict[str, Any]:
+    """Plain JSON values."""
+    return {"format": FORMAT, "splits": [{k: list(v) for k, v in split.roles.items()} for split in splits]}
 
 
-def splits_from_json(text: str, source: str, keys: Sequence[str]) -> list[Split]:
-    """The inverse of `splits_to_json`.
+def splits_from_dict(values: Mapping[str, Any], source: str, keys: Sequence[str]) -> list[Split]:
+    """The inverse of `splits_to_dict`.
 
     Args:
         source: file name for messages.
@@ -153,7 +151,6 @@ def splits_from_json(text: str, source: str, keys: Sequence[str]) -> list[Split]
         DatasetError: not a split file, or it belongs to another data set.
     """
     try:
-        values = json.loads(text)
         if values["format"] != FORMAT:
             raise DatasetError(
                 f"{source}: expected splits of format {FORMAT}, found {values['format']}; split again."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssclf.errors import OutputError
 from ssclf.io.paths import is_file, real_path
-from ssclf.io.records.results import ResultRow, read_rows, write_csv, write_details
+from ssclf.io.records.results import ResultRow, read_details, write_csv, write_details
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.outputs import Outputs
 
@@ -34,7 +33,7 @@ def merge(
     parts = [part for part in parts if real_path(part) != real_path(out)]  # `merge *.csv`, run again
     if not parts:
         raise OutputError(f"{out}: expected the tables of shards to join, found only the table to write.")
-    runs = [_read_run(part) for part in parts]
+    runs, tables = map(list, zip(*map(_read_part, parts), strict=True))
     for part, run in zip(parts[1:], runs[1:], strict=True):
         for what in ("class_names", "ssclf_version"):
             if run[what] != runs[0][what]:
@@ -46,8 +45,8 @@ def merge(
     if not partial:
         _check_complete(runs)
     rows: dict[tuple[str, str], ResultRow] = {}
-    for part in parts:
-        for row in read_rows(_details(part)):
+    for part, table in zip(parts, tables, strict=True):
+        for row in table:
             if row.key in rows:
                 raise OutputError(f"{part}: {row.path} stands in another part too; give each part once.")
             rows[row.key] = row
@@ -67,14 +66,13 @@ def merge(
     return ordered
 
 
-def _read_run(part: Path) -> dict[str, Any]:
+def _read_part(part: Path) -> tuple[dict[str, Any], list[ResultRow]]:
     details = _details(part)
     try:
         if not is_file(details):  # a pipe would wait for ever
             raise FileNotFoundError(details)
-        run: dict[str, Any] = json.loads(details.read_text("utf-8"))["run"]
-        return run
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return read_details(details)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise OutputError(
             f"{part}: expected the finished table of a shard with {details.name} beside it, found none; "
             "run that shard again until it ends."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -10,8 +11,8 @@ from ssclf.domain.splits import (
     cut_validation,
     disjoint_folds,
     holdout_splits,
-    splits_from_json,
-    splits_to_json,
+    splits_from_dict,
+    splits_to_dict,
 )
 from ssclf.errors import ConfigError, DatasetError, LeakageError
 
@@ -101,13 +102,13 @@ def test_leakage_is_found_between_any_two_parts() -> None:
 def test_splits_survive_a_file_and_refuse_another_data_set() -> None:
     subjects, labels = cohort(a=5, b=7)
     splits = holdout_splits(subjects, labels)
-    text = splits_to_json(splits)
-    assert splits_from_json(text, "split.json", list(subjects)) == splits
+    values = json.loads(json.dumps(splits_to_dict(splits)))
+    assert splits_from_dict(values, "split.json", list(subjects)) == splits
     with pytest.raises(DatasetError, match=r"split\.json: names 1 volumes"):
-        splits_from_json(text, "split.json", list(subjects)[1:])
-    for broken in ("", "[]", '{"format": 1}', '{"format": 2, "splits": []}'):
+        splits_from_dict(values, "split.json", list(subjects)[1:])
+    for broken in ({}, {"format": 1}, {"format": 2, "splits": []}, {"format": 1, "splits": [["a"]]}):
         with pytest.raises(DatasetError, match=r"split\.json: expected splits"):
-            splits_from_json(broken, "split.json", list(subjects))
+            splits_from_dict(broken, "split.json", list(subjects))
 
 
 def test_too_few_subjects_are_named() -> None:

@@ -179,6 +179,37 @@ def test_classes_that_number_their_subjects_alike_do_not_share_them(tmp_path: Pa
     assert [case.subject for case in find(tmp_path).cases] == ["002", "a-001", "b-001"]
 
 
+def test_another_name_is_for_a_label_that_is_there(tmp_path: Path) -> None:
+    """`--class gmb=HGG` was taken, and did nothing: GBM became a class of its own."""
+    touch(tmp_path, "one/GBM/a.nii.gz", "one/LGG/b.nii.gz", "two/LGG/c.nii.gz", "two/MET/d.nii.gz")
+    table(tmp_path / "three.csv", "subject,label,path", "e, 2 ,one/GBM/a.nii.gz", "f,LGG,two/LGG/c.nii.gz")
+    with pytest.raises(DatasetError, match=r"--class gmb=HGG: expected a label of the data \(GBM, LGG\)"):
+        find(tmp_path / "one", class_map={"gmb": "HGG"})
+    for source, label in (("one", "MET"), ("two", "GBM"), ("three.csv", "GBM")):
+        with pytest.raises(DatasetError, match=f"--class {label}=HGG"):
+            find(tmp_path / source, class_map={label: "HGG"})
+    assert {case.label for case in find(tmp_path / "three.csv", class_map={"2\u200b": "HGG"}).cases} == {
+        "HGG",
+        "LGG",
+    }
+    both = find(tmp_path / "one", tmp_path / "two", class_map={"GBM": "HGG", "MET": "other"})
+    assert {case.label for case in both.cases} == {"HGG", "LGG", "other"}
+    with pytest.raises(ConfigError, match="one name for a label, found HGG too"):
+        find(tmp_path / "one", class_map={"GBM": "HGG", "GBM ": "LGG"})
+
+
+def test_another_name_may_be_for_a_label_that_only_the_table_has(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a/a_t1.nii.gz", "data/b/b_t1.nii.gz")
+    table(tmp_path / "labels.csv", "subject,label", "a,GBM", "b,LGG", "elsewhere,MET")
+    query: dict[str, Any] = {"labels": tmp_path / "labels.csv", "contrasts": ("t1",)}
+    cohort = find(tmp_path / "data", class_map={"GBM": "HGG", "MET": "other"}, **query)
+    assert [case.label for case in cohort.cases] == ["HGG", "LGG"]
+    with pytest.raises(
+        DatasetError, match=r"--class gbm=HGG: expected a label of the data \(GBM, LGG, MET\)"
+    ):
+        find(tmp_path / "data", class_map={"gbm": "HGG"}, **query)
+
+
 def test_dicom_in_class_folders(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 500, (9, 10, 11), np.uint16)
     WrittenSeries(pixels, number=3).write(tmp_path / "HGG/ann/study/series")

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssclf.io.records.tables import read_table, write_table
+from ssclf.io.records.tables import read_table, read_written_rows, write_table
 
 
 def test_cells_that_a_spreadsheet_would_run_come_back_as_they_were(tmp_path: Path) -> None:
@@ -63,3 +64,28 @@ def test_a_stated_separator_counts_for_more_than_the_commonest(tmp_path: Path) -
     path = tmp_path / "labels.csv"
     path.write_text("sep=;\nname, first, last;label\nA, B, C;HGG\n")
     assert read_table(path).columns == ("name, first, last", "label")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_of_ours_is_read_however_a_spreadsheet_saved_it(
+    separator: str, encoding: str, tmp_path: Path
+) -> None:
+    """A mark before the first column's name made it another, and a class called "a;b;c" is no separator."""
+    columns = ("path", "p_a;b;c;d;e", "label")
+    rows = [("v/1.nii.gz", 0.25, "=a"), ("v/2, 3.nii.gz", -1.5, 'é "b"\tc')]
+    write_table(tmp_path / "ours.csv", columns, rows)
+    with (tmp_path / "ours.csv").open(newline="", encoding="utf-8") as file:
+        cells = list(csv.reader(file))
+    with (tmp_path / "saved.csv").open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(cells)
+    expected = [dict(zip(columns, map(str, row), strict=True)) for row in rows]
+    assert read_written_rows(tmp_path / "ours.csv", "path") == expected
+    assert read_written_rows(tmp_path / "saved.csv", "path") == expected
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "path,b\n1\n", "path,b\n1,2,3\n"])
+def test_what_is_no_table_of_ours_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"t\.csv: expected"):
+        read_written_rows(tmp_path / "t.csv", "path")

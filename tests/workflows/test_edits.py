@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssclf.config import TrainConfig
+from ssclf.domain.written import MARKS
 from ssclf.errors import ModelError
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.checksums import write_checksums
@@ -35,7 +35,8 @@ def places(values: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where in JSON values something can be edited."""
     inside: list[tuple[Any, ...]] = []
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-        inside.append((*at, key))
+        if (*at, key) != (MARKS,):  # who takes all marks away has a file of an earlier version
+            inside.append((*at, key))
         if isinstance(value, (dict, list)):
             inside += places(value, (*at, key))
     return inside
@@ -127,6 +128,6 @@ def test_an_edited_run_is_refused_or_exported_as_before(
         return
     finally:
         shutil.rmtree(copy)
-    assert dataclasses.replace(after, training=before.training, versions=before.versions) == before
+    assert after == before
     for name, value in network.state_dict().items():
         assert again.state_dict()[name].equal(value), name

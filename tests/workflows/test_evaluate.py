@@ -164,6 +164,7 @@ def test_a_training_scan_is_left_out_however_it_is_stored(
     tiny_bundle: Path,
     tmp_path: Path,
     describe_anew: Callable[[Path, str], None],
+    without_marks: Callable[[Path], None],
 ) -> None:
     """Only equal voxels were known again: a scan rounded to whole numbers passed as unseen."""
     for number, label in enumerate(("LGG", "healthy", "LGG", "healthy")):
@@ -186,6 +187,7 @@ def test_a_training_scan_is_left_out_however_it_is_stored(
     rows = (prepared / "manifest.csv").read_text().splitlines()
     without = [line.rsplit(",", 1)[0] for line in rows]  # as an earlier version wrote it
     (prepared / "manifest.csv").write_text("\n".join(without) + "\n")
+    without_marks(prepared / "settings.json")
     with pytest.raises(LeakageError, match="trained on 1 of these 4 volumes"):
         evaluate(prepared, bundle, tmp_path / "again", device="cpu", threads=1)
 

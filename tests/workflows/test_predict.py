@@ -319,6 +319,31 @@ def test_shards_merge_into_the_whole(
     assert (tmp_path / "m.html").read_text().count("data:image") >= 2
 
 
+def test_an_edited_row_is_done_again_and_not_merged(
+    predict: Callable[..., tuple[int, str]], scans: Path, tmp_path: Path
+) -> None:
+    """Numbers that somebody had put into `results.json` came back in the next table, and in that of all shards."""
+    predict(scans, "--out", tmp_path / "r.csv")
+    details, before = tmp_path / "r.json", without_seconds(tmp_path / "r.csv")
+    values = json.loads(details.read_text())
+    values["rows"][1]["prediction"] = "nothing"
+    values["rows"][2]["probabilities"] = [1.0, 0.0, 0.0]
+    details.write_text(json.dumps(values))
+    refused = runner.invoke(app, ["merge", str(tmp_path / "r.csv"), "--out", str(tmp_path / "m.csv")])
+    told = " ".join(refused.output.split())
+    assert (
+        refused.exit_code == 1 and "found it changed: site0/sub-2.nii.gz, site1/sub-1.nii.gz other;" in told
+    )
+    code, output = predict(scans, "--out", tmp_path / "r.csv")
+    assert code == 0 and "2 rows were changed, their volumes are done again" in " ".join(output.split())
+    assert without_seconds(tmp_path / "r.csv") == before
+    values = json.loads(details.read_text())
+    del values["rows"][0], values["written"]  # as of an earlier version
+    details.write_text(json.dumps(values))
+    refused = runner.invoke(app, ["merge", str(tmp_path / "r.csv"), "--out", str(tmp_path / "m.csv")])
+    assert "expected 4 rows, as it says, found 3" in " ".join(refused.output.split())
+
+
 @pytest.mark.parametrize(
     ("number", "everybody"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True)]
 )

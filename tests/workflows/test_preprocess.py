@@ -330,7 +330,9 @@ def test_the_same_voxels_under_two_labels_are_refused_with_both_files(
     assert run(cohort).reused == 3
 
 
-def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volume: MakeVolume) -> None:
+def test_the_same_voxels_under_two_names_are_one_subject(
+    cohort: Path, make_volume: MakeVolume, without_marks: Callable[[Path], None]
+) -> None:
     write_nifti(make_volume(seed=0), cohort / "HGG/zoe.nii.gz")
     write_nifti(make_volume(seed=1), cohort / "HGG/zoe-again.nii.gz")  # the voxels of HGG/bob
     summary = run(cohort)
@@ -340,10 +342,41 @@ def test_the_same_voxels_under_two_names_are_one_subject(cohort: Path, make_volu
     assert len(read_prepared_cohort(cohort.parent / "out").samples) == 5
     text = (cohort.parent / "out/manifest.csv").read_text("utf-8")
     (cohort.parent / "out/manifest.csv").write_text(text.replace('"ann","HGG"', '"zoe","HGG"', 1), "utf-8")
+    without_marks(cohort.parent / "out/settings.json")
     with pytest.raises(
         LeakageError, match=r"line 2 and .*line 3: the same voxels have two subjects, zoe and ann"
     ):
         read_prepared_cohort(cohort.parent / "out")
+
+
+def test_an_edited_manifest_is_refused_until_it_is_written_again(
+    cohort: Path, without_marks: Callable[[Path], None]
+) -> None:
+    """Labels that were swapped by hand, a row that was taken out: training went on with them."""
+    run(cohort)
+    manifest = cohort.parent / "out/manifest.csv"
+    text = manifest.read_text("utf-8")
+    whole = read_prepared_cohort(manifest.parent)
+    lines = text.splitlines()
+    for edited, told in (
+        (text.replace('"LGG"', '"MET"'), r" other; run `ssclf preprocess` again, which keeps the volumes"),
+        ("\n".join(lines[:-1]), " gone; run"),
+        (text.replace('"float32"', '"int16"', 1), r"volumes/ann\.nii\.gz other; run"),
+    ):
+        assert edited != text
+        manifest.write_text(edited, "utf-8")
+        with pytest.raises(DatasetError, match=rf"manifest\.csv: expected what ssclf wrote, found .*{told}"):
+            read_prepared_cohort(manifest.parent)
+    assert run(cohort).reused == 3
+    assert manifest.read_text("utf-8") == text
+    manifest.write_text(
+        "\ufeff" + "\r\n".join([lines[0], *lines[:0:-1]]), "utf-8"
+    )  # as a spreadsheet saves it
+    assert read_prepared_cohort(manifest.parent) == whole
+    without_marks(manifest.parent / "settings.json")
+    assert [s.key for s in read_prepared_cohort(manifest.parent).samples] == [s.key for s in whole.samples][
+        ::-1
+    ]
 
 
 def test_a_scan_stored_again_is_the_same_scan(cohort: Path, make_volume: MakeVolume) -> None:

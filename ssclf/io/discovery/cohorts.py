@@ -167,6 +167,8 @@ class _Search:
     workers: HeaderWorkers | None = None
     names: _NameTable = field(default_factory=_NameTable)
     left_out: Counter[str] = field(default_factory=Counter)
+    #: Labels as the sources state them.
+    stated: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -180,6 +182,7 @@ class _Search:
 
     def label(self, found: str) -> str:
         """The class that a cell or a folder names, "" where it names none."""
+        self.stated.add(clean_text(found))
         return read_label(found, self.query.class_map)
 
     def stand_in(self, contrast: str, found: str) -> str:
@@ -202,19 +205,15 @@ def find_cases(query: CohortQuery, limits: Limits | None = None) -> Cohort:
 
     Raises:
         DatasetError: a source is missing or not understood, a manifest has errors (with their lines), a
-            subject has two labels, or there are too few classes.
-        ConfigError: `series` is no regular expression, or a class of `class_map` is named as none.
+            subject has two labels, a label of `class_map` is none of theirs, or there are too few classes.
+        ConfigError: `series` is no regular expression, or a class of `class_map` is named as none, or twice.
     """
     with HeaderWorkers(limits) if limits else nullcontext() as workers:
         return _find_cases(query, _Search(query, workers))
 
 
 def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
-    for label, name in query.class_map.items():
-        if is_missing(name):
-            raise ConfigError(
-                f"--class {label}={name}: expected the name of a class, found one that says none."
-            )
+    _check_names(query.class_map)
     if query.labels is not None:
         search.names.add(read_table(query.labels), query.label_column, query.class_map)
     cases: dict[str, Case] = {}
@@ -229,6 +228,7 @@ def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
             else:
                 identities.add(identity)
                 cases[unique] = case
+    _check_renamed(query.class_map, search)
     found = name_by_class(list(cases.values())) if query.subjects_by_class else list(cases.values())
     check_look_alikes(Labelled(case.label, case.place) for case in found if case.label)
     found.sort(key=lambda case: case.order)
@@ -236,6 +236,33 @@ def _find_cases(query: CohortQuery, search: _Search) -> Cohort:
     taken = _draw(found, {clean_text(name): count for name, count in query.limit.items()}, query.seed)
     left_out = dict(sorted((+search.left_out).items()))
     return Cohort(tuple(taken), tuple(_count(found, taken)), left_out, tuple(search.notes))
+
+
+def _check_names(class_map: Mapping[str, str]) -> None:
+    renamed: dict[str, str] = {}
+    for label, name in class_map.items():
+        if is_missing(name):
+            raise ConfigError(
+                f"--class {label}={name}: expected the name of a class, found one that says none."
+            )
+        if (other := renamed.setdefault(clean_text(label), name)) != name:
+            raise ConfigError(f"--class {label}={name}: expected one name for a label, found {other} too.")
+
+
+def _check_renamed(class_map: Mapping[str, str], search: _Search) -> None:
+    """Raises:
+    DatasetError: no source states a label that was given another name: a slip of the pen, after which its volumes
+        would be a class of their own.
+    """
+    stated = search.stated | {each.label for each in search.names.labels.values()}
+    for label, name in class_map.items():
+        if clean_text(label) not in stated:
+            known = sorted(filter(None, stated))
+            raise DatasetError(
+                f"--class {label}={name}: expected a label of the data ({', '.join(known[:MAX_CLASSES])}"
+                f"{', …' if len(known) > MAX_CLASSES else ''}), found none that reads {label!r}; write it as it stands "
+                "there, or leave the option out."
+            )
 
 
 def _cases_of(source: Path, search: _Search) -> Iterator[tuple[str, Case]]:

@@ -30,21 +30,24 @@ from ssclf.domain.comparison import FoldPredictions, cross_fitted_temperatures, 
 from ssclf.domain.metrics import fit_temperature
 from ssclf.domain.network_scores import Network
 from ssclf.domain.provenance import Provenance
-from ssclf.domain.splits import Split, splits_from_json, splits_to_json
+from ssclf.domain.splits import Split, splits_to_dict
 from ssclf.errors import ConfigError, DatasetError, ModelError
-from ssclf.io.files import write_json, write_whole
+from ssclf.io.files import write_json
+from ssclf.io.records.sealed import read_sealed, write_sealed
 from ssclf.io.records.training_run import (
     CONFIG,
     RUNS,
     is_finished,
     read_epochs,
     read_predictions,
+    read_splits,
     read_training,
 )
 
 CV, SPLITS, AUDIT, CELLS, COST = "cv.json", "splits.json", "audit.json", "cells", "cost.json"
 FAILURE = "failure.json"
 FORMAT = 1
+_OTHERWISE = "bring the file back, or run `ssclf cv` anew with another --out."
 
 
 @dataclass(frozen=True, order=True)
@@ -168,10 +171,10 @@ def read_settings(run: Path) -> dict[str, Any]:
     """The content of `cv.json`.
 
     Raises:
-        ModelError: no folder of a cross-validation, or of another format.
+        ModelError: no folder of a cross-validation, of another format, or changed.
     """
     try:
-        values: dict[str, Any] = json.loads((run / CV).read_text("utf-8"))
+        values = read_sealed(run / CV, _OTHERWISE, ModelError)
         if values["format"] != FORMAT:
             raise ModelError(
                 f"{run / CV}: expected format {FORMAT}, found {values['format']}; run `ssclf cv` anew."
@@ -189,31 +192,30 @@ def stored_folders(values: Mapping[str, Any]) -> tuple[Path, ...]:
 
 
 def write_settings(run: Path, values: Mapping[str, Any]) -> None:
-    write_json(run / CV, {"format": FORMAT, **values})
+    write_sealed(run / CV, {"format": FORMAT, **values})
 
 
 def read_folds(run: Path, keys: Sequence[str]) -> list[Split]:
     """The folds, of the volumes with these keys.
 
     Raises:
-        DatasetError: they are of other volumes.
+        DatasetError: they are of other volumes, damaged, or were changed.
     """
-    path = run / SPLITS
-    return splits_from_json(path.read_text("utf-8"), str(path), keys)
+    return read_splits(run / SPLITS, keys)
 
 
 def write_folds(run: Path, folds: Sequence[Split]) -> None:
-    write_whole(run / SPLITS, splits_to_json(folds))
+    write_sealed(run / SPLITS, splits_to_dict(folds))
 
 
 def read_audit(run: Path) -> dict[str, Any] | None:
     """The content of `audit.json`, None without one."""
     path = run / AUDIT
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return read_sealed(path, "remove it, and it is made again.", ModelError) if path.is_file() else None
 
 
 def write_audit(run: Path, findings: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
-    write_json(run / AUDIT, {"findings": list(findings), "warnings": list(warnings)})
+    write_sealed(run / AUDIT, {"findings": list(findings), "warnings": list(warnings)})
 
 
 def has_cost(cell_folder: Path) -> bool:
@@ -222,7 +224,7 @@ def has_cost(cell_folder: Path) -> bool:
 
 
 def write_cost(cell_folder: Path, values: Mapping[str, Any]) -> None:
-    write_json(cell_folder / COST, dict(values))
+    write_sealed(cell_folder / COST, values)
 
 
 def write_failure(cell_folder: Path, error: str, traceback: str) -> None:
@@ -289,7 +291,7 @@ def read_cv_run(run: Path) -> CvRun:
             },
             audit=read_audit(run),
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as exc:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, ConfigError) as exc:
         raise ModelError(f"{run}: expected a cross-validation as ssclf writes it, found {exc!r}.") from exc
 
 
@@ -307,7 +309,7 @@ def _read_result(folder: Path, class_names: tuple[str, ...]) -> FoldResult:
         logits=np.array([row.logits for row in rows]),
         epochs=read_epochs(folder),
         training=training,
-        cost=json.loads(cost.read_text("utf-8")) if cost.is_file() else {},
+        cost=read_sealed(cost, "remove it, and it is measured again.", ModelError) if cost.is_file() else {},
     )
 
 

@@ -1,7 +1,7 @@
 """The folder that `ssclf preprocess` writes and training reads; nothing else names its files.
 
 manifest.csv    a row per volume: who, which class, from where, what was found on the way
-settings.json   what decided the voxel values
+settings.json   what decided the voxel values, and marks of the manifest's rows
 subjects.csv    a row per subject: what was understood of who is who
 failed.csv      what could not be used, and why
 qc.html         every volume at a glance
@@ -28,9 +28,11 @@ from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs
 from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
 from ssclf.domain.likeness import describe_likeness, is_readable
 from ssclf.domain.run_data import RunData
+from ssclf.domain.written import mark_rows
 from ssclf.errors import ConfigError, DatasetError, LeakageError, OutputError
-from ssclf.io.files import write_json, write_whole
-from ssclf.io.records.tables import TableRow, read_table, write_table
+from ssclf.io.files import write_whole
+from ssclf.io.records.sealed import check_marks, read_sealed, write_sealed
+from ssclf.io.records.tables import Table, TableRow, read_table, write_table
 from ssclf.io.volumes.nifti import read_written
 
 COLUMNS = (
@@ -43,6 +45,12 @@ SUBJECT_COLUMNS = ("subject", "label", "source", "sessions", "volumes", "failed"
 _VOLUMES, _RECORDS = "volumes", "records"
 _MANIFEST, _SETTINGS, _FAILED, _QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
 _SUBJECTS = "subjects.csv"
+#: Of `settings.json`: the marks of the manifest's rows.
+_ROWS = "rows"
+_OTHERWISE = (
+    "run `ssclf preprocess` again, which keeps the volumes. There is the place to say what is to be another: labels "
+    "with --labels or --class, subjects and volumes by its sources."
+)
 #: Names by which such a folder is known where it lies below the sources of a later run.
 MARKS = frozenset({_SETTINGS, _RECORDS, _VOLUMES})
 #: One preprocessed folder, or several that are joined.
@@ -99,6 +107,7 @@ def sweep_folder(folder: Path) -> None:
 def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, synthetic: bool) -> None:
     """Say what the volumes are; a manifest of other settings goes, since its volumes are about to change."""
     path = folder / _SETTINGS
+    old = read_record(path)
     values = {
         "preprocess": config_to_dict(config),
         "hash": config.hash,
@@ -106,10 +115,12 @@ def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, 
         "synthetic": synthetic,
         "ssclf_version": __version__,
     }
-    if read_record(path).get("hash") != config.hash:
+    if old.get("hash") != config.hash:
         for name in (_MANIFEST, _SUBJECTS, _FAILED, _QC):
             (folder / name).unlink(missing_ok=True)
-    write_json(path, values)
+    elif _ROWS in old:  # of the manifest that is there until this run ends
+        values[_ROWS] = old[_ROWS]
+    write_sealed(path, values)
 
 
 def write_record(path: Path, values: Mapping[str, Any]) -> None:
@@ -127,8 +138,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """A row per volume, with the cells of `COLUMNS`."""
-    write_table(folder / _MANIFEST, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    """A row per volume, with the cells of `COLUMNS`; with the settings, which `write_settings` has written."""
+    path, settings = folder / _MANIFEST, read_sealed(folder / _SETTINGS, _OTHERWISE, DatasetError)
+    write_table(path, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    marks = _mark_manifest(read_table(path))
+    write_sealed(folder / _SETTINGS, {**settings, _ROWS: list(marks.items())})
+
+
+def _mark_manifest(table: Table) -> dict[str, str]:
+    return mark_rows([row.cells for row in table.rows], "path", COLUMNS)
 
 
 def write_subjects(folder: Path, rows: Iterable[Sequence[str | int]]) -> None:
@@ -264,12 +282,18 @@ def _read_folder(folder: Path) -> PreparedCohort:
         )
     table = read_table(path)
     table.require("subject", "label", "source", "path")
-    preprocess, written, synthetic = _read_settings(folder / _SETTINGS)
-    samples = tuple(_sample(folder, row, written) for row in table.rows)
+    settings = _read_settings(folder / _SETTINGS)
+    samples = tuple(_sample(folder, row, settings.hash) for row in table.rows)
     twice = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if twice:
         raise DatasetError(f"{path}: expected every volume once, found {twice[0]} more than once.")
-    return PreparedCohort(samples, (), preprocess, synthetic, (folder,))
+    if settings.rows is not None:
+        check_marks(path, settings.rows, _mark_manifest(table), _OTHERWISE, DatasetError)
+        place = {key: number for number, key in enumerate(settings.rows)}
+        samples = tuple(
+            sorted(samples, key=lambda sample: place[sample.key])
+        )  # somebody may have sorted them
+    return PreparedCohort(samples, (), settings.config, settings.synthetic, (folder,))
 
 
 def _different(one: PreprocessConfig, other: PreprocessConfig) -> list[str]:
@@ -361,14 +385,28 @@ def _sample(folder: Path, row: TableRow, settings: str) -> Sample:
     )
 
 
-def _read_settings(path: Path) -> tuple[PreprocessConfig, str, bool]:
-    """The settings, their hash as it was written, and whether some of the volumes are synthetic."""
+@dataclass(frozen=True)
+class _Settings:
+    """Attributes:
+    hash: as it was written.
+    synthetic: whether some of the volumes are.
+    rows: marks of the manifest's rows, in its order; None where an earlier version wrote it.
+    """
+
+    config: PreprocessConfig
+    hash: str
+    synthetic: bool
+    rows: Mapping[str, str] | None
+
+
+def _read_settings(path: Path) -> _Settings:
     try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        values = read_sealed(path, _OTHERWISE, DatasetError)
         config = config_from_dict(PreprocessConfig, values["preprocess"])
         written = values["hash"]
         known = config.hashes(values["preprocess"])
         synthetic = bool(values["synthetic"])
+        rows = dict(values[_ROWS]) if _ROWS in values else None
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as exc:
         raise DatasetError(
             f"{path}: expected the settings of the preprocessing, found {exc!r}; run `ssclf preprocess` again."
@@ -378,7 +416,7 @@ def _read_settings(path: Path) -> tuple[PreprocessConfig, str, bool]:
             f"{path}: these volumes were preprocessed by a version of ssclf that computes other values "
             f"({written}, here {config.hash}); run `ssclf preprocess` again."
         )
-    return config, written, synthetic
+    return _Settings(config, written, synthetic, rows)
 
 
 def describe_data(cohort: PreparedCohort) -> RunData:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,15 +18,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ssclf.domain.visible import visible, visible_lines
+from ssclf.domain.written import MARKS, mark, mark_all
 from ssclf.errors import OutputError
 from ssclf.io.files import own_folder, write_whole
 from ssclf.io.image_hints import image_hint
 from ssclf.io.locks import Lock
+from ssclf.io.records.sealed import check_marks
 from ssclf.io.records.tables import Cell, write_table
 
 #: Columns around the probabilities; see docs/results.md.
 HEAD = ("path", "series", "status", "prediction", "confidence")
 TAIL = ("flags", "error", "brain_ml", "seconds", "model", "model_sha256", "ssclf_version")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class ResultRow:
         return max(self.probabilities) if self.probabilities else None
 
 
-def row_to_json(row: ResultRow) -> str:
-    return json.dumps(asdict(row), ensure_ascii=True, allow_nan=False)
+def row_to_json(row: ResultRow, **more: Any) -> str:
+    return json.dumps({**asdict(row), **more}, ensure_ascii=True, allow_nan=False)
 
 
 def row_from_dict(values: dict[str, Any]) -> ResultRow:
@@ -103,30 +107,67 @@ def write_csv(path: Path, rows: Iterable[ResultRow], class_names: Sequence[str])
 
 
 def write_details(path: Path, run: Mapping[str, Any], rows: Iterable[ResultRow]) -> None:
-    """Write `results.json`: everything about a run, and its rows, one a line.
+    """Write `results.json`: everything about a run, its rows, one a line, and the marks of both.
 
     Raises:
         OutputError: it cannot be written.
     """
-    lines = ",\n".join(row_to_json(row) for row in rows)
-    write_whole(path, f'{{"run": {json.dumps(run, allow_nan=False)},\n"rows": [\n{lines}\n]}}\n')
+    rows = list(rows)
+    lines = ",\n".join(map(row_to_json, rows))
+    marks = json.dumps({"run": mark_all(run.items()), "rows": _mark_rows(map(asdict, rows))})
+    about = json.dumps(run, allow_nan=False)
+    write_whole(path, f'{{"run": {about},\n"rows": [\n{lines}\n],\n"{MARKS}": {marks}}}\n')
+
+
+def _mark_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return mark_all((f"{row['path']} {row['series']}".rstrip(), row) for row in rows)
 
 
 def read_rows(path: Path) -> list[ResultRow]:
-    """Rows of a `results.json`; none where there is no such file.
+    """Rows of a `results.json` for a run that goes on; none where there is no such file.
+
+    A row that was changed since it was written is left out: its volume is done again.
 
     Raises:
         OutputError: the file is something else.
     """
     try:
-        return [row_from_dict(values) for values in json.loads(path.read_text("utf-8"))["rows"]]
+        values = json.loads(path.read_text("utf-8-sig"))
+        rows, marks = values["rows"], _mark_rows(values["rows"])
+        written = values[MARKS]["rows"] if MARKS in values else marks
+        kept = [
+            row for row, (name, found) in zip(rows, marks.items(), strict=True) if written.get(name) == found
+        ]
+        if len(kept) < len(rows):
+            log.warning("%s: %d rows were changed, their volumes are done again", path, len(rows) - len(kept))
+        return [row_from_dict(row) for row in kept]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise OutputError(
             f"{path}: expected the results of an earlier `ssclf predict`, found something else; "
             "move it away or choose another --out."
         ) from exc
+
+
+def read_details(path: Path) -> tuple[dict[str, Any], list[ResultRow]]:
+    """What a `results.json` says of a run, and its rows.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: it is no such file.
+        OutputError: it was changed since it was written, or does not hold as many rows as it says.
+    """
+    values = json.loads(path.read_text("utf-8-sig"))
+    run, rows = values["run"], values["rows"]
+    otherwise = "run that shard again."
+    if MARKS in values:
+        check_marks(path, values[MARKS]["run"], mark_all(run.items()), otherwise, OutputError)
+        check_marks(path, values[MARKS]["rows"], _mark_rows(rows), otherwise, OutputError)
+    if len(rows) != run["volumes"]:
+        raise OutputError(
+            f"{path}: expected {run['volumes']} rows, as it says, found {len(rows)}; {otherwise}"
+        )
+    return run, [row_from_dict(row) for row in rows]
 
 
 class Journal:
@@ -197,10 +238,12 @@ class Journal:
         except FileNotFoundError:
             return
         for line in lines:
-            # A kill may have cut the line that was being written: that volume is simply done again.
+            # A kill may have cut the line that was being written, or somebody changed it: that volume is done again.
             try:
-                yield row_from_dict(json.loads(line))
-            except (ValueError, TypeError, KeyError):
+                values = json.loads(line)
+                if values.pop(MARKS, None) in (None, mark(values)):  # earlier versions marked none
+                    yield row_from_dict(values)
+            except (ValueError, TypeError, KeyError, AttributeError):
                 continue
 
     def append(self, row: ResultRow) -> None:
@@ -209,7 +252,7 @@ class Journal:
         """
         assert self._file is not None
         try:
-            self._file.write(row_to_json(row) + "\n")
+            self._file.write(row_to_json(row, **{MARKS: mark(asdict(row))}) + "\n")
             # as far as the disk: a machine that loses power has lost the volume in hand, and none before
             self._file.flush()
             os.fsync(self._file.fileno())

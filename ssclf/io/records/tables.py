@@ -161,7 +161,29 @@ def undefuse(text: str) -> str:
     return text[1:] if text.startswith("'") and text[1:].startswith(("'", *_FORMULA_STARTS)) else text
 
 
-def read_written_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: undefuse(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+def read_written_rows(path: Path, key: str) -> list[dict[str, str]]:
+    """Rows of a table that ssclf wrote, as they were before cells were kept from running as formulas.
+
+    What a spreadsheet changes of its form is read alike: encoding, separator, quotes, line ends.
+
+    Args:
+        key: a column that it has, which tells what separates cells: names of classes hold anything.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no such column, or a row has more or fewer cells than the header.
+    """
+    text, _, _ = _table_text(path.read_bytes())
+    for delimiter in ",;\t":
+        columns, *lines = list(
+            filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        ) or [[]]
+        if key in columns:
+            break
+    else:
+        raise ValueError(f"{path.name}: expected the column {key}, found none")
+    if ragged := [number for number, cells in enumerate(lines, 2) if len(cells) != len(columns)]:
+        raise ValueError(
+            f"{path.name}: expected {len(columns)} cells in every row, found others in row {ragged[0]}"
+        )
+    return [dict(zip(columns, map(undefuse, cells), strict=True)) for cells in lines]

@@ -22,15 +22,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from ssclf.config import PreprocessConfig, TrainConfig, config_from_dict, config_to_dict
 from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.run_data import RunData
-from ssclf.domain.splits import Split, splits_from_json, splits_to_json
+from ssclf.domain.splits import Split, splits_from_dict, splits_to_dict
 from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
-from ssclf.io.files import sweep, write_json, write_whole
+from ssclf.io.files import sweep
 from ssclf.io.locks import lock
-from ssclf.io.records.tables import read_written_rows, write_table
+from ssclf.io.records.sealed import mark_table, read_sealed, read_sealed_rows, write_sealed
+from ssclf.io.records.tables import write_table
 
 RUNS = Path("runs")
 CONFIG = "config.json"
@@ -43,6 +45,10 @@ LAST = "checkpoints/last.pt"
 CHOSEN = "checkpoints/chosen.pt"
 LOCK, _TRAINING = ".lock", ".lock-training"
 EVENTS, CURVES, FEATURES = "tensorboard", "curves.png", "features.npz"
+#: Of `provenance.json`: the marks of the tables beside it; and the columns that name their rows.
+_TABLES = "tables"
+_KEYS = {EPOCHS: "epoch", PREDICTIONS: "path"}
+_OTHERWISE = "copy the run again, or remove its folder and train it again."
 
 
 def new_run_folder(model: str, runs: Path = RUNS) -> Path:
@@ -230,23 +236,23 @@ class RunRecord:
 
 def write_beginning(run: Path, config: TrainConfig, split: Split) -> None:
     """Settings first: a folder that has them alone was left before anything was trained, see `can_resume`."""
-    write_json(run / CONFIG, config_to_dict(config))
-    write_whole(run / SPLIT, splits_to_json([split]))
+    write_sealed(run / CONFIG, config_to_dict(config))
+    write_sealed(run / SPLIT, splits_to_dict([split]))
 
 
 def write_data(run: Path, data: RunData) -> None:
-    write_json(run / DATA, data.to_dict())
+    write_sealed(run / DATA, data.to_dict())
 
 
 def read_data(run: Path) -> RunData | None:
     """What a run was begun with; None where a version of ssclf began it that did not write it down.
 
     Raises:
-        ModelError: the file is damaged.
+        ModelError: the file is damaged, or was changed.
     """
     path = run / DATA
     try:
-        return RunData.from_dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+        return RunData.from_dict(read_sealed(path, _OTHERWISE, ModelError)) if path.exists() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelError(f"{path}: expected what a run was begun with, found {exc!r}.") from exc
 
@@ -260,10 +266,13 @@ def read_config(run: Path) -> TrainConfig:
     """The settings that a run began with.
 
     Raises:
-        ModelError: not a run folder.
+        ModelError: not a run folder, or its settings were changed.
     """
+    otherwise = (
+        "put back what it began with: only more epochs can be asked for, with --epochs. Or start a new run."
+    )
     try:
-        return config_from_dict(TrainConfig, json.loads((run / CONFIG).read_text("utf-8")))
+        return config_from_dict(TrainConfig, read_sealed(run / CONFIG, otherwise, ModelError))
     except (OSError, ValueError, ConfigError) as exc:
         raise ModelError(f"{run / CONFIG}: expected the settings of a run, found {exc!r}.") from exc
 
@@ -272,10 +281,23 @@ def read_split(run: Path, keys: Sequence[str]) -> Split:
     """Who trains and who tests, of the volumes with these keys.
 
     Raises:
-        DatasetError: the split is of other volumes.
+        DatasetError: the split is of other volumes, damaged, or was changed.
     """
-    (split,) = splits_from_json((run / SPLIT).read_text("utf-8"), str(run / SPLIT), keys)
-    return split
+    splits = read_splits(run / SPLIT, keys)
+    if len(splits) != 1:
+        raise DatasetError(f"{run / SPLIT}: expected one split, found {len(splits)}; {_OTHERWISE}")
+    return splits[0]
+
+
+def read_splits(path: Path, keys: Sequence[str]) -> list[Split]:
+    """Raises:
+    DatasetError: they are of other volumes, damaged, or were changed.
+    """
+    try:
+        values = read_sealed(path, "bring it back, or start a new run.", DatasetError)
+    except (OSError, ValueError) as exc:
+        raise DatasetError(f"{path}: expected splits as ssclf writes them, found {exc!r}.") from exc
+    return splits_from_dict(values, str(path), keys)
 
 
 def write_epochs(run: Path, records: Sequence[EpochRecord]) -> None:
@@ -284,10 +306,13 @@ def write_epochs(run: Path, records: Sequence[EpochRecord]) -> None:
 
 
 def read_epochs(run: Path) -> tuple[dict[str, float | None], ...]:
-    """Rows of `metrics.csv`, empty cells as None."""
+    """Rows of `metrics.csv`, empty cells as None.
+
+    Raises:
+        KeyError, ValueError, ModelError: see `read_predictions`.
+    """
     return tuple(
-        {name: float(text) if text else None for name, text in row.items()}
-        for row in read_written_rows(run / EPOCHS)
+        {name: float(text) if text else None for name, text in row.items()} for row in _read_rows(run, EPOCHS)
     )
 
 
@@ -301,6 +326,7 @@ def write_predictions(run: Path, class_names: Sequence[str], rows: Iterable[Volu
 def read_predictions(run: Path, class_names: Sequence[str]) -> list[VolumePrediction]:
     """Raises:
     KeyError, ValueError: the table is another one.
+    ModelError: it is not the one that the finished run wrote.
     """
     return [
         VolumePrediction(
@@ -308,19 +334,30 @@ def read_predictions(run: Path, class_names: Sequence[str]) -> list[VolumePredic
             probabilities=tuple(float(row[f"p_{name}"]) for name in class_names if f"p_{name}" in row),
             logits=tuple(float(row[f"logit_{name}"]) for name in class_names),
         )
-        for row in read_written_rows(run / PREDICTIONS)
+        for row in _read_rows(run, PREDICTIONS)
     ]
 
 
+def _read_rows(run: Path, name: str) -> list[dict[str, str]]:
+    marks = _read_provenance(run).get(_TABLES, {}).get(name)
+    return read_sealed_rows(run / name, _KEYS[name], marks, _OTHERWISE, ModelError)
+
+
 def write_record(run: Path, record: RunRecord) -> None:
+    """At the end, when the tables are there."""
     values = {
         "class_names": record.class_names,
         "preprocess": config_to_dict(record.preprocess),
         "calibration": asdict(record.calibration),
         "training": record.training.to_dict(),
         "versions": dict(record.versions),
+        _TABLES: {name: mark_table(run / name, key) for name, key in _KEYS.items() if (run / name).is_file()},
     }
-    write_json(run / PROVENANCE, values)
+    write_sealed(run / PROVENANCE, values)
+
+
+def _read_provenance(run: Path) -> dict[str, Any]:
+    return read_sealed(run / PROVENANCE, _OTHERWISE, ModelError)
 
 
 def read_record(run: Path) -> RunRecord:
@@ -328,7 +365,7 @@ def read_record(run: Path) -> RunRecord:
     ModelError: the run is unfinished or damaged.
     """
     with _understood(run):
-        values = json.loads((run / PROVENANCE).read_text("utf-8"))
+        values = _read_provenance(run)
         return RunRecord(
             class_names=tuple(values["class_names"]),
             preprocess=config_from_dict(PreprocessConfig, values["preprocess"]),
@@ -345,7 +382,7 @@ def read_training(run: Path) -> tuple[tuple[str, ...], Provenance]:
         ModelError: the run is unfinished or damaged.
     """
     with _understood(run):
-        values = json.loads((run / PROVENANCE).read_text("utf-8"))
+        values = _read_provenance(run)
         return tuple(values["class_names"]), Provenance.from_dict(values["training"])
 
 
