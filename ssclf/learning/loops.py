@@ -27,6 +27,7 @@ from ssclf.domain.lesions import TAUGHT
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
 from ssclf.io.records.training_run import process_count, processes_per_node
+from ssclf.learning.abandoning import Abandoning, Stopped
 from ssclf.learning.datasets import EpochSampler, VolumeDataset
 from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
@@ -68,10 +69,6 @@ class EpochResult:
     seconds: float
     wait_share: float
     finished: bool
-
-
-class Stopped(Exception):  # noqa: N818 (no error: it was asked for)
-    """Work ended early because its `stop` said so."""
 
 
 def start_fabric(config: TrainConfig, device: Device) -> Fabric:
@@ -168,6 +165,9 @@ class Trainer:
         free = [parameter for parameter in network.parameters() if parameter.requires_grad]
         kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
         optimizer = kind(free, lr=config.learning_rate, weight_decay=config.weight_decay)
+        # a compiled network has no middle, and of several processes none may leave a step that the others take
+        alone = fabric.world_size == 1 and not config.compile
+        self._abandoning = Abandoning(network) if alone else None
         compiled = cast(nn.Module, torch.compile(network)) if config.compile else network
         self._module, self._optimizer = fabric.setup(compiled, optimizer)
         self._scheduler = make_scheduler(optimizer, config, config.epochs * self.steps_per_epoch)
@@ -196,7 +196,8 @@ class Trainer:
         """Take the steps of one epoch, or what is left of an interrupted one.
 
         Args:
-            stop: asked after every step, and while it waits for volumes; True ends the epoch there, ready to be saved.
+            stop: asked after every step and at each layer of it, and while it waits for volumes; True ends the epoch
+                there, ready to be saved: as it was before a step that is not done.
             on_step: called with the number of steps done in this epoch and the mean loss so far.
 
         Raises:
@@ -224,7 +225,13 @@ class Trainer:
             if not group:
                 break
             rate = float(self._optimizer.param_groups[0]["lr"])
-            self._loss_sum += self._step([self.fabric.to_device(batch) for batch in group])
+            try:
+                with self._abandoning.unless(stop) if self._abandoning else contextlib.nullcontext():
+                    self._loss_sum += self._step([self.fabric.to_device(batch) for batch in group])
+            except Stopped:
+                self._optimizer.zero_grad()
+                stopped = True
+                break
             self._batches_done += len(group)
             seen += sum(len(batch.targets) for batch in group)
             on_step(-(-self._batches_done // self.config.accumulate), self._loss_sum / seen)

@@ -61,11 +61,12 @@ from ssclf.io.records.training_run import (
     write_predictions,
     write_record,
 )
+from ssclf.learning.abandoning import Stopped
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.event_log import open_event_log
 from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
-from ssclf.learning.loops import Predictions, Stopped, Trainer, seed_everything, start_fabric
+from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.learning.statistics import training_statistics

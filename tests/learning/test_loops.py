@@ -121,6 +121,30 @@ def test_settled_averages_are_those_of_the_volumes_as_they_are(preprocessed: Cal
     assert all(torch.equal(value, once[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("looks", [1, 15, 25, 45, 70])
+def test_a_step_that_is_left_in_its_middle_has_not_begun(
+    looks: int, preprocessed: Callable[..., Path]
+) -> None:
+    """A step of large volumes takes minutes on a processor, and who is told to end has seconds."""
+    cohort = read_prepared_cohort(preprocessed(per_class=2))
+    config = dataclasses.replace(CONFIG, batch_size=2, accumulate=2, dropout=0.3)
+    whole, reference = make_trainer(cohort, config)
+    whole.train_epoch()
+    torch.manual_seed(0)
+    trainer, network = make_trainer(cohort, config)
+    asked = itertools.count(1)
+    first = trainer.train_epoch(stop=lambda: next(asked) >= looks)
+    # a step of two batches asks at each of 20 convolutions of both, there and back
+    assert not first.finished and next(asked) == looks + 1
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert trainer.train_epoch(stop=lambda: True).finished is False
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert trainer.train_epoch().finished
+    for (name, ours), theirs in zip(network.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert all(map(torch.equal, network.buffers(), reference.buffers()))
+
+
 def test_settling_leaves_frozen_stages_alone(preprocessed: Callable[..., Path]) -> None:
     cohort = read_prepared_cohort(preprocessed(per_class=4))
     trainer, network = make_trainer(cohort, dataclasses.replace(CONFIG, batch_size=4, settle=True, freeze=5))
