@@ -269,12 +269,13 @@ class StepLines:
 
     def __call__(self, epoch: int, done: int, steps: int, loss: float) -> None:
         now, taken = time.monotonic(), (epoch - 1) * steps + done
-        if self._first is None:  # a run that goes on did the steps before at another time
+        if self._first is None:  # nothing tells yet how long a step takes
             self._first = now, taken
+            return
         if now - self._told < PLAIN_INTERVAL_S:
             return
         self._told = now
-        each = (now - self._first[0]) / max(taken - self._first[1], 1)
+        each = (now - self._first[0]) / (taken - self._first[1])
         left = ((self._epochs or epoch) * steps - taken) * each
         of = f" of {self._epochs}" if self._epochs else ""
         until = "" if self._epochs else " of this epoch"
