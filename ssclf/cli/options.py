@@ -41,6 +41,13 @@ from ssclf.errors import ConfigError
 #: Instances whose values are the defaults that the commands show.
 PREPROCESS, PREDICT, CLUSTER = PreprocessConfig(), PredictConfig(), ClusterConfig()
 _PRESETS: dict[Preset, TrainConfig] = {name: TrainConfig.preset(name) for name in get_args(Preset)}
+#: What depends on the network, the cohort and the machine.
+_FITTED = {
+    "epochs": "600 steps and at least 10 epochs, of `pretrain` 2000",
+    "learning_rate": "0.002 for small and 0.0003 for the others",
+    "batch_size": "12, or what fits the memory",
+    "accumulate": "1, or what makes 12 volumes a step",
+}
 #: Where preprocessed volumes go and are looked for.
 PREPROCESSED = Path("data/preprocessed")
 
@@ -78,6 +85,9 @@ def _default_by_preset(name: str) -> str:
     """What a setting of training is when it is left out, since that depends on the preset."""
     if name in ("architecture", "pretrained"):  # no preset says these, but --from and --weights do
         return ""
+    if name in _FITTED:
+        paper = _shown(getattr(_PRESETS["paper"], name))
+        return f" Default: {paper} (--preset paper), {_FITTED[name]} (--preset default)."
     values = {preset: _shown(getattr(config, name)) for preset, config in _PRESETS.items()}
     if len(set(values.values())) > 1:
         return f" Default: {', '.join(f'{value} (--preset {preset})' for preset, value in values.items())}."

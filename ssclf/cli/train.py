@@ -211,6 +211,10 @@ def _train(
             watch=Watch(on_step=display.step, on_epoch=display.epoch),
         )
     display.summary(result)
+    if chosen.config.lesions:
+        say(
+            "lesions are synthetic, and so is every score: weights for `ssclf train --from`, no model of any patient"
+        )
     raise typer.Exit(result.exit_code)
 
 

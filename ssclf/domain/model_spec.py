@@ -65,6 +65,11 @@ class ModelSpec:
         """Whether the training volumes were made by ssclf's generator."""
         return self.provenance.synthetic
 
+    @property
+    def pretrained_on_lesions(self) -> bool:
+        """Whether `ssclf pretrain` made it, which is no model of any patient."""
+        return bool(self.provenance.config.get("lesions"))
+
     @cached_property
     def feature_reference(self) -> Reference | None:
         """Where the training volumes' features lie; None in a bundle without statistics."""

@@ -86,7 +86,7 @@ def adopt_weights(
     """
     if architecture != start.spec.architecture:
         raise ModelError(
-            f"{start.spec.name}: is a {start.spec.architecture}, and another network was asked for; leave --model "
+            f"{start.spec.name}: its network is {start.spec.architecture}, and another was asked for; leave --model "
             f"out, or say --model {start.spec.architecture}."
         )
     own = network.state_dict()
@@ -104,6 +104,11 @@ def adopt_weights(
             f"another number of contrasts ({len(wrong)} of {len(own)} tensors do not fit, for instance {wrong[0]})."
         )
     network.load_state_dict(loaded)
+    known = [name for name in class_names if name in start.spec.class_names]
+    log.info(
+        "all layers of %s are taken over; of the last one, what it knows of %s",
+        start.spec.name, ", ".join(known) or "no class of these data",
+    )  # fmt: skip
     new = [name for name in class_names if name not in start.spec.class_names]
     if new:
         log.info(

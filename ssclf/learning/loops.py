@@ -86,7 +86,7 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
     precision = config.precision if cuda else "32-true"
     if precision == "bf16-mixed" and not torch.cuda.is_bf16_supported():
         precision = "16-mixed"
-    if precision != config.precision:
+    if cuda and precision != config.precision:
         log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
     processes, local = process_count(), processes_per_node()
     if "SLURM_STEP_ID" in os.environ and processes > 1:

@@ -11,11 +11,12 @@ from typing import Any
 
 from ssclf.config import Device, Preset, TrainConfig
 from ssclf.domain.run_data import RunData
-from ssclf.errors import ConfigError, DatasetError
+from ssclf.errors import ConfigError, DatasetError, OutputError
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.cv_run import newest_cv_run, read_settings, stored_folders
 from ssclf.io.records.preprocessed import is_prepared, read_prepared_cohort
 from ssclf.io.records.training_run import (
+    CONFIG,
     idle_tasks,
     is_finished,
     new_run_folder,
@@ -92,10 +93,13 @@ def choose_run(
     given = {**settings, "pretrained": pretrained}
     if begin:
         given.setdefault("architecture", begin.spec.architecture)
+    TrainConfig(**given)  # each value for itself, before what goes with what
     if given.get("freeze") and not begin and not pretrained:
         raise ConfigError(
             "--freeze: expected weights to keep, and a new network's are random; name some with --from or --pretrained."
         )
+    if out and not (out / CONFIG).exists() and out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out}: holds other files, and no run; choose another --out, or an empty folder.")
     volumes = tuple(data) or PREPROCESSED
     cohort = read_cohort(volumes, TrainConfig(lesions=bool(given.get("lesions"))))
     if preset == "paper":

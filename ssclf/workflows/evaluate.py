@@ -37,7 +37,8 @@ from ssclf.workflows.interruption import exit_code
 from ssclf.workflows.preprocess import PreprocessSummary, preprocess_cohort
 from ssclf.workflows.reports import try_report
 
-PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "preprocessed"
+#: The folder of network input has a name of its own: `out` may be where a cohort to train on lies in `preprocessed`.
+PREDICTIONS, METRICS, PREPROCESSED = "predictions.csv", "metrics.json", "network-input"
 Seen = Literal["refuse", "leave-out"]
 #: So many unknown classes are named in a message.
 _NAMED = 5
@@ -90,7 +91,7 @@ def evaluate(
 
     Args:
         data: folder that `ssclf preprocess` wrote with the bundle's own settings; or scans in any layout that
-            it reads, which then are preprocessed so into `out/preprocessed`.
+            it reads, which then are preprocessed so into `out/network-input`.
         bundle: exported model.
         out: folder to write.
         seen: what to do where the model was trained on some of the volumes: refuse, or leave those out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def read_run(run: Path, *, name: str, record: RunRecord | None = None) -> tuple[
     config = read_config(run)
     if not (run / CHOSEN).is_file() or not is_finished(run):
         raise ModelError(
-            f"{run}: expected a finished run, found one that was interrupted; go on with `ssclf train --resume`."
+            f"{run}: expected a finished run, found one that was interrupted; go on with "
+            f"`ssclf train --resume --out {shlex.quote(str(run))}`."
         )
     calibrated_here = record is None
     record = record or read_record(run)

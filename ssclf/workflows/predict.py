@@ -156,7 +156,14 @@ def iterate(
 
 
 def _open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
-    return Ensemble([open_bundle(Path(path)) for path in models], config)
+    bundles = [open_bundle(Path(path)) for path in models]
+    for bundle in bundles:
+        if bundle.spec.pretrained_on_lesions:
+            log.warning(
+                "%s: was pretrained on synthetic lesions, for `ssclf train --from`; it is no model of any patient",
+                bundle.spec.name,
+            )
+    return Ensemble(bundles, config)
 
 
 def _find_scans(

@@ -136,10 +136,10 @@ def test_scans_are_preprocessed_as_the_model_needs_them(
         write_nifti(make_volume(seed=number), tmp_path / "scans" / label / f"s{number}.nii.gz")
     found = evaluate(tmp_path / "scans", tiny_bundle, tmp_path / "out", device="cpu", threads=1)
     assert found.volumes == 4 and found.failed == 0 and found.exit_code == 0
-    settings = json.loads((tmp_path / "out" / "preprocessed" / "settings.json").read_text())
+    settings = json.loads((tmp_path / "out" / "network-input" / "settings.json").read_text())
     assert settings["hash"] == SETTINGS.hash
     again = evaluate(
-        tmp_path / "out" / "preprocessed", tiny_bundle, tmp_path / "again", device="cpu", threads=1
+        tmp_path / "out" / "network-input", tiny_bundle, tmp_path / "again", device="cpu", threads=1
     )
     assert again.raw == found.raw
     # HGG is a class of the model, and none is here
@@ -183,7 +183,7 @@ def test_a_training_scan_is_left_out_however_it_is_stored(
     assert "volumes/s2-again.nii.gz" not in [
         row["path"] for row in rows_of(tmp_path / "out" / "predictions.csv")
     ]
-    prepared = tmp_path / "out" / "preprocessed"
+    prepared = tmp_path / "out" / "network-input"
     rows = (prepared / "manifest.csv").read_text().splitlines()
     without = [line.rsplit(",", 1)[0] for line in rows]  # as an earlier version wrote it
     (prepared / "manifest.csv").write_text("\n".join(without) + "\n")

@@ -43,6 +43,8 @@ def test_weights_learnt_from_lesions_begin_another_training(
     assert told["synthetic"] is True
     # 6 subjects of which 70 % train, each with either lesion and without
     assert told["volumes"]["train"] == {"HGG": 4, "LGG": 4, "healthy": 4} and told["subjects"]["test"] == 2
+    ssclf("export", "pre", "--out", "bundle", "--no-brain-extraction", "--format", "onnx")
+    assert "no model of any patient" in Path("bundle", "MODEL_CARD.md").read_text()
     assert "has finished" in ssclf("pretrain", "--resume", "--out", "pre")
     ssclf("train", "--data", preprocessed(), "--from", "pre", "--out", "fine", "--freeze", "4", *SHORT)
     assert read_config(Path("fine")).architecture == "small" and not read_config(Path("fine")).lesions
@@ -86,6 +88,15 @@ def test_what_is_not_healthy_is_refused(preprocessed: Callable[..., Path], tmp_p
         assert result.exit_code == 1 and words in " ".join(result.output.split())
         assert not (tmp_path / "run").exists()
     assert CliRunner().invoke(app, ["pretrain"]).exit_code == 2
+
+
+def test_a_run_is_not_put_among_other_files(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "head.nii.gz").touch()
+    result = CliRunner().invoke(app, ["train", "--data", str(preprocessed()), "--out", str(scans), *SHORT])
+    assert result.exit_code == 1 and "holds other files, and no run" in " ".join(result.output.split())
+    assert [path.name for path in scans.iterdir()] == ["head.nii.gz"]
 
 
 def test_frozen_weights_must_be_learnt_ones(preprocessed: Callable[..., Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ SUBJECT_COLUMNS = ("subject", "label", "source", "sessions", "volumes", "failed"
 _VOLUMES, _RECORDS = "volumes", "records"
 _MANIFEST, _SETTINGS, _FAILED, _QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
 _SUBJECTS = "subjects.csv"
+log = logging.getLogger(__name__)
 #: Of `settings.json`: the marks of the manifest's rows.
 _ROWS = "rows"
 _OTHERWISE = (
@@ -116,6 +118,10 @@ def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, 
         "ssclf_version": __version__,
     }
     if old.get("hash") != config.hash:
+        if (folder / _MANIFEST).exists():
+            log.warning(
+                "%s: holds a cohort of other settings, which goes; runs on it cannot go on without it", folder
+            )
         for name in (_MANIFEST, _SUBJECTS, _FAILED, _QC):
             (folder / name).unlink(missing_ok=True)
     elif _ROWS in old:  # of the manifest that is there until this run ends

@@ -271,6 +271,8 @@ def read_config(run: Path) -> TrainConfig:
     otherwise = (
         "put back what it began with: only more epochs can be asked for, with --epochs. Or start a new run."
     )
+    if not (run / CONFIG).is_file():
+        raise ModelError(f"{run}: expected the folder of a run, with {CONFIG} in it, found none.")
     try:
         return config_from_dict(TrainConfig, read_sealed(run / CONFIG, otherwise, ModelError))
     except (OSError, ValueError, ConfigError) as exc:
