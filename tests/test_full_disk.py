@@ -12,14 +12,28 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.timeout(300)
-TRAIN = ["train", "--epochs", "1", "--batch-size", "4", "--holdout", "0", "--workers", "0", "--device", "cpu"]
+TRAIN = [
+    "train",
+    "--model",
+    "mc3",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "4",
+    "--holdout",
+    "0",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.mark.parametrize(
     ("command", "code"),
     [
         (TRAIN, 1),
-        (["cv", "--models", "mc3", "--folds", "2", *TRAIN[1:5], "--scheme", "kfold", "--workers", "0"], 3),
+        (["cv", "--models", "mc3", "--folds", "2", *TRAIN[3:7], "--scheme", "kfold", "--workers", "0"], 3),
     ],
     ids=["train", "cv"],
 )

@@ -225,13 +225,10 @@ class Trainer:
             if not group:
                 break
             rate = float(self._optimizer.param_groups[0]["lr"])
-            try:
-                with self._abandoning.unless(stop) if self._abandoning else contextlib.nullcontext():
-                    self._loss_sum += self._step([self.fabric.to_device(batch) for batch in group])
-            except Stopped:
-                self._optimizer.zero_grad()
+            if (loss := self._try_step(group, stop)) is None:
                 stopped = True
                 break
+            self._loss_sum += loss
             self._batches_done += len(group)
             seen += sum(len(batch.targets) for batch in group)
             on_step(-(-self._batches_done // self.config.accumulate), self._loss_sum / seen)
@@ -391,6 +388,15 @@ class Trainer:
         self.epoch = state["epoch"]
         self._batches_done = state["batches_done"]
         self._loss_sum = state["loss_sum"]
+
+    def _try_step(self, group: list[Any], stop: Callable[[], bool]) -> float | None:
+        """`_step`, or None where `stop` came before it was done."""
+        try:
+            with self._abandoning.unless(stop) if self._abandoning else contextlib.nullcontext():
+                return self._step([self.fabric.to_device(batch) for batch in group])
+        except Stopped:
+            self._optimizer.zero_grad()
+            return None
 
     def _step(self, group: list[Any]) -> float:
         """One optimiser step over a group of batches; returns the sum of its volumes' losses."""

@@ -13,12 +13,14 @@ from ssclf.config import Device, Preset, TrainConfig
 from ssclf.domain.run_data import RunData
 from ssclf.errors import ConfigError, DatasetError, OutputError
 from ssclf.io.models.checksums import file_sha256
+from ssclf.io.paths import is_file, is_folder
 from ssclf.io.records.cv_run import newest_cv_run, read_settings, stored_folders
 from ssclf.io.records.preprocessed import is_prepared, read_prepared_cohort
 from ssclf.io.records.training_run import (
     CONFIG,
     idle_tasks,
     is_finished,
+    is_first_process,
     new_run_folder,
     newest_run,
     read_config,
@@ -98,7 +100,7 @@ def choose_run(
         raise ConfigError(
             "--freeze: expected weights to keep, and a new network's are random; name some with --from or --pretrained."
         )
-    if out and not (out / CONFIG).exists() and out.is_dir() and any(out.iterdir()):
+    if out and is_first_process() and not is_file(out / CONFIG) and _holds_files(out):
         raise OutputError(f"{out}: holds other files, and no run; choose another --out, or an empty folder.")
     volumes = tuple(data) or PREPROCESSED
     cohort = read_cohort(volumes, TrainConfig(lesions=bool(given.get("lesions"))))
@@ -110,6 +112,11 @@ def choose_run(
         for reason in recipe.reasons:
             log.info("%s", reason)
     return ChosenRun(out or new_run_folder(config.architecture), config, volumes, begin)
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there are any but hidden ones, which a run leaves that was killed as it began."""
+    return is_folder(folder) and any(not name.startswith(".") for name in os.listdir(folder))
 
 
 def _warn_of_idle_tasks() -> None:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ssclf import __version__
-from ssclf.config import Architecture, PaperArchitecture, Scheme, TrainConfig, check_choice, config_to_dict
+from ssclf.config import (
+    Architecture,
+    PaperArchitecture,
+    Scheme,
+    TrainConfig,
+    check_choice,
+    config_from_dict,
+    config_to_dict,
+)
 from ssclf.domain.splits import Split, check_leakage, cut_validation, disjoint_folds, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, OutputError, SsclfError
 from ssclf.io.alone import WorkTraceback
@@ -353,20 +361,23 @@ def _open(out: Path, cohort: PreparedCohort, plan: CvPlan, weights: Path | None)
 
 def _compare(out: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuse to mix: cells that differ in more than network, start and fold cannot be compared."""
-    different = [key for key, value in asked["config"].items() if stored["config"].get(key) != value]
+    began = config_to_dict(
+        config_from_dict(TrainConfig, stored["config"])
+    )  # with what earlier versions did not have
+    different = [key for key, value in asked["config"].items() if began[key] != value]
     different += [key for key in ("scheme", "folds") if stored[key] != asked[key]]
     if different:
-        before = {**stored["config"], **stored}
+        before = {**began, **stored}
         raise ConfigError(
             f"{out}: a cross-validation goes on with the settings it began with, and found others for "
             f"{', '.join(f'{name} (it began with {before.get(name)})' for name in different)}; add --resume to take "
             "its own, or choose another --out."
         )
-    began, now = stored.get("weights"), asked["weights"]
+    file, now = stored.get("weights"), asked["weights"]
     pretrained = any(Cell.parse(f"{variant}/1").pretrained for variant in stored["variants"])
-    if now and began is not None and pretrained and began.get("sha256") != now["sha256"]:
+    if now and file is not None and pretrained and file.get("sha256") != now["sha256"]:
         raise ConfigError(
-            f"{out}: its pretrained networks began with {began.get('file', 'the weights of this machine')}, so "
+            f"{out}: its pretrained networks began with {file.get('file', 'the weights of this machine')}, so "
             f"--weights {now['file']} cannot be taken any more; leave it out, or choose another --out."
         )
     if any(stored[key] != asked[key] for key in ("class_names", "preprocess", "volumes")):

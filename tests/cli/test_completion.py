@@ -42,14 +42,14 @@ def bash(script: str, environment: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("train --augmentation ", ["light", "heavy", "flip", "none"]),
+        ("train --augmentation ", ["light", "half", "heavy", "flip", "none"]),
         ("train --model r", ["r2plus1d", "r3d"]),
         ("predict --skull-strip ", ["auto", "deepbet", "bet", "hd-bet", "synthstrip", "none"]),
         ("predict --device c", ["cpu", "cuda"]),
         ("export --format ", ["onnx", "torchscript"]),
         ("cv --models mc3,r", ["mc3,r2plus1d", "mc3,r3d"]),
         ("cv --scheme ", ["paper", "kfold"]),
-        ("pre", ["predict", "preprocess"]),
+        ("pre", ["predict", "pretrain", "preprocess"]),
     ],
 )
 def test_tab_offers_the_choices(typed: str, offered: list[str], environment: dict[str, str]) -> None:

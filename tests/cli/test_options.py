@@ -162,7 +162,7 @@ def test_help_groups_long_lists_of_options(command: str, monkeypatch: pytest.Mon
 def test_choices_stand_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     told = runner.invoke(app, ["train", "--help"]).output
-    assert "light|heavy|flip|none" in told and "mc3|r2plus1d|r3d" in told
-    assert "1e-05 (--preset paper), 0.0003 (--preset default)" in " ".join(told.split())
+    assert "light|half|heavy|flip|none" in told and "mc3|r2plus1d|r3d|small" in told
+    assert "0.001 (--preset paper), 0.01 (--preset default)" in " ".join(told.split())
     told = runner.invoke(app, ["predict", "--help"]).output
     assert "auto:ENGINE" in told and "synthstrip" in told

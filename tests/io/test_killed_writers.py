@@ -20,9 +20,10 @@ from ssclf.io.records.training_run import CONFIG, LAST, own_folder
 
 pytestmark = pytest.mark.timeout(120)
 WRITER = """
-import sys
+import signal, sys
 from pathlib import Path
 from ssclf.io.files import whole_file, whole_folder, whole_path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background ignores it
 kind, path = sys.argv[1], Path(sys.argv[2])
 if kind == "file":
     with whole_file(path) as file:

@@ -45,7 +45,9 @@ def test_held_out_volumes_set_the_limit(preprocessed: Callable[..., Path]) -> No
     assert training_statistics(few, {"train": predictions(draw(5, 1))}) == {}
 
 
-def test_statistics_reach_the_rows_of_predict(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
+def test_statistics_reach_the_rows_of_predict(
+    preprocessed: Callable[..., Path], without_marks: Callable[[Path], None], tmp_path: Path
+) -> None:
     """From training to a flag, through the bundle, with both engines and in an ensemble."""
     torch.set_num_threads(1)
     data = preprocessed(per_class=5, shape=(9, 20, 18), name="data")
@@ -60,6 +62,7 @@ def test_statistics_reach_the_rows_of_predict(preprocessed: Callable[..., Path],
     provenance = json.loads((run / "provenance.json").read_text())
     del provenance["training"]["statistics"]
     (run / "provenance.json").write_text(json.dumps(provenance))
+    without_marks(run / "provenance.json")
     plain = export_run(run, tmp_path / "without", ExportConfig(brain_extraction=False))
 
     original = read_written(data / "HGG/HGG0.nii.gz")

@@ -13,7 +13,7 @@ DEAF = """
 import ctypes, logging
 from ssclf.workflows.interruption import end_at_last, note_signals
 logging.basicConfig()
-with end_at_last(0.5), note_signals("saving") as signals:
+with end_at_last({patience}), note_signals("saving") as signals:
     print("there", flush=True)
     libc = ctypes.CDLL(None)
     while True:
@@ -22,10 +22,12 @@ with end_at_last(0.5), note_signals("saving") as signals:
 """
 
 
-@pytest.mark.parametrize(("body", "code"), [("pass", 143), ("if signals: break", 0)])
-def test_who_does_not_end_is_ended(body: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("body", "patience", "code"), [("pass", 0.5, 143), ("if signals: break", 60, 0)], ids=["deaf", "hears"]
+)
+def test_who_does_not_end_is_ended(body: str, patience: float, code: int) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", DEAF.format(body=body)],
+        [sys.executable, "-c", DEAF.format(body=body, patience=patience)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
