@@ -116,7 +116,7 @@ def choose_run(
 
 def _holds_files(folder: Path) -> bool:
     """Whether there are any but hidden ones, which a run leaves that was killed as it began."""
-    return is_folder(folder) and any(not name.startswith(".") for name in os.listdir(folder))
+    return is_folder(folder) and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _warn_of_idle_tasks() -> None:
