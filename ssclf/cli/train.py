@@ -195,7 +195,14 @@ def _train(
         ctx.params[name] for name in ("out", "resume", "device", "workers", "quiet")
     )
     chosen = choose_run(
-        out, settings, data=data, preset=preset, weights=weights, start=start, resume=resume, device=device
+        Path(out) if out is not None else None,  # older typers keep the text here
+        settings,
+        data=data,
+        preset=preset,
+        weights=weights,
+        start=start,
+        resume=resume,
+        device=device,
     )
     if chosen.finished:
         say(f"{chosen.folder}: has finished; nothing is left to do")

@@ -139,7 +139,7 @@ def test_what_cannot_be_exported_is_explained(
     finished_run: Callable[[Architecture], Path], tmp_path: Path
 ) -> None:
     run = finished_run("mc3")
-    with pytest.raises(ModelError, match="expected the settings of a run"):
+    with pytest.raises(ModelError, match="expected the folder of a run"):
         export_run(tmp_path / "nowhere", tmp_path / "model")
     with pytest.raises(OutputError, match="exists already"):
         export_run(run, run)
