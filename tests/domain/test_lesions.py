@@ -13,6 +13,8 @@ from ssclf.domain.synthetic import SyntheticLabel, make_synthetic_volume
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError
 
+pytestmark = pytest.mark.needs("scipy")
+
 
 @pytest.fixture(scope="module")
 def brain() -> Volume:
