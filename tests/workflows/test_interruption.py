@@ -17,7 +17,7 @@ with end_at_last({patience}), note_signals("saving") as signals:
     print("there", flush=True)
     libc = ctypes.CDLL(None)
     while True:
-        libc.sleep(600)  # comes back for each signal; a library that waits for a process that is gone does not
+        libc.sleep(1)  # a signal may come just before it, and is seen behind it
         {body}
 """
 
