@@ -198,6 +198,8 @@ class Workers:
 
     def stop(self) -> None:
         self._pool.stop()
+        if sys.is_finalizing():  # no thread begins or goes on any more; workers end with us
+            return
         # Where one was killed in the middle of a message, pebble may wait for the rest of it.
         ending = threading.Thread(target=self._pool.join, daemon=True)
         ending.start()

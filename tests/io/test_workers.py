@@ -3,6 +3,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,17 @@ def test_an_item_that_was_lost_between_two_processes_is_done_again(monkeypatch: 
     outcomes = {o.item: o for o in run_in_processes(work, ["takes another", "a", "b"], workers=1)}
     assert [outcomes[item].result for item in "ab"] == ["A", "B"]
     assert "signal 9" in outcomes["takes another"].error
+
+
+def test_a_process_ends_whose_work_was_left_unfinished() -> None:
+    """An error leaves the iteration to the end of the interpreter, where no thread begins any more."""
+    code = (
+        "from ssclf.io.workers import run_in_processes\nfrom os.path import basename\n"
+        "left = run_in_processes(basename, ['a', 'b', 'c'], workers=1)\nprint(next(left).result)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "a\n"), done.stderr
 
 
 def test_a_worker_takes_its_share_of_memory_and_no_more() -> None:
