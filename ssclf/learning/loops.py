@@ -212,8 +212,7 @@ class Trainer:
         self._sampler.epoch = self.epoch
         self._sampler.skip = self._batches_done * self.config.batch_size
         seen = self._sampler.skip
-        # of several processes none may leave before a step that the others take
-        batches = self._loader.batches(stop if self.fabric.world_size == 1 else lambda: False)
+        batches = self._loader.batches(self._alone(stop))
         stopped = False
         while not stopped:
             fetched = time.perf_counter()
@@ -262,7 +261,7 @@ class Trainer:
             VolumeError, ResourceError: see `VolumeLoader.batches`.
         """
         self.network.eval()
-        alone = self.fabric.world_size == 1  # else each process waits for the others' shares
+        stop = self._alone(stop)
         dataset = self._dataset(samples)
         sampler = EpochSampler(
             len(samples),
@@ -276,13 +275,13 @@ class Trainer:
         # one at a time: padding would change what the network averages, and with it the score
         loader = VolumeLoader(dataset, sampler, batch_size=1, workers=self._workers)
         with contextlib.closing(loader):
-            for batch in loader.batches(stop if alone else lambda: False):
+            for batch in loader.batches(stop):
                 found, pooled = self._forward(self.fabric.to_device(batch.volumes))
                 indices, found, pooled = self._gather(self.fabric.to_device(batch.indices), found, pooled)
                 logits[indices], features[indices] = found, pooled
-                if alone and stop():
+                if stop():
                     raise Stopped
-            if alone and stop():  # while it waited
+            if stop():  # while it waited
                 raise Stopped
         self._check_logits(logits, samples, part)
         targets = torch.tensor(dataset.targets)
@@ -323,6 +322,7 @@ class Trainer:
             VolumeError, ResourceError: see `VolumeLoader.batches`.
         """
         self.network.eval()
+        stop = self._alone(stop)
         norms = [
             module
             for module in self.network.modules()
@@ -480,6 +480,10 @@ class Trainer:
         if self.fabric.world_size == 1:
             return tuple(value.cpu() for value in values)
         return tuple(cast(Tensor, self.fabric.all_gather(v)).flatten(0, 1).cpu() for v in values)
+
+    def _alone(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Of several processes none may leave what the others wait for."""
+        return stop if self.fabric.world_size == 1 else lambda: False
 
     def _agree(self, stop: bool) -> bool:
         """Whether any process wants to stop: all must, at the same step."""
