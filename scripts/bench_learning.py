@@ -194,13 +194,13 @@ def main() -> None:
     )
     findings = {f.name: f.score for f in find_confounds(cohort, splits)}
     print("audit, 0.5 is chance:", ", ".join(f"{name} {value:.2f}" for name, value in findings.items()))
-    config = settings_of(options, cohort)
-    folds, seconds = [], []
+    recipe = settings_of(options, cohort)
+    folds, each, seconds = [], [], []
     for number, split in enumerate(splits, 1):
         run = options.work / f"{options.name}-{seed}{'-inner' if options.inner else ''}" / str(number)
         begun = (run / CONFIG).is_file()
         config = (
-            read_config(run) if begun else within(options.minutes, cohort, split, config, options.workers)
+            read_config(run) if begun else within(options.minutes, cohort, split, recipe, options.workers)
         )
         began = time.monotonic()
         if not (begun and is_finished(run)):
@@ -213,12 +213,11 @@ def main() -> None:
         seconds.append(time.monotonic() - began)
         fold = score(run, cohort.class_names)
         folds.append(fold)
-        f1 = score_predictions(fold.targets, softmax(fold.logits), cohort.class_names).macro_f1
+        each.append(score_predictions(fold.targets, softmax(fold.logits), cohort.class_names).macro_f1)
         show_curve(run)
         print(
-            f"division {number}: held-out macro F1 {f1:.3f}, {len(set(fold.subjects))} heads, {seconds[-1]:.0f} s"
+            f"division {number}: held-out macro F1 {each[-1]:.3f}, {len(set(fold.subjects))} heads, {seconds[-1]:.0f} s"
         )
-    each = [score_predictions(f.targets, softmax(f.logits), cohort.class_names).macro_f1 for f in folds]
     low, high = interval(bootstrap_scores(folds, len(cohort.class_names))["macro_f1"])
     mean = float(np.mean(each))
     print(
