@@ -371,6 +371,19 @@ class TrainConfig:
                 "patience: early stopping needs a validation part to watch; set validation, for instance to 0.15."
             )
 
+    def check_frozen(self, *, started: bool) -> None:
+        """Args:
+            started: whether a trained network brings the weights.
+
+        Raises:
+            ConfigError: stages are to keep weights that are random.
+        """
+        if self.freeze and not started and not self.pretrained:
+            raise ConfigError(
+                "--freeze: expected weights to keep, and a new network's are random; name some with --from or "
+                "--pretrained."
+            )
+
     @staticmethod
     def preset(name: Preset, **changes: Any) -> TrainConfig:
         """A named set of values, with changes.
@@ -402,6 +415,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 #: What the small network takes beside that.
 _DEFAULT_SMALL: dict[str, Any] = {"learning_rate": 2e-3}
+#: Steps that "default" takes where epochs are not given, and of pretraining, which never sees a lesion twice. On real
+#: brains with inserted lesions the small network was at its best after 350 to 600 (docs/training.md, "Learning on real
+#: anatomy").
+STEPS, PRETRAIN_STEPS = 600, 2000
+#: The least epochs that make them.
+LEAST_EPOCHS = 10
 
 
 @dataclass(frozen=True)

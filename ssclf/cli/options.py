@@ -16,6 +16,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ssclf.config import (
+    LEAST_EPOCHS,
+    PRETRAIN_STEPS,
+    STEPS,
     Architecture,
     Augmentation,
     ClusterConfig,
@@ -42,11 +45,12 @@ from ssclf.errors import ConfigError
 PREPROCESS, PREDICT, CLUSTER = PreprocessConfig(), PredictConfig(), ClusterConfig()
 _PRESETS: dict[Preset, TrainConfig] = {name: TrainConfig.preset(name) for name in get_args(Preset)}
 #: What depends on the network, the cohort and the machine.
+_SMALL, _OTHERS = TrainConfig.preset("default", architecture="small"), _PRESETS["default"]
 _FITTED = {
-    "epochs": "600 steps and at least 10 epochs, of `pretrain` 2000",
-    "learning_rate": "0.002 for small and 0.0003 for the others",
-    "batch_size": "12, or what fits the memory",
-    "accumulate": "1, or what makes 12 volumes a step",
+    "epochs": f"{STEPS} steps and at least {LEAST_EPOCHS} epochs, of `pretrain` {PRETRAIN_STEPS}",
+    "learning_rate": f"{_SMALL.learning_rate} for small and {_OTHERS.learning_rate} for the others",
+    "batch_size": f"{_OTHERS.batch_size}, or what fits the memory",
+    "accumulate": f"1, or what makes {_OTHERS.batch_size} volumes a step",
 }
 #: Where preprocessed volumes go and are looked for.
 PREPROCESSED = Path("data/preprocessed")

@@ -95,15 +95,12 @@ def choose_run(
     given = {**settings, "pretrained": pretrained}
     if begin:
         given.setdefault("architecture", begin.spec.architecture)
-    TrainConfig(**given)  # each value for itself, before what goes with what
-    if given.get("freeze") and not begin and not pretrained:
-        raise ConfigError(
-            "--freeze: expected weights to keep, and a new network's are random; name some with --from or --pretrained."
-        )
+    asked = TrainConfig(**given)
+    asked.check_frozen(started=begin is not None)
     if out and is_first_process() and not is_file(out / CONFIG) and _holds_files(out):
         raise OutputError(f"{out}: holds other files, and no run; choose another --out, or an empty folder.")
     volumes = tuple(data) or PREPROCESSED
-    cohort = read_cohort(volumes, TrainConfig(lesions=bool(given.get("lesions"))))
+    cohort = read_cohort(volumes, asked)
     if preset == "paper":
         config = TrainConfig.preset(preset, **given)
     else:

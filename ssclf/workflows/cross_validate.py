@@ -122,6 +122,9 @@ class CvPlan:
             raise ConfigError(f"cell {self.chosen.name}: expected a fold from 1 to {self.folds}.")
         if self.chosen:
             object.__setattr__(self, "variants", (self.chosen.variant,))
+        for name in self.variants:
+            pretrained = Cell.parse(f"{name}/1").pretrained
+            dataclasses.replace(self.config, pretrained=pretrained).check_frozen(started=False)
 
     @property
     def chosen(self) -> Cell | None:

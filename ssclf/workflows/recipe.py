@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ssclf.config import Architecture, Device, TrainConfig
+from ssclf.config import LEAST_EPOCHS, PRETRAIN_STEPS, STEPS, Architecture, Device, TrainConfig
 from ssclf.io.memory import free_memory
 from ssclf.io.records.preprocessed import PreparedCohort
 from ssclf.learning.cost import free_gpu_memory, has_gpu, training_bytes
 from ssclf.learning.loader import largest_shape
 
-#: Steps that the small network takes on few volumes; on real brains with inserted lesions it was at its best after 350
-#: to 600 (docs/training.md, "Learning on real anatomy").
-STEPS = 600
-#: Steps of pretraining, which never sees a lesion twice.
-PRETRAIN_STEPS = 2000
 #: Volumes from which on a GPU trains the paper's winner. The paper had 591.
 MANY = 300
 #: Share of the free memory that a step may fill.
@@ -61,22 +56,18 @@ def choose_recipe(cohort: PreparedCohort, given: Mapping[str, Any], device: Devi
         most = _most_volumes(cohort, config, cuda=cuda)
         if most and most < config.batch_size:
             parts = -(-config.batch_size // most)
-            changes = {"batch_size": -(-config.batch_size // parts), "accumulate": parts}
+            config = replace(config, batch_size=-(-config.batch_size // parts), accumulate=parts)
             reasons.append(
-                f"--batch-size {changes['batch_size']} --accumulate {parts}: memory for {most} volumes at once"
+                f"--batch-size {config.batch_size} --accumulate {parts}: memory for {most} volumes at once"
             )
-            settings.update(changes)
-    config = TrainConfig.preset("default", **settings)
     if "epochs" not in given:
         trained = max(round(count * (1 - config.holdout) * (1 - config.validation)), 1)
-        steps = -(-trained // (config.batch_size * config.accumulate))
+        together = config.batch_size * config.accumulate
+        steps = -(-trained // together)
         wanted = PRETRAIN_STEPS if config.lesions else STEPS
-        epochs = max(-(-wanted // steps), 10)
-        settings["epochs"] = epochs
-        reasons.append(
-            f"--epochs {epochs}: {epochs * steps} steps of {config.batch_size * config.accumulate} volumes"
-        )
-    return Recipe(TrainConfig.preset("default", **settings), tuple(reasons))
+        config = replace(config, epochs=max(-(-wanted // steps), LEAST_EPOCHS))
+        reasons.append(f"--epochs {config.epochs}: {config.epochs * steps} steps of {together} volumes")
+    return Recipe(config, tuple(reasons))
 
 
 def _most_volumes(cohort: PreparedCohort, config: TrainConfig, *, cuda: bool) -> int | None:

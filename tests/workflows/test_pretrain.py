@@ -13,11 +13,14 @@ import torch
 from typer.testing import CliRunner
 
 from ssclf.cli.app import app
+from ssclf.config import TrainConfig
 from ssclf.domain.lesions import TAUGHT
+from ssclf.errors import ConfigError
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.records.training_run import PROVENANCE, read_config
 from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.datasets import VolumeDataset
+from ssclf.workflows.cross_validate import CvPlan
 from ssclf.workflows.lesions import with_lesions
 
 #: `ssclf pretrain` looks at the machine; the shortest run of it.
@@ -104,3 +107,7 @@ def test_frozen_weights_must_be_learnt_ones(preprocessed: Callable[..., Path], t
         app, ["train", "--data", str(preprocessed()), "--out", str(tmp_path / "run"), "--freeze", "5", *SHORT]
     )
     assert result.exit_code == 1 and "--from or --pretrained" in " ".join(result.output.split())
+    config = TrainConfig(freeze=1)
+    with pytest.raises(ConfigError, match="--from or --pretrained"):
+        CvPlan.of(["mc3"], (True, False), config=config)
+    assert CvPlan.of(["mc3"], (True,), config=config).variants == ["mc3/pretrained"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import ssclf.workflows.recipe
-from ssclf.config import TrainConfig
+from ssclf.config import STEPS, TrainConfig
 from ssclf.io.records.preprocessed import PreparedCohort, read_prepared_cohort
 from ssclf.learning.cost import training_bytes
-from ssclf.workflows.recipe import STEPS, choose_recipe
+from ssclf.workflows.recipe import choose_recipe
 
 
 @pytest.fixture
