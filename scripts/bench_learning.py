@@ -10,6 +10,10 @@ that is so. Three divisions of the heads, 70 to 30, are trained and scored once 
 What is trained is what `ssclf train` would choose, or what --preset, --model and --set say. A recipe is chosen with
 --inner, which scores a part of the first division's training heads, with lesions of another seed.
 
+--subjects N trains on N heads of each division alone, as a small hospital would. With --pretrain, `ssclf pretrain`
+comes first, on the healthy volumes of those training heads that are left over then, and its weights are where training
+starts: no head of it is trained on later or tested.
+
 Stopped at any point, the same command goes on. --minutes is the most that a division may take on this machine, however
 long the recipe would go on: time it alone.
 """
@@ -20,14 +24,15 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from ssclf.config import Architecture, PreprocessConfig, Preset, TrainConfig
+from ssclf.config import Architecture, Plane, PreprocessConfig, Preset, TrainConfig
 from ssclf.domain.comparison import FoldPredictions, bootstrap_scores, interval
 from ssclf.domain.lesions import insert_lesion
 from ssclf.domain.metrics import score_predictions
@@ -48,7 +53,10 @@ from ssclf.io.records.training_run import (
 )
 from ssclf.io.volumes.nifti import read_nifti, write_nifti
 from ssclf.learning.cost import thread_count
+from ssclf.learning.finetuning import Start
 from ssclf.workflows.audit import find_confounds
+from ssclf.workflows.export import open_start
+from ssclf.workflows.lesions import with_lesions
 from ssclf.workflows.preprocess import preprocess_cohort
 from ssclf.workflows.recipe import choose_recipe
 from ssclf.workflows.train import Machine, Watch, train
@@ -57,8 +65,16 @@ HEAD, MASK = "_T1.nii.gz", "_T1_DLMUSE.nii.gz"
 LABELS = get_args(SyntheticLabel)
 
 
-def draw_cohort(heads: Path, folder: Path, spacing: float, seed: int) -> PreparedCohort:
-    """Every head three times, preprocessed; what is there already stays."""
+def draw_cohort(
+    heads: Path,
+    folder: Path,
+    spacing: float,
+    seed: int,
+    *,
+    plane: Plane = "axial",
+    labels: Sequence[SyntheticLabel] = LABELS,
+) -> PreparedCohort:
+    """Every head with each of the labels, preprocessed; what is there already stays. Lesions are kept in `lesions/`."""
     prepared = folder / "preprocessed"
     if not is_prepared(prepared):
         files = sorted(heads.glob(f"*{HEAD}"))
@@ -68,15 +84,19 @@ def draw_cohort(heads: Path, folder: Path, spacing: float, seed: int) -> Prepare
         for number, path in enumerate(files):
             name = path.name.removesuffix(HEAD)
             brain = stripped(read_nifti(path), read_nifti(path.with_name(name + MASK)))
-            for kind, label in enumerate(LABELS):
-                volume, _ = insert_lesion(brain, label, np.random.default_rng([seed, number, kind]))
+            for label in labels:
+                random = np.random.default_rng([seed, number, LABELS.index(label)])
+                volume, lesion = insert_lesion(brain, label, random)
                 write_nifti(volume, folder / "volumes" / f"{name}_{label}.nii.gz")
+                if label != "healthy":
+                    mask = Volume(lesion[None].astype(np.float32), volume.affine)
+                    write_nifti(mask, folder / "lesions" / f"{name}_{label}.nii.gz")
                 rows.append((f"{name}_{label}", label, "synthetic lesions", f"volumes/{name}_{label}.nii.gz"))
         write_table(folder / "manifest.csv", ("subject", "label", "source", "t1"), rows)
-        config = PreprocessConfig(spacing=(spacing,) * 3, crop="brain", contrasts=("t1",))
+        config = PreprocessConfig(spacing=(spacing,) * 3, crop="brain", contrasts=("t1",), plane=plane)
         query = CohortQuery(sources=(folder / "manifest.csv",), contrasts=config.contrasts)
         preprocess_cohort(query, prepared, config, skull_strip="none", workers=2)
-    return read_prepared_cohort(prepared)
+    return read_prepared_cohort(prepared, min_classes=0)
 
 
 def stripped(head: Volume, mask: Volume) -> Volume:
@@ -90,30 +110,43 @@ def head_of(subject: str) -> str:
     return subject.rpartition("_")[0]
 
 
-def divide(cohort: PreparedCohort, count: int, *, inner: bool) -> list[Split]:
+@dataclass(frozen=True)
+class Division:
+    """Heads by what they are for; `spare` ones are for pretraining alone."""
+
+    train: Sequence[str]
+    test: Sequence[str]
+    spare: Sequence[str] = ()
+
+    def split(self, cohort: PreparedCohort) -> Split:
+        train, test = (
+            tuple(sample.key for sample in cohort.samples if head_of(sample.subject) in heads)
+            for heads in (self.train, self.test)
+        )
+        return Split(train=train, test=test)
+
+
+def divide(cohort: PreparedCohort, count: int, *, inner: bool, subjects: int | None) -> list[Division]:
     """Divisions of the heads, 70 to 30; `inner` divides the training heads of the first one once more."""
     heads = sorted({head_of(sample.subject) for sample in cohort.samples})
-    splits = []
-    for number in range(count):
-        order = list(np.random.default_rng(number).permutation(heads))
-        test, rest = order[: round(0.3 * len(order))], order[round(0.3 * len(order)) :]
-        if inner:
+    divisions = []
+    for number in range(1 if inner else count):
+        rest = list(np.random.default_rng(number).permutation(heads))
+        for _ in range(2 if inner else 1):
             test, rest = rest[: round(0.3 * len(rest))], rest[round(0.3 * len(rest)) :]
-        keys = {
-            part: tuple(s.key for s in cohort.samples if head_of(s.subject) in chosen)
-            for part, chosen in (("train", rest), ("test", test))
-        }
-        splits.append(Split(**keys))
-    return splits[:1] if inner else splits
+        divisions.append(Division(rest[:subjects], test, rest[len(rest[:subjects]) :]))
+    return divisions
 
 
-def settings_of(options: argparse.Namespace, cohort: PreparedCohort) -> TrainConfig:
-    given = {"holdout": 0.3, **dict(options.set)}
+def settings_of(options: argparse.Namespace, cohort: PreparedCohort, split: Split) -> TrainConfig:
+    """What `ssclf train` would choose for the training volumes, and what was said by hand."""
+    given = dict(options.set)
     if options.model:
         given["architecture"] = options.model
     if options.preset == "paper":
         return TrainConfig.preset("paper", **given)
-    recipe = choose_recipe(cohort, given, "cpu")
+    known = replace(cohort, samples=tuple(cohort.select(split.train)))
+    recipe = choose_recipe(known, {"holdout": 0.0, **given}, "cpu")
     for reason in recipe.reasons:
         print(reason)
     return recipe.config
@@ -133,6 +166,50 @@ def within(
     fit = max(int(0.95 * 60 * minutes / min(seconds)), 1)
     print(f"an epoch takes {min(seconds):.1f} s; {min(fit, config.epochs)} of {config.epochs} are trained")
     return replace(config, epochs=min(fit, config.epochs))
+
+
+def go_on(
+    run: Path,
+    cohort: PreparedCohort,
+    split: Split,
+    choose: Callable[[], TrainConfig],
+    *,
+    workers: int,
+    start: Start | None = None,
+) -> None:
+    """Train until the run is finished; `choose` is asked where it has not begun.
+
+    Raises:
+        SystemExit: a signal came; the run is saved.
+    """
+    begun = (run / CONFIG).is_file()
+    if begun and is_finished(run):
+        return
+    result = train(
+        cohort.folders, run, read_config(run) if begun else choose(), split=split, resume=begun, start=start,
+        machine=Machine(device="cpu", workers=workers),
+    )  # fmt: skip
+    if result.interrupted:
+        raise SystemExit(f"{run}: saved; the same command goes on")
+
+
+def pretrained(
+    options: argparse.Namespace, run: Path, cohort: PreparedCohort, heads: Sequence[str], config: TrainConfig
+) -> Start:
+    """Weights of `ssclf pretrain` on the healthy volumes of some heads."""
+    lesions = with_lesions(cohort)
+    split = Split(tuple(s.key for s in lesions.samples if head_of(s.subject) in heads))
+    if not split.train:
+        raise SystemExit("--pretrain: expected heads that --subjects leaves over, found none")
+
+    def choose() -> TrainConfig:
+        known = replace(cohort, samples=tuple(s for s in cohort.samples if head_of(s.subject) in heads))
+        given = {"lesions": True, "holdout": 0.0, "architecture": config.architecture}
+        recipe = choose_recipe(with_lesions(known), given, "cpu").config
+        return within(options.minutes, cohort, split, recipe, options.workers)
+
+    go_on(run, cohort, split, choose, workers=options.workers)
+    return open_start(run)
 
 
 def score(run: Path, class_names: Sequence[str]) -> FoldPredictions:
@@ -171,6 +248,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--inner", action="store_true", help="score training heads of the first division instead"
     )
+    parser.add_argument("--subjects", type=int, help="heads that train, of each division; default: all")
+    parser.add_argument(
+        "--pretrain",
+        action="store_true",
+        help="begin with `ssclf pretrain` on the heads that --subjects leaves",
+    )
+    parser.add_argument("--plane", choices=get_args(Plane), default="axial", help="of the slices")
     parser.add_argument("--lesions", type=int, help="seed of the lesions; default: 2, with --inner 0")
     parser.add_argument("--spacing", type=float, default=6, help="of the network's input in mm")
     parser.add_argument("--preset", choices=get_args(Preset), default="default")
@@ -184,32 +268,30 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     seed = (0 if options.inner else 2) if options.lesions is None else options.lesions
-    cohort = draw_cohort(
-        options.heads, options.work / f"lesions-{seed}-{options.spacing:g}mm", options.spacing, seed
-    )
-    splits = divide(cohort, options.splits, inner=options.inner)
+    grid = f"{options.spacing:g}mm" + ("" if options.plane == "axial" else f"-{options.plane}")
+    draw = partial(draw_cohort, options.heads, spacing=options.spacing, seed=seed, plane=options.plane)
+    cohort = draw(options.work / f"lesions-{seed}-{grid}")
+    divisions = divide(cohort, options.splits, inner=options.inner, subjects=options.subjects)
+    splits = [division.split(cohort) for division in divisions]
     print(
         f"synthetic lesions in real brains: {len(cohort.samples)} volumes at {options.spacing:g} mm; nothing of this "
         "is about patients"
     )
     findings = {f.name: f.score for f in find_confounds(cohort, splits)}
     print("audit, 0.5 is chance:", ", ".join(f"{name} {value:.2f}" for name, value in findings.items()))
-    recipe = settings_of(options, cohort)
+    healthy = draw(options.work / f"healthy-{grid}", labels=("healthy",)) if options.pretrain else None
+    folder = options.work / f"{options.name}-{seed}{'-inner' if options.inner else ''}"
     folds, each, seconds = [], [], []
-    for number, split in enumerate(splits, 1):
-        run = options.work / f"{options.name}-{seed}{'-inner' if options.inner else ''}" / str(number)
-        begun = (run / CONFIG).is_file()
-        config = (
-            read_config(run) if begun else within(options.minutes, cohort, split, recipe, options.workers)
-        )
+    for number, (division, split) in enumerate(zip(divisions, splits, strict=True), 1):
+        run = folder / str(number)
         began = time.monotonic()
-        if not (begun and is_finished(run)):
-            result = train(
-                cohort.folders, run, config, split=split, resume=begun,
-                machine=Machine(device="cpu", workers=options.workers),
-            )  # fmt: skip
-            if result.interrupted:
-                raise SystemExit(f"{run}: saved; the same command goes on")
+        config = settings_of(options, cohort, split)
+        start = None
+        if healthy:
+            first = options.work / f"pretrained-{config.architecture}-{options.subjects}-{grid}" / str(number)
+            start = pretrained(options, first, healthy, division.spare, config)
+        choose = partial(within, options.minutes, cohort, split, config, options.workers)
+        go_on(run, cohort, split, choose, workers=options.workers, start=start)
         seconds.append(time.monotonic() - began)
         fold = score(run, cohort.class_names)
         folds.append(fold)
@@ -227,7 +309,7 @@ def main() -> None:
     if options.json:
         found = {
             "macro_f1": mean, "interval": [low, high], "each": each, "seconds": seconds, "audit": findings,
-            "config": vars(config), "volumes": len(cohort.samples), "synthetic": "lesions in real brains",
+            "config": vars(read_config(run)), "volumes": len(cohort.samples), "synthetic": "lesions in real brains",
         }  # fmt: skip
         with whole_file(options.json) as file:
             json.dump(found, file, indent=1, allow_nan=False)

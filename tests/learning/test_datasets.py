@@ -83,11 +83,11 @@ def test_several_contrasts_come_back_in_their_order(tmp_path: Path) -> None:
             read_written(path)
 
 
-def test_smaller_volumes_are_filled_with_background() -> None:
+def test_smaller_volumes_lie_in_the_middle_of_background() -> None:
     first, second = torch.rand(2, 3, 4, 5), torch.rand(2, 2, 6, 4)
     batch = collate([(first, 1, 10), (second, 0, 11)])
     assert batch.volumes.shape == (2, 2, 3, 6, 5)
-    assert torch.equal(batch.volumes[0, :, :, :4], first)
+    assert torch.equal(batch.volumes[0, :, :, 1:5], first)
     assert torch.equal(batch.volumes[1, :, :2, :, :4], second)
     assert batch.volumes.sum() == pytest.approx((first.sum() + second.sum()).item(), rel=1e-5)
     assert batch.targets.tolist() == [1, 0]
