@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_arg
 
 from ssclf.errors import ConfigError
 
+MapMethod = Literal["cam", "occlusion"]
 Plane = Literal["axial", "coronal", "sagittal"]
 Crop = Literal["none", "brain"]
 #: Of the paper, from torchvision.
@@ -513,6 +514,14 @@ class PredictConfig:
     flip: Annotated[bool, Option("Average each volume with its mirror image; twice the time.", "Results")] = (
         False
     )
+    map_method: Annotated[
+        MapMethod,
+        Option(
+            "How maps and pictures find the evidence: cam, at no cost, in the network's coarse cells; occlusion, "
+            "finer, by hiding part after part of the brain, which takes some hundred times as long as the network.",
+            "Results",
+        ),
+    ] = "cam"
     keep_uids: Annotated[
         bool, Option("Name DICOM series by their UID instead of a short hash of it.", "Results")
     ] = False
@@ -522,6 +531,7 @@ class PredictConfig:
         SkullStrip.parse(self.skull_strip)
         check_choice("engine", self.engine, Engine)
         check_choice("device", self.device, Device)
+        check_choice("map_method", self.map_method, MapMethod)
         if self.workers < 1 or self.threads < 0:
             raise ConfigError(f"workers: expected 1 or more, found {self.workers}; threads {self.threads}.")
         if self.timeout_s is not None and self.timeout_s <= 0:

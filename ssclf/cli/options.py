@@ -28,6 +28,7 @@ from ssclf.config import (
     Engine,
     ExportFormat,
     LogLevel,
+    MapMethod,
     Optimizer,
     Option,
     Plane,
@@ -255,6 +256,7 @@ Threads = Annotated[int, setting(PredictConfig, "threads")]
 Timeout = Annotated[float, setting(PredictConfig, "timeout_s")]
 ReviewBelow = Annotated[float, setting(PredictConfig, "review_below")]
 Flip = Annotated[bool, setting(PredictConfig, "flip")]
+MapMethodOption = Annotated[MapMethod, setting(PredictConfig, "map_method")]
 KeepUids = Annotated[bool, setting(PredictConfig, "keep_uids")]
 RetryFailed = Annotated[bool, setting(PredictConfig, "retry_failed")]
 

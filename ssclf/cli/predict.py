@@ -79,6 +79,7 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     retry_failed: opt.RetryFailed = opt.PREDICT.retry_failed,
     review_below: opt.ReviewBelow = opt.PREDICT.review_below,
     flip: opt.Flip = opt.PREDICT.flip,
+    map_method: opt.MapMethodOption = opt.PREDICT.map_method,
     keep_uids: opt.KeepUids = opt.PREDICT.keep_uids,
     device: opt.DeviceOption = opt.PREDICT.device,
     engine: opt.EngineOption = opt.PREDICT.engine,
@@ -97,6 +98,8 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     """Classify every volume found; one row each in a CSV. Research use only."""
     opt.start_log(quiet, log_level)
     config = _config(ctx, workers, timeout_s, assume_stripped)
+    if config.map_method != "cam" and maps is None and report is None:
+        raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
     if ray is not None:
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))

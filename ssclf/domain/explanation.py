@@ -4,10 +4,15 @@ A map's values are logits. Averaged over all cells, the map of class k plus the 
 exactly logit k (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016). Only
 differences between classes change a probability, so what is shown for one class is its map less the mean over
 all classes: positive speaks for it, negative for another, and what speaks for all alike cancels.
+
+A cell is coarse (32 mm at 2 mm voxels), and draws on much more than its own extent. Occlusion asks another question,
+and answers it more finely: how much of the evidence goes when a cube of the brain is hidden (Zeiler and Fergus,
+"Visualizing and Understanding Convolutional Networks", ECCV 2014).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +23,11 @@ from ssclf.domain.volume import Mask, Volume
 
 #: By how many cells rounding may lead astray over the whole scan.
 _MAX_ASTRAY = 1e-3
+#: Share of a cube that must be brain to be worth hiding.
+_LEAST_BRAIN = 0.1
+
+
+Cube = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,47 @@ class BrainGrid:
 def class_evidence(cam: NDArray[np.float32], target: int) -> NDArray[np.float32]:
     """What speaks for one class against the mean of all: maps (K, d, h, w) to one map (d, h, w), in logits."""
     return cam[target] - cam.mean(axis=0)
+
+
+def occlusion_cubes(brain: Mask, spacing: tuple[float, float, float], width_mm: float) -> list[Cube]:
+    """Overlapping cubes, half a width apart, that cover a brain.
+
+    Args:
+        brain: (D, H, W).
+        spacing: of its voxels, in mm.
+        width_mm: of a cube; at least two voxels are taken.
+
+    Returns:
+        those that hold brain in at least a tenth, cut off at the ends of the grid.
+    """
+    widths = [max(round(width_mm / step), 2) for step in spacing]
+    z, y, x = (
+        [slice(max(start, 0), start + width) for start in range(width // 2 - width, length, width // 2)]
+        for width, length in zip(widths, brain.shape, strict=True)
+    )
+    cubes = itertools.product(z, y, x)
+    return [cube for cube in cubes if brain[cube].mean() >= _LEAST_BRAIN]
+
+
+def hide(data: NDArray[np.float32], cube: Cube) -> NDArray[np.float32]:
+    """A copy of a network's input (C, D, H, W) in which a cube holds the brain's mean instead of what was there."""
+    hidden = data.copy()
+    for channel, original in zip(hidden, data, strict=True):
+        inside = original > 0
+        channel[cube][inside[cube]] = original[inside].mean()
+    return hidden
+
+
+def lost_evidence(
+    lost: Sequence[float], cubes: Sequence[Cube], shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """(D, H, W): what hiding a voxel cost, the mean over the cubes that it lies in; 0 where there is none."""
+    total, count = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for cost, cube in zip(lost, cubes, strict=True):
+        total[cube] += cost
+        count[cube] += 1
+    total /= np.maximum(count, 1)
+    return total
 
 
 def cell_stride(length: int, cells: int) -> int:

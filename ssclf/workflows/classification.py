@@ -24,7 +24,7 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.memory import share_of_memory
-from ssclf.io.models.ensemble import Ensemble, Verdict
+from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.own_output import MAP_MARK
 from ssclf.io.paths import is_about_the_name, is_file
 from ssclf.io.preparation import brain_extractor, prepare_scan
@@ -197,6 +197,8 @@ class RowMaker:
         begin = time.perf_counter()
         try:
             verdict = self.ensemble.judge(inputs.volumes)
+            explain = self.maps is not None or self.pictures
+            evidence = self.ensemble.evidence(verdict) if explain else []
         except VolumeError as exc:
             return self.origin.failed(scan, str(exc))
         except (SsclfError, KeyboardInterrupt):
@@ -210,7 +212,7 @@ class RowMaker:
             features = None if output.features is None else output.features[0]
             flags += trust_flags(bundle.spec, prepared, inputs.extraction, features)
         try:
-            extra = self._explain(scan, inputs, verdict)
+            extra = self._explain(scan, inputs, evidence)
         except VolumeError as exc:
             return self.origin.failed(scan, str(exc))
         row = self.origin.row(
@@ -225,12 +227,12 @@ class RowMaker:
         )
         return reviewed(row, self.config.review_below)
 
-    def _explain(self, scan: Scan, inputs: NetworkInputs, verdict: Verdict) -> dict[str, Any]:
+    def _explain(self, scan: Scan, inputs: NetworkInputs, evidence: Sequence[Volume]) -> dict[str, Any]:
         """Write the map, draw the picture: what was asked for."""
         extra: dict[str, Any] = {}
         if self.maps is not None and inputs.grid is not None:
             grid = inputs.grid
-            heat = map_to_scan(verdict.evidence(), grid)
+            heat = map_to_scan(evidence, grid)
             name = map_name(scan.path, scan.series)
             path = self.maps / name
             try:
@@ -247,7 +249,7 @@ class RowMaker:
             prepared = inputs.first
             _, d, h, w = prepared.data.shape
             grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
-            extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(verdict.evidence(), grid))
+            extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(evidence, grid))
         return extra
 
 
@@ -272,7 +274,10 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
     relevant = replace(
         config, **selection, workers=1, threads=0, timeout_s=None, device="auto", review_below=0
     )
-    text = json.dumps([ensemble.sha256, specs, config_to_dict(relevant)])
+    settings = config_to_dict(relevant)
+    if config.map_method == "cam":  # as when there was no other: rows of earlier versions stay
+        del settings["map_method"]
+    text = json.dumps([ensemble.sha256, specs, settings])
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -11,7 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from ssclf.config import Architecture, Crop, PreprocessConfig
-from ssclf.domain.explanation import BrainGrid, cell_stride, class_evidence, map_to_scan, place_map
+from ssclf.domain.explanation import (
+    BrainGrid,
+    cell_stride,
+    class_evidence,
+    hide,
+    lost_evidence,
+    map_to_scan,
+    occlusion_cubes,
+    place_map,
+)
 from ssclf.domain.geometry import reorient
 from ssclf.domain.intensity import foreground
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
@@ -180,3 +189,39 @@ def test_prepared_grid_takes_maps_too(make_volume: Callable[..., Volume]) -> Non
     grid = BrainGrid.of(Volume(prepared.data, prepared.affine), np.ones(shape, bool))
     mapped = map_to_scan([place_map(cells.astype(np.float32), shape, prepared.affine)], grid)
     np.testing.assert_allclose(mapped[:: STRIDES[0], :: STRIDES[1], :: STRIDES[2]], cells, atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (6.0, 2.0, 40.0)])
+@pytest.mark.parametrize("shape", [(37, 20, 9), (3, 40, 1)])
+def test_cubes_cover_the_brain(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
+    brain = np.random.default_rng(0).random(shape) < 0.6
+    covered = np.zeros(shape, int)
+    for cube in occlusion_cubes(brain, spacing, 12):
+        assert brain[cube].mean() >= 0.1
+        covered[cube] += 1
+    assert covered[brain].min() >= 1
+
+
+def test_what_is_hidden_is_the_brains_mean_and_the_background_stays() -> None:
+    data = np.random.default_rng(0).random((2, 6, 7, 8), np.float32) + 1
+    data[:, :2] = 0
+    before = data.copy()
+    cube = (slice(1, 4), slice(0, 3), slice(5, 8))
+    hidden = hide(data, cube)
+    np.testing.assert_array_equal(data, before)
+    for channel, original in zip(hidden, data, strict=True):
+        changed = channel != original
+        assert changed[cube][1:].all() and changed.sum() == 2 * 3 * 3
+        np.testing.assert_allclose(channel[cube][1:], original[2:].mean(), rtol=1e-6)
+
+
+def test_evidence_of_a_sum_over_voxels_is_lost_where_it_lies() -> None:
+    """For a network that adds up weighted voxels, hiding costs the weights times what is above the mean."""
+    shape = (20, 22, 24)
+    data = np.ones((1, *shape), np.float32)
+    data[0, 12:15, 4:7, 17:20] = 3
+    cubes = occlusion_cubes(data[0] > 0, (1, 1, 1), 6)
+    lost = lost_evidence([float((data - hide(data, cube)).sum()) for cube in cubes], cubes, shape)
+    peak = np.unravel_index(lost.argmax(), shape)
+    assert (np.abs(np.subtract(peak, (13, 5, 18))) <= 3).all()
+    assert lost[:5].max() < 0.1 * lost.max()

@@ -22,15 +22,22 @@ from ssclf.domain.model_spec import ModelSpec
 runner = CliRunner()
 
 
+BundleAt = Callable[[float], Path]
+
+
 @pytest.fixture
-def fine_bundle(tiny_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> Path:
-    """The untrained network on a 2 mm grid, where a cell of the map has 2 x 32 x 32 mm."""
-    folder = tmp_path / "fine"
-    shutil.copytree(tiny_bundle, folder)
-    spec = ModelSpec.from_json((folder / "spec.json").read_text(), "spec.json")
-    fine = dataclasses.replace(spec, preprocess=PreprocessConfig(spacing=(2.0, 2.0, 2.0)))
-    describe_anew(folder, fine.to_json())
-    return folder
+def bundle_at(tiny_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> BundleAt:
+    """The untrained network on a grid of so many mm."""
+
+    def make(mm: float) -> Path:
+        folder = tmp_path / "bundle"
+        shutil.copytree(tiny_bundle, folder)
+        spec = ModelSpec.from_json((folder / "spec.json").read_text(), "spec.json")
+        other = dataclasses.replace(spec, preprocess=PreprocessConfig(spacing=(mm, mm, mm)))
+        describe_anew(folder, other.to_json())
+        return folder
+
+    return make
 
 
 def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
@@ -46,8 +53,21 @@ def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
     return nib.Nifti1Image(np.where(inside, data, 0).astype(np.float32), affine)
 
 
-@pytest.mark.parametrize("codes", ["RAS", "LPI", "PSR"])
-def test_a_lesion_moves_the_map_where_it_lies(codes: str, fine_bundle: Path, tmp_path: Path) -> None:
+#: At 2 mm a cell has 2 x 32 x 32 mm, and across slices it draws on its neighbours.
+USUAL = ([], 2, [32, 32, 12])
+#: Cubes of 32 mm, whatever the cells (8 x 128 x 128 mm).
+HIDDEN = (["--map-method", "occlusion"], 8, [16, 16, 16])
+FLIPPED = (["--map-method", "occlusion", "--flip"], 8, [16, 16, 16])
+
+
+@pytest.mark.parametrize(
+    ("codes", "method"),
+    [("RAS", USUAL), ("LPI", USUAL), ("PSR", USUAL), ("PSR", HIDDEN), ("LPI", FLIPPED)],
+)
+def test_a_lesion_moves_the_map_where_it_lies(
+    codes: str, method: tuple[list[str], float, list[float]], bundle_at: BundleAt, tmp_path: Path
+) -> None:
+    options, mm, reach = method
     lesion = np.array([52.0, -50.0, 40.0])  # turned over or with axes swapped, it lies 50 mm away and more
     turn = ornt_transform(io_orientation(head(None).affine), axcodes2ornt(codes))
     (tmp_path / "scans").mkdir()
@@ -56,7 +76,8 @@ def test_a_lesion_moves_the_map_where_it_lies(codes: str, fine_bundle: Path, tmp
     words = [
         tmp_path / "scans",
         "--model",
-        fine_bundle,
+        bundle_at(mm),
+        *options,
         "--out",
         tmp_path / "r.csv",
         "--maps",
@@ -71,5 +92,34 @@ def test_a_lesion_moves_the_map_where_it_lies(codes: str, fine_bundle: Path, tmp
     assert nib.aff2axcodes(with_.affine) == tuple(codes)
     change = np.abs(with_.get_fdata() - without.get_fdata())
     peak = nib.affines.apply_affine(with_.affine, np.unravel_index(change.argmax(), change.shape))
-    # one cell of the map, which is 32 x 32 mm in a slice; across slices it draws on its neighbours
-    assert (np.abs(peak - lesion) < [32, 32, 12]).all(), peak
+    assert (np.abs(peak - lesion) < reach).all(), peak
+
+
+def test_another_method_makes_the_maps_anew_and_the_usual_one_keeps_them(
+    bundle_at: BundleAt, tmp_path: Path
+) -> None:
+    nib.save(head(np.array([52.0, -50.0, 40.0])), tmp_path / "head.nii.gz")
+    words = [
+        tmp_path / "head.nii.gz",
+        "--model",
+        bundle_at(16),
+        "--assume-stripped",
+        "--out",
+        tmp_path / "r.csv",
+    ]
+
+    def maps(*options: str) -> NDArray[np.float64]:
+        result = runner.invoke(app, ["predict", *map(str, words), "--maps", str(tmp_path / "maps"), *options])
+        assert result.exit_code == 0, result.output
+        (path,) = (tmp_path / "maps").glob("*.nii.gz")
+        return nib.Nifti1Image.from_filename(path).get_fdata()
+
+    usual, hidden = maps(), maps("--map-method", "occlusion")
+    assert not np.array_equal(usual, hidden)
+    np.testing.assert_array_equal(maps(), usual)
+
+
+def test_a_method_without_maps_is_refused(bundle_at: BundleAt, tmp_path: Path) -> None:
+    words = [tmp_path, "--model", bundle_at(16), "--out", tmp_path / "r.csv", "--map-method", "occlusion"]
+    result = runner.invoke(app, ["predict", *map(str, words)])
+    assert result.exit_code == 1 and "--maps" in result.output

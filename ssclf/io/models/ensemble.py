@@ -9,13 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.config import PredictConfig, PreprocessConfig
-from ssclf.domain.explanation import class_evidence, place_map
+from ssclf.domain.explanation import class_evidence, hide, lost_evidence, occlusion_cubes, place_map
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import softmax
-from ssclf.domain.volume import Volume
+from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ModelError
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.runtime import Classifier, ClassifierOutput, model_file, open_classifier
+
+#: Side of the cubes that occlusion hides, about a lesion's: on the bench of learning, cubes of 24 and of 36 mm found as
+#: many.
+CUBE_MM = 32.0
+#: Voxels of hidden copies that a network is given at once: a single one where volumes are large.
+_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -23,19 +29,41 @@ class View:
     """What one model said of one view of a volume.
 
     Attributes:
-        shape, affine: of the network's input before any mirroring.
+        data: (C, D, H, W), the network's input, flipped where the view is mirrored.
+        affine: of the input before any mirroring.
         mirrored: the axis (0 to 2) in which it was flipped; None for the volume as it is.
     """
 
     output: ClassifierOutput
-    shape: tuple[int, int, int]
+    data: NDArray[np.float32]
     affine: NDArray[np.float64]
     mirrored: int | None
 
     def evidence(self, target: int) -> Volume:
         """Where evidence for a class lies: (1, d, h, w) in logits, on the grid of the network's cells."""
-        return place_map(
-            class_evidence(self.output.cam[0], target), self.shape, self.affine, mirrored=self.mirrored
+        _, d, h, w = self.data.shape
+        evidence = class_evidence(self.output.cam[0], target)
+        return place_map(evidence, (d, h, w), self.affine, mirrored=self.mirrored)
+
+    def occluded(self, classifier: Classifier, target: int) -> Volume:
+        """What hiding a part of the brain costs a class: (1, D, H, W) in logits, on the grid of the input.
+
+        Raises:
+            VolumeError, ModelError: as `Classifier.classify`.
+        """
+        _, d, h, w = self.data.shape
+        placed = Volume(self.data, self.affine)
+        brain: Mask = np.any(self.data > 0, axis=0)
+        cubes = occlusion_cubes(brain, placed.spacing, CUBE_MM)
+        together = max(_AT_ONCE // (d * h * w), 1)
+        lost: list[float] = []
+        for first in range(0, len(cubes), together):
+            hidden = np.stack([hide(self.data, cube) for cube in cubes[first : first + together]])
+            logits = self.output.logits - classifier.classify(hidden).logits
+            lost += (logits[:, target] - logits.mean(axis=1)).tolist()
+        result = lost_evidence(lost, cubes, (d, h, w))
+        return Volume(
+            (result if self.mirrored is None else np.flip(result, self.mirrored))[None], self.affine
         )
 
 
@@ -52,10 +80,6 @@ class Verdict:
     @property
     def best(self) -> int:
         return int(self.probabilities.argmax())
-
-    def evidence(self) -> list[Volume]:
-        """Maps of every view for the class that was predicted."""
-        return [view.evidence(self.best) for model in self.views for view in model]
 
 
 class Ensemble:
@@ -122,12 +146,26 @@ class Ensemble:
             views = []
             for mirrored in (None, left_right_axis(spec.preprocess))[: 2 if self._config.flip else 1]:
                 data = volume.data if mirrored is None else np.flip(volume.data, mirrored + 1)
-                output = classifier.classify(np.ascontiguousarray(data)[None])
-                _, d, h, w = volume.data.shape
-                views.append(View(output, (d, h, w), volume.affine, mirrored))
+                data = np.ascontiguousarray(data)
+                output = classifier.classify(data[None])
+                views.append(View(output, data, volume.affine, mirrored))
                 probabilities.append(softmax(output.logits[0], spec.temperature))
             models.append(tuple(views))
         return Verdict(np.mean(probabilities, axis=0), tuple(models))
+
+    def evidence(self, verdict: Verdict) -> list[Volume]:
+        """Maps of every view for the class that was predicted, by the method that the settings name.
+
+        Raises:
+            VolumeError, ModelError: as `Classifier.classify`.
+        """
+        return [
+            view.evidence(verdict.best)
+            if self._config.map_method == "cam"
+            else view.occluded(classifier, verdict.best)
+            for classifier, views in zip(self._classifiers, verdict.views, strict=True)
+            for view in views
+        ]
 
 
 def left_right_axis(config: PreprocessConfig) -> int:
