@@ -17,6 +17,8 @@ def test_the_whole_way_leaves_what_the_contract_names(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = run_demo(out, training_volumes=3, held_out_volumes=2, epochs=1, on_stage=stages.append)
     assert len(stages) == 5
+    assert [title for title, _ in result.stages] == stages
+    assert all(seconds > 0 for _, seconds in result.stages)
     with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     with (out / TRUTH).open(encoding="utf-8", newline="") as file:
@@ -27,7 +29,7 @@ def test_the_whole_way_leaves_what_the_contract_names(tmp_path: Path) -> None:
     assert result.accuracy == pytest.approx(right / len(truth))
     bundle = open_bundle(result.bundle)
     assert bundle.spec.synthetic and bundle.onnx and bundle.torchscript and len(bundle.extraction) == 2
-    for page in (out / "results.html", out / "preprocessed" / "qc.html", result.bundle / "MODEL_CARD.md"):
+    for page in (result.report, result.qc, result.bundle / "MODEL_CARD.md"):
         assert "synthetic" in page.read_text("utf-8").lower(), page
     with pytest.raises(OutputError, match="exists already"):
         run_demo(out)
