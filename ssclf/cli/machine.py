@@ -71,9 +71,11 @@ def demo(
     """The whole way on SYNTHETIC volumes: make, preprocess, train, export, predict. A few minutes."""
     opt.start_log(False, "warning")
     from ssclf.reporting.console import DemoDisplay
-    from ssclf.workflows.demo import read_first_rows, run_demo
 
     display = DemoDisplay()
+    display.begin(out)
+    from ssclf.workflows.demo import read_first_rows, run_demo
+
     result = run_demo(
         out, seed=seed, workers=opt.cores(workers), on_stage=display.stage, on_epoch=display.epoch
     )

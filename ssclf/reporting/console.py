@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -410,6 +411,10 @@ class DemoDisplay:
     def __init__(self) -> None:
         self._console = plain_console(stderr=False)
 
+    def begin(self, out: Path) -> None:
+        """Before torch is imported, which takes seconds."""
+        self.stage(f"from scans to a table of results, all of it in {out}; a few minutes")
+
     def stage(self, title: str) -> None:
         self._console.print("SYNTHETIC DEMO", style="bold", end="")
         self._console.print(f": {title}")
@@ -436,11 +441,22 @@ class DemoDisplay:
         print_(table)
         volumes = len(result.summary.rows)
         print_(f"held-out accuracy on {volumes} synthetic volumes: {result.accuracy:.1%} (chance: 33.3%)")
+        self._times(result.stages)
         print_(
-            f"table: {result.results}\nreport: {result.report}\n"
-            f"model: {result.bundle} (synthetic: for trying things out)"
+            f"table: {result.results}\npages to open in a browser: {result.report}, {result.qc}\n"
+            f"model: {result.bundle} (synthetic: for trying things out)\n"
+            f"next: ssclf predict FOLDER --out results.csv --model {shlex.quote(str(result.bundle))}, or with volumes "
+            "of your own ssclf preprocess, train, export"
         )
         print_(NOTICE, style="bold")
+
+    def _times(self, stages: Sequence[tuple[str, float]]) -> None:
+        table = Table("stage", title="time", title_justify="left", show_footer=True)
+        table.columns[0].footer = "together"
+        table.add_column("seconds", f"{sum(seconds for _, seconds in stages):.0f}", justify="right")
+        for title, seconds in stages:
+            table.add_row(title, f"{seconds:.1f}")
+        self._console.print(table)
 
 
 def print_checks(checks: Iterable[Check]) -> bool:
