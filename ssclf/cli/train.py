@@ -21,6 +21,7 @@ from ssclf.config import (
     Scheme,
     Starts,
     TrainConfig,
+    WeightsKind,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ Weights = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Kinetics-400 weights in torchvision's format, instead of those that ssclf weights imported.",
+        help="File to start from instead of the Kinetics-400 weights that ssclf weights imported: such weights in "
+        "torchvision's format, or another network's that ssclf weights import --kind has made.",
         rich_help_panel="Network",
     ),
 ]
@@ -73,7 +75,7 @@ StartsOption = Annotated[
     Starts,
     typer.Option(
         "--pretrained",
-        help="Start from Kinetics-400 weights: no, yes, or both to compare the two.",
+        help="Start from Kinetics-400 weights, or those of --weights: no, yes, or both to compare the two.",
         rich_help_panel="Network",
     ),
 ]
@@ -452,30 +454,50 @@ def evaluate(
     raise typer.Exit(result.exit_code)
 
 
-weights_app = typer.Typer(no_args_is_help=True, help="Kinetics-400 weights on a machine without network.")
+weights_app = typer.Typer(no_args_is_help=True, help="Weights to start from, on a machine without network.")
 
 
 @weights_app.command("import")
 def weights_import(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILES", help="Files as torchvision names them, e.g. mc3_18-a90a0ba3.pth."),
+        typer.Argument(metavar="FILES", help="Files as published; Kinetics-400's keep torchvision's names."),
     ],
+    kind: Annotated[
+        WeightsKind,
+        typer.Option(help="What the files are. Of the last two, the layers that fit are put into r3d."),
+    ] = "kinetics",
 ) -> None:
-    """Copy downloaded files to where training finds them, once their hash is right."""
-    from ssclf.learning.pretrained import import_weights
+    """Put downloaded files where training finds them, once their hash, where one is known, is right."""
+    from ssclf.learning.pretrained import import_foreign, import_weights
 
+    opt.start_log(False, "info")
     for path in files:
-        say(f"{path.name}: {import_weights(path)}")
+        if kind == "kinetics":
+            say(f"{path.name}: {import_weights(path)}")
+            continue
+        made, found = import_foreign(path, kind)
+        say(f"{path.name}: {found.about['name']}, {found.about['source']}; licence: {found.about['licence']}")
+        say(f"  taken: {len(found.weights)} tensors of layer1 to layer4")
+        say(f"  not taken, as r3d has no such layer: {', '.join(found.left) or 'none'}")
+        say(f"  not there, random in r3d: {', '.join(found.missing)}")
+        say(f"  for `ssclf train --model r3d --weights {shlex.quote(str(made))}`")
 
 
 @weights_app.command("verify")
 def weights_verify() -> None:
     """Say which weights are there, and whether they are what they claim to be."""
-    from ssclf.learning.pretrained import verify_weights
+    from ssclf.learning.foreign_weights import ORIGINS
+    from ssclf.learning.pretrained import verify_foreign, verify_weights
 
     for weights in verify_weights():
         where = (
             f"intact, {weights.path}" if weights.path else f"not here; download {weights.url} and import it"
         )
         say(f"{weights.architecture}: {weights.name}: {where}")
+    made = verify_foreign()
+    for path, about in made:
+        say(f"r3d: {about['name']}, {about['file']}; licence: {about['licence']}: intact, {path}")
+    for kind, origin in ORIGINS.items():
+        if not any(about["kind"] == kind for _, about in made):
+            say(f"r3d: {origin.name}: not here; see {origin.source} and import its file with --kind {kind}")

@@ -13,7 +13,7 @@ import math
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,7 @@ class Machine:
 
     Attributes:
         workers: processes that read and augment volumes; 0 does so in the one that trains.
-        weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        weights: file to start from instead of the Kinetics-400 weights found on this machine.
         save_every_s: epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses
             so much.
     """
@@ -195,19 +195,18 @@ def _train(
     """Train in a folder that is ours alone."""
     data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     split = _open_run(out, cohort, config, split, start, resume=resume)
-    begun = resume and (out / LAST).is_file()
+    state = load_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
     weights = machine.weights or (Path(data.weights["file"]) if data.weights else None)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
     fabric = start_fabric(config, machine.device)
     main = fabric.global_rank == 0
     seed_everything(config.seed)
-    network, progress = _build(cohort, config, None if begun else start, weights, begun=begun)
+    network, progress = _build(cohort, config, start, weights, state)
     with contextlib.closing(
         Trainer(fabric, network, config, cohort, parts["train"], workers=machine.workers)
     ) as trainer:
-        if begun:
-            state = load_checkpoint(out / LAST)
+        if state:
             _go_on(trainer, progress, state, out)
         elif start and main:  # to go on after a kill must not need the other model again
             _save(trainer, progress, out)
@@ -231,7 +230,11 @@ def _train(
 
 
 def _build(
-    cohort: PreparedCohort, config: TrainConfig, start: Start | None, weights: Path | None, *, begun: bool
+    cohort: PreparedCohort,
+    config: TrainConfig,
+    start: Start | None,
+    weights: Path | None,
+    state: Mapping[str, Any] | None,
 ) -> tuple[VolumeNetwork, _Progress]:
     """The network as a run begins with it; of one that has begun, the checkpoint brings the weights."""
     network = build_network(
@@ -241,13 +244,15 @@ def _build(
         dropout=config.dropout,
     )
     progress = _Progress()
-    if start:
+    if state:
+        network.random = tuple(state.get("progress", {}).get("random", ()))
+    elif start:
         adopt_weights(network, config.architecture, start, cohort.class_names)
         progress.started_from, progress.seen = start.describe(), start.seen.texts
-    elif config.pretrained and not begun:
-        progress.initial_weights = load_pretrained(
-            network, config.architecture, stem=config.stem, path=weights
-        )
+    elif config.pretrained:
+        found = load_pretrained(network, config.architecture, stem=config.stem, path=weights)
+        progress.initial_weights, progress.starting_weights = found.file, found.about
+        progress.random = network.random
     return network, progress
 
 
@@ -270,8 +275,10 @@ class _Progress:
     """What a run remembers beside its trainer: the epochs so far and the best weights among them."""
 
     def __init__(self) -> None:
-        #: File of Kinetics-400 weights that the run began with.
+        #: File of weights that the run began with, what is known of them, and the modules that it left random.
         self.initial_weights = ""
+        self.starting_weights: dict[str, Any] = {}
+        self.random: tuple[str, ...] = ()
         #: Model that it began with instead, and hashes and likenesses of the volumes that it has seen.
         self.started_from: dict[str, Any] = {}
         self.seen: list[str] = []
@@ -297,6 +304,8 @@ class _Progress:
     def state_dict(self) -> dict[str, Any]:
         return {
             "initial_weights": self.initial_weights,
+            "starting_weights": self.starting_weights,
+            "random": list(self.random),
             "started_from": self.started_from,
             "seen": self.seen,
             "records": [asdict(record) for record in self.records],
@@ -308,6 +317,8 @@ class _Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.initial_weights = state["initial_weights"]
+        self.starting_weights = state.get("starting_weights", {})  # since 2026-11-27
+        self.random = tuple(state.get("random", ()))
         self.started_from = state["started_from"]
         self.seen = state["seen"]
         self.records = [EpochRecord(**record) for record in state["records"]]
@@ -622,6 +633,7 @@ def _describe(
         likenesses=tuple(sorted(described.union(seen.likenesses))),
         config=config_to_dict(trainer.config),
         initial_weights=progress.initial_weights,
+        starting_weights=progress.starting_weights,
         started_from=progress.started_from,
         precision=str(trainer.fabric.strategy.precision.precision),
         epochs=len(progress.records),
