@@ -33,6 +33,8 @@ ClassWeights = Literal["paper", "none"]
 Preset = Literal["paper", "default"]
 #: How the folds of a cross-validation are drawn: independent 70/30 divisions, or disjoint test parts.
 Scheme = Literal["paper", "kfold"]
+#: Where the numbers of a training go.
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 #: Which starts a cross-validation compares: random weights, Kinetics-400 weights, or both.
 Starts = Literal["no", "yes", "both"]
 #: What runs an exported model, and on what.

@@ -26,6 +26,7 @@ from ssclf.config import (
 
 if TYPE_CHECKING:
     from ssclf.workflows.cross_validate import CvPlan, CvResult
+    from ssclf.workflows.train import Machine
 
 Data = Annotated[
     list[Path] | None,
@@ -168,43 +169,46 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     channels_last: opt.ChannelsLast = None,
     compile: opt.Compile = None,
     workers: opt.TrainWorkers = 2,
+    trackers: opt.Trackers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Train a network on preprocessed volumes. Options left out come from the preset."""
+    named = opt.trackers(trackers)
     opt.start_log(quiet, log_level)
+    from ssclf.workflows.train import Machine
+
     asked = preset if opt.was_given(ctx, "preset") or not resume else None
-    _train(ctx, opt.given(ctx, TrainConfig), data=data or (), preset=asked, weights=weights, start=start)
+    machine = Machine(device=device, workers=workers, weights=weights, trackers=named)
+    _train(ctx, opt.given(ctx, TrainConfig), machine, data=data or (), preset=asked, start=start)
 
 
 def _train(
     ctx: typer.Context,
     settings: Mapping[str, Any],
+    machine: Machine,
     *,
     data: Sequence[Path],
     preset: Preset | None,
-    weights: Path | None = None,
     start: Path | None = None,
 ) -> NoReturn:
     """Begin or go on, where and on what the other options of `train` and `pretrain` say."""
     from ssclf.io.records.training_run import is_first_process
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.choose_run import choose_run
-    from ssclf.workflows.train import Machine, Watch
+    from ssclf.workflows.train import Watch
     from ssclf.workflows.train import train as run
 
-    out, resume, device, workers, quiet = (
-        ctx.params[name] for name in ("out", "resume", "device", "workers", "quiet")
-    )
+    out, resume, quiet = (ctx.params[name] for name in ("out", "resume", "quiet"))
     chosen = choose_run(
         Path(out) if out is not None else None,  # older typers keep the text here
         settings,
         data=data,
         preset=preset,
-        weights=weights,
+        weights=machine.weights,
         start=start,
         resume=resume,
-        device=device,
+        device=machine.device,
     )
     if chosen.finished:
         say(f"{chosen.folder}: has finished; nothing is left to do")
@@ -216,7 +220,7 @@ def _train(
             chosen.config,
             resume=resume,
             start=chosen.start,
-            machine=Machine(device=device, workers=workers, weights=weights),
+            machine=machine,
             watch=Watch(on_step=display.step, on_epoch=display.epoch),
         )
     display.summary(result)
@@ -256,7 +260,10 @@ def pretrain(  # what TrainConfig takes from the command line, `opt.given` finds
     if not folders and not resume:
         raise typer.BadParameter("expected folders that ssclf preprocess wrote.", param_hint="FOLDER")
     opt.start_log(quiet, log_level)
-    _train(ctx, {**opt.given(ctx, TrainConfig), "lesions": True}, data=folders or (), preset=None)
+    from ssclf.workflows.train import Machine
+
+    machine = Machine(device=device, workers=workers)
+    _train(ctx, {**opt.given(ctx, TrainConfig), "lesions": True}, machine, data=folders or (), preset=None)
 
 
 def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
@@ -290,17 +297,19 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     channels_last: opt.ChannelsLast = None,
     compile: opt.Compile = None,
     workers: opt.TrainWorkers = 2,
+    trackers: opt.Trackers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
-    networks = opt.chosen(models.split(","), Architecture, "--models")
+    networks, named = opt.chosen(models.split(","), Architecture, "--models"), opt.trackers(trackers)
     opt.start_log(quiet, log_level)
     from ssclf.reporting.console import CvDisplay
     from ssclf.workflows.choose_run import choose_cv_run
     from ssclf.workflows.cross_validate import CvPlan, CvWatch, cross_validate
     from ssclf.workflows.train import Machine
 
+    machine = Machine(device=device, workers=workers, weights=weights, trackers=named)
     # one set of values for all; where they differ, those of the paper's networks
     settings = TrainConfig.preset(preset, architecture=min(networks), **opt.given(ctx, TrainConfig))
     plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
@@ -311,7 +320,7 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
             chosen.folder,
             chosen.plan,
             resume=resume,
-            machine=Machine(device=device, workers=workers, weights=weights),
+            machine=machine,
             watch=CvWatch(on_cell=display.cell, on_step=display.step, on_epoch=display.epoch),
         )
     _report_cv(result, weights)

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import Device, TrainConfig, config_to_dict
+from ssclf.config import Device, TrackerName, TrainConfig, config_to_dict
 from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
@@ -54,29 +54,28 @@ from ssclf.io.records.training_run import (
     read_config,
     read_data,
     read_split,
+    read_trackers,
     reopen,
     write_beginning,
     write_data,
     write_epochs,
     write_predictions,
     write_record,
+    write_trackers,
 )
 from ssclf.learning.abandoning import Stopped
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
-from ssclf.learning.event_log import open_event_log
 from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
+from ssclf.learning.run_log import LoggedRun, RunLog, check_trackers
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import end_at_last, exit_code, note_signals
 from ssclf.workflows.lesions import with_lesions
 from ssclf.workflows.reports import try_report
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 #: A look at the validation part that has taken longer when a signal comes is left to the next call.
 VALIDATE_FOR_S = 5.0
@@ -118,6 +117,8 @@ class Machine:
     Attributes:
         workers: processes that read and augment volumes; 0 does so in the one that trains.
         weights: file to start from instead of the Kinetics-400 weights found on this machine.
+        trackers: where the numbers go; None: where they went before, TensorBoard for a new run.
+        store: folder for what MLflow and W&B keep; None for the run's own.
         save_every_s: epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses
             so much.
     """
@@ -125,7 +126,12 @@ class Machine:
     device: Device = "auto"
     workers: int = 2
     weights: Path | None = None
+    trackers: tuple[TrackerName, ...] | None = None
+    store: Path | None = None
     save_every_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_trackers(self.trackers or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,19 +220,42 @@ def _train(
             reopen(out)
             write_data(out, data)
             write_beginning(out, config, split)
-        saying = "saving; run again with --resume to go on"
-        with end_at_last(PATIENCE_S), note_signals(saying) as signals:
-            _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
-        rows = [asdict(record) for record in progress.records]
-        reported = not main or try_report(str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES))
-        if not progress.finished(config):
-            return TrainResult(
-                out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
+        with _open_log(out, config, progress, machine) if main else contextlib.nullcontext() as run_log:
+            saying = "saving; run again with --resume to go on"
+            with end_at_last(PATIENCE_S), note_signals(saying) as signals:
+                _run_epochs(
+                    trainer, progress, parts["validation"], out, run_log, signals, watch, machine.save_every_s
+                )
+            rows = [asdict(record) for record in progress.records]
+            reported = not main or try_report(
+                str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES)
             )
-        if progress.best is not None:
-            network.load_state_dict(progress.best)
-        result = _finish(trainer, progress, cohort, parts, out, write=main)
+            if not progress.finished(config):
+                return TrainResult(
+                    out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
+                )
+            if progress.best is not None:
+                network.load_state_dict(progress.best)
+            result = _finish(trainer, progress, cohort, parts, out, run_log)
         return dataclasses.replace(result, reported=reported)
+
+
+@contextlib.contextmanager
+def _open_log(out: Path, config: TrainConfig, progress: _Progress, machine: Machine) -> Iterator[RunLog]:
+    """The trackers of a run, the same that it had before where it goes on."""
+    before = read_trackers(out)
+    ids = {name: before.get(name, "") for name in machine.trackers or before}
+    store = machine.store or out
+    run = LoggedRun(
+        name=out.relative_to(store).as_posix() if store != out else out.name,
+        folder=out / EVENTS,
+        store=store,
+        config=config_to_dict(config),
+        epoch=len(progress.records) + 1,
+    )
+    with contextlib.closing(RunLog(run, ids)) as run_log:
+        write_trackers(out, run_log.ids)
+        yield run_log
 
 
 def _build(
@@ -332,33 +361,34 @@ def _run_epochs(
     progress: _Progress,
     validation: list[Sample],
     out: Path,
+    run_log: RunLog | None,
     signals: list[int],
     watch: Watch,
     save_every_s: float,
 ) -> None:
     """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards.
 
+    Args:
+        run_log: None in all processes but the first, which writes.
+
     Raises:
         ModelError: numbers ran over; what is on disk is from before.
     """
-    main = trainer.fabric.global_rank == 0
-    events = open_event_log(out / EVENTS, len(progress.records) + 1) if main else None
     saved = -math.inf  # the first epoch is kept, whatever becomes of the next
-    with contextlib.closing(events) if events else contextlib.nullcontext():
-        while not progress.finished(trainer.config):
-            with _what_is_kept(out):
-                record = _train_epoch(trainer, progress, validation, signals, watch)
-            if record:
-                progress.add(record, trainer.network.state_dict())
-                if events:
-                    _note(record, progress, events, out)
-                    watch.on_epoch(record)
-            over = progress.finished(trainer.config) or bool(signals)
-            if main and (over or time.monotonic() - saved > save_every_s):
-                _save(trainer, progress, out)
-                saved = time.monotonic()
-            if signals:
-                break
+    while not progress.finished(trainer.config):
+        with _what_is_kept(out):
+            record = _train_epoch(trainer, progress, validation, signals, watch)
+        if record:
+            progress.add(record, trainer.network.state_dict())
+            if run_log:
+                _note(record, progress, run_log, out)
+                watch.on_epoch(record)
+        over = progress.finished(trainer.config) or bool(signals)
+        if run_log and (over or time.monotonic() - saved > save_every_s):
+            _save(trainer, progress, out)
+            saved = time.monotonic()
+        if signals:
+            break
 
 
 def _train_epoch(
@@ -408,10 +438,10 @@ def _what_is_kept(out: Path) -> Iterator[None]:
         raise ModelError(f"{exc} {left}; what may help are other settings, and with them a new run.") from exc
 
 
-def _note(record: EpochRecord, progress: _Progress, events: SummaryWriter, out: Path) -> None:
-    for field in fields(record)[1:]:
-        if (value := getattr(record, field.name)) is not None:
-            events.add_scalar(field.name, value, record.epoch)
+def _note(record: EpochRecord, progress: _Progress, run_log: RunLog, out: Path) -> None:
+    values = asdict(record)
+    epoch = values.pop("epoch")
+    run_log.note_epoch(epoch, {name: value for name, value in values.items() if value is not None})
     write_epochs(out, progress.records)
 
 
@@ -433,8 +463,7 @@ def _finish(
     cohort: PreparedCohort,
     parts: dict[str, list[Sample]],
     out: Path,
-    *,
-    write: bool,
+    run_log: RunLog | None,
 ) -> TrainResult:
     """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
     names = cohort.class_names
@@ -454,7 +483,7 @@ def _finish(
         for part, p in found.items()
         if part != "train"
     }
-    if write:
+    if run_log:
         # with what gives its scores a meaning, against which `export` holds the rest of the folder
         meaning: dict[str, Any] = {"class_names": list(names), "preprocess": cohort.preprocess.hash}
         meaning["temperature"] = calibration.temperature
@@ -477,6 +506,15 @@ def _finish(
                 training=training,
                 versions=package_versions(),
             ),
+        )
+        run_log.note_end(
+            {
+                f"{part}/{kind}/{name}": value
+                for part, kinds in scores.items()
+                for kind, metrics in kinds.items()
+                for name, value in metrics.to_dict().items()
+                if isinstance(value, float)
+            }
         )
     return TrainResult(
         run=out,
