@@ -186,6 +186,7 @@ class _WandB:
             save_code=False,
             disable_git=True,
             # the command, with the paths of data; the machine; its packages
+            host="-",
             x_disable_meta=True,
             x_disable_stats=True,
             x_save_requirements=False,
