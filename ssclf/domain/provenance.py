@@ -85,11 +85,8 @@ class Provenance:
             "likenesses": list(self.likenesses),
             **values.pop("other"),
         }
-        for name in (
-            "cross_validation",
-            "likenesses",
-            "starting_weights",
-        ):  # as earlier versions wrote it, which had none
+        # as earlier versions wrote it, which had none
+        for name in ("cross_validation", "likenesses", "starting_weights"):
             if not values[name]:
                 del values[name]
         return values

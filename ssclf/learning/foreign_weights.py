@@ -78,13 +78,15 @@ ORIGINS: dict[ForeignWeights, Origin] = {
 }
 _BLOCK = re.compile(r"(layer[1-4]\.\d+)\.(conv|bn)([12])\.(\w+)")
 _COUNTER = "num_batches_tracked"
+#: What `Converted.about` says.
+FACTS = {"kind", "name", "licence", "source", "file", "sha256"}
 
 
 @dataclass(frozen=True)
 class Converted:
     """Attributes:
     weights: by r3d's names.
-    about: "kind", "name", "licence", "source", and "file" and "sha256" of the file that they were in.
+    about: kind, name, licence and source, and name and hash of the file that they were in.
     left: names in that file that were not taken.
     missing: r3d's, its last layer aside, that the file does not have.
     """
@@ -104,8 +106,8 @@ def convert_weights(path: Path, kind: ForeignWeights) -> Converted:
     origin = ORIGINS[kind]
     if not path.is_file():
         raise ModelError(f"{path}: expected a file of {origin.name}, found none.")
-    stored = load_checkpoint(path).get(origin.entry)
     sha256 = _check_known(path, origin)
+    stored = load_checkpoint(path).get(origin.entry)
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ModelError(f"{path.name}: expected {origin.name} under {origin.entry!r}, found another file.")
     own = build_network("r3d", channels=1, classes=2).state_dict()

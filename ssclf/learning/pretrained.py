@@ -24,7 +24,7 @@ from ssclf.errors import ModelError
 from ssclf.io.files import whole_path
 from ssclf.io.models.checksums import file_sha256
 from ssclf.learning.checkpoints import load_checkpoint
-from ssclf.learning.foreign_weights import ORIGINS, Converted, convert_weights
+from ssclf.learning.foreign_weights import FACTS, ORIGINS, Converted, convert_weights
 from ssclf.learning.networks import TORCHVISION_NAMES, VolumeNetwork
 from ssclf.learning.vision import video_models
 
@@ -215,8 +215,9 @@ def load_pretrained(
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file of `import_foreign` says of itself, empty for one in torchvision's format, and its weights."""
     stored = load_checkpoint(path)
-    if isinstance(stored.get(_ABOUT), dict):
-        return stored[_ABOUT], stored["weights"]
+    about, weights = stored.get(_ABOUT), stored.get("weights")
+    if isinstance(about, dict) and isinstance(weights, dict) and about.keys() >= FACTS:
+        return about, weights
     return {}, stored
 
 

@@ -87,6 +87,8 @@ class RunLog:
                     self._trackers[name] = _KINDS[name](run, run_id)
             except Exception as exc:  # whatever they and their servers raise
                 self.close()
+                if name == "tensorboard":
+                    raise
                 raise OutputError(
                     f"--log {name}: cannot be opened ({exc}); leave it out to train without."
                 ) from exc

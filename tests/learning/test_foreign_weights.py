@@ -187,6 +187,9 @@ def test_other_files_are_refused(tmp_path: Path, weights_folder: Path) -> None:
     with pytest.raises(ModelError, match="--stem mean: the first layer of 3D-Neuro-SimCLR"):
         load_pretrained(r3d(), "r3d", stem="mean", path=made)
     assert [found for found, _ in verify_foreign()] == [made]
+    torch.save({"about": {}, "weights": {}}, tmp_path / "own.pth")
+    with pytest.raises(ModelError, match="expected the weights of torchvision's r3d_18"):
+        load_pretrained(r3d(), "r3d", path=tmp_path / "own.pth")
     made.write_bytes(made.read_bytes()[:-1])
     with pytest.raises(ModelError, match="expected a SHA-256 that starts with"):
         verify_foreign()
