@@ -507,15 +507,7 @@ def _finish(
                 versions=package_versions(),
             ),
         )
-        run_log.note_end(
-            {
-                f"{part}/{kind}/{name}": value
-                for part, kinds in scores.items()
-                for kind, metrics in kinds.items()
-                for name, value in metrics.to_dict().items()
-                if isinstance(value, float)
-            }
-        )
+        run_log.note_end(_by_one_name(scores))
     return TrainResult(
         run=out,
         epochs=tuple(progress.records),
@@ -525,6 +517,17 @@ def _finish(
         temperature=calibration.temperature,
         calibrated_on=calibration.volumes,
     )
+
+
+def _by_one_name(scores: Mapping[str, Mapping[str, Metrics]]) -> dict[str, float]:
+    """Such as test/raw/macro_f1."""
+    return {
+        f"{part}/{kind}/{name}": value
+        for part, kinds in scores.items()
+        for kind, metrics in kinds.items()
+        for name, value in metrics.to_dict().items()
+        if isinstance(value, float)
+    }
 
 
 def _open_run(

@@ -250,7 +250,7 @@ def write_data(run: Path, data: RunData) -> None:
 def write_trackers(run: Path, ids: Mapping[TrackerName, str]) -> None:
     """Where the numbers go, and what the run is called there; of a cross-validation, what its cells take."""
     if ids.keys() != {"tensorboard"} or (run / TRACKERS).exists():
-        write_sealed(run / TRACKERS, dict[str, str](ids))
+        write_sealed(run / TRACKERS, {str(name): run_id for name, run_id in ids.items()})
 
 
 def read_trackers(run: Path) -> dict[TrackerName, str]:
