@@ -25,11 +25,17 @@ Augmentation = Literal["light", "half", "heavy", "flip", "none"]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine", "onecycle"]
 Stem = Literal["random", "mean"]
+#: Weights of other networks that `ssclf weights import` fits to r3d.
+ForeignWeights = Literal["medicalnet", "neuro-simclr"]
+#: What `ssclf weights import` reads.
+WeightsKind = Literal["kinetics", "medicalnet", "neuro-simclr"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 ClassWeights = Literal["paper", "none"]
 Preset = Literal["paper", "default"]
 #: How the folds of a cross-validation are drawn: independent 70/30 divisions, or disjoint test parts.
 Scheme = Literal["paper", "kfold"]
+#: Where the numbers of a training go.
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 #: Which starts a cross-validation compares: random weights, Kinetics-400 weights, or both.
 Starts = Literal["no", "yes", "both"]
 #: What runs an exported model, and on what.
@@ -238,10 +244,13 @@ class TrainConfig:
             flag="--model",
         ),
     ] = "mc3"
-    #: Start from Kinetics-400 weights instead of random ones.
+    #: Start from Kinetics-400 weights, or from those of another file, instead of random ones.
     pretrained: Annotated[
         bool,
-        Option("Start from Kinetics-400 weights (see ssclf weights) instead of random ones.", "Network"),
+        Option(
+            "Start from Kinetics-400 weights (see ssclf weights) instead of random ones; with --weights, from those.",
+            "Network",
+        ),
     ] = False
     #: With `pretrained`: a random first layer, or the RGB one averaged over its channels (not in the paper).
     stem: Annotated[
@@ -256,8 +265,8 @@ class TrainConfig:
     freeze: Annotated[
         int,
         Option(
-            "Keep the weights of so many stages, from the first layer on; 5 trains the last layer alone. With --from "
-            "or --pretrained, for cohorts of tens.",
+            "Keep the weights of so many stages, from the first layer on; 5 trains the last layer, and what a weights "
+            "file leaves random. With --from or --pretrained, for cohorts of tens.",
             "Network",
         ),
     ] = 0

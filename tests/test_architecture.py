@@ -17,7 +17,7 @@ LAYERS = ["cli", "cluster", "workflows", "learning", "reporting", "io", "domain"
 SIDE_BY_SIDE = {("learning", "reporting"), ("reporting", "learning")}
 HEAVY = {
     "torch", "torchvision", "torchio", "lightning_fabric", "onnx", "onnxscript", "scipy", "sklearn", "SimpleITK",
-    "matplotlib", "pandas", "deepbet", "tensorboard",
+    "matplotlib", "pandas", "deepbet", "tensorboard", "mlflow", "wandb",
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from ssclf.config import (
     Preset,
     Schedule,
     Stem,
+    TrackerName,
     TrainConfig,
 )
 from ssclf.errors import ConfigError
@@ -221,6 +222,11 @@ def chosen(texts: Iterable[str], choices: Any, option: str) -> tuple[Any, ...]:
     return found
 
 
+def trackers(texts: list[str] | None) -> tuple[TrackerName, ...] | None:
+    """What `--log` names, each once; None where it was not given."""
+    return tuple(dict.fromkeys(chosen(texts, TrackerName, "--log"))) if texts else None
+
+
 def cores(wanted: int) -> int:
     """`--workers 0` and the like: as many as this process may use."""
     return wanted or len(os.sched_getaffinity(0))
@@ -342,6 +348,18 @@ Formats = Annotated[
         metavar=f"[{'|'.join(get_args(ExportFormat))}]",
         help="File of the bundle; give it twice for both. Default: both.",
         autocompletion=_offer(get_args(ExportFormat)),
+    ),
+]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar=f"[{'|'.join(get_args(TrackerName))}]",
+        help="Where settings, the numbers of each epoch and the scores go; give it again for several. MLflow and W&B "
+        "keep them in the run folder, without a network, unless MLFLOW_TRACKING_URI or WANDB_MODE say otherwise. "
+        "Default: tensorboard, with --resume as before.",
+        rich_help_panel="Messages",
+        autocompletion=_offer(get_args(TrackerName)),
     ),
 ]
 Seed = Annotated[

@@ -21,10 +21,12 @@ from ssclf.config import (
     Scheme,
     Starts,
     TrainConfig,
+    WeightsKind,
 )
 
 if TYPE_CHECKING:
     from ssclf.workflows.cross_validate import CvPlan, CvResult
+    from ssclf.workflows.train import Machine
 
 Data = Annotated[
     list[Path] | None,
@@ -56,7 +58,8 @@ Weights = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Kinetics-400 weights in torchvision's format, instead of those that ssclf weights imported.",
+        help="File to start from instead of the Kinetics-400 weights that ssclf weights imported: such weights in "
+        "torchvision's format, or another network's that ssclf weights import --kind has made.",
         rich_help_panel="Network",
     ),
 ]
@@ -73,7 +76,7 @@ StartsOption = Annotated[
     Starts,
     typer.Option(
         "--pretrained",
-        help="Start from Kinetics-400 weights: no, yes, or both to compare the two.",
+        help="Start from Kinetics-400 weights, or those of --weights: no, yes, or both to compare the two.",
         rich_help_panel="Network",
     ),
 ]
@@ -166,43 +169,46 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     channels_last: opt.ChannelsLast = None,
     compile: opt.Compile = None,
     workers: opt.TrainWorkers = 2,
+    trackers: opt.Trackers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Train a network on preprocessed volumes. Options left out come from the preset."""
+    named = opt.trackers(trackers)
     opt.start_log(quiet, log_level)
+    from ssclf.workflows.train import Machine
+
     asked = preset if opt.was_given(ctx, "preset") or not resume else None
-    _train(ctx, opt.given(ctx, TrainConfig), data=data or (), preset=asked, weights=weights, start=start)
+    machine = Machine(device=device, workers=workers, weights=weights, trackers=named)
+    _train(ctx, opt.given(ctx, TrainConfig), machine, data=data or (), preset=asked, start=start)
 
 
 def _train(
     ctx: typer.Context,
     settings: Mapping[str, Any],
+    machine: Machine,
     *,
     data: Sequence[Path],
     preset: Preset | None,
-    weights: Path | None = None,
     start: Path | None = None,
 ) -> NoReturn:
     """Begin or go on, where and on what the other options of `train` and `pretrain` say."""
     from ssclf.io.records.training_run import is_first_process
     from ssclf.reporting.console import TrainDisplay
     from ssclf.workflows.choose_run import choose_run
-    from ssclf.workflows.train import Machine, Watch
+    from ssclf.workflows.train import Watch
     from ssclf.workflows.train import train as run
 
-    out, resume, device, workers, quiet = (
-        ctx.params[name] for name in ("out", "resume", "device", "workers", "quiet")
-    )
+    out, resume, quiet = (ctx.params[name] for name in ("out", "resume", "quiet"))
     chosen = choose_run(
         Path(out) if out is not None else None,  # older typers keep the text here
         settings,
         data=data,
         preset=preset,
-        weights=weights,
+        weights=machine.weights,
         start=start,
         resume=resume,
-        device=device,
+        device=machine.device,
     )
     if chosen.finished:
         say(f"{chosen.folder}: has finished; nothing is left to do")
@@ -214,7 +220,7 @@ def _train(
             chosen.config,
             resume=resume,
             start=chosen.start,
-            machine=Machine(device=device, workers=workers, weights=weights),
+            machine=machine,
             watch=Watch(on_step=display.step, on_epoch=display.epoch),
         )
     display.summary(result)
@@ -254,7 +260,10 @@ def pretrain(  # what TrainConfig takes from the command line, `opt.given` finds
     if not folders and not resume:
         raise typer.BadParameter("expected folders that ssclf preprocess wrote.", param_hint="FOLDER")
     opt.start_log(quiet, log_level)
-    _train(ctx, {**opt.given(ctx, TrainConfig), "lesions": True}, data=folders or (), preset=None)
+    from ssclf.workflows.train import Machine
+
+    machine = Machine(device=device, workers=workers)
+    _train(ctx, {**opt.given(ctx, TrainConfig), "lesions": True}, machine, data=folders or (), preset=None)
 
 
 def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ctx
@@ -288,17 +297,19 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     channels_last: opt.ChannelsLast = None,
     compile: opt.Compile = None,
     workers: opt.TrainWorkers = 2,
+    trackers: opt.Trackers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Cross-validate networks as the paper does; tables and figures beside the paper's. Resumable."""
-    networks = opt.chosen(models.split(","), Architecture, "--models")
+    networks, named = opt.chosen(models.split(","), Architecture, "--models"), opt.trackers(trackers)
     opt.start_log(quiet, log_level)
     from ssclf.reporting.console import CvDisplay
     from ssclf.workflows.choose_run import choose_cv_run
     from ssclf.workflows.cross_validate import CvPlan, CvWatch, cross_validate
     from ssclf.workflows.train import Machine
 
+    machine = Machine(device=device, workers=workers, weights=weights, trackers=named)
     # one set of values for all; where they differ, those of the paper's networks
     settings = TrainConfig.preset(preset, architecture=min(networks), **opt.given(ctx, TrainConfig))
     plan = CvPlan.of(networks, _STARTS[starts], config=settings, scheme=scheme, folds=folds, only=only)
@@ -309,7 +320,7 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
             chosen.folder,
             chosen.plan,
             resume=resume,
-            machine=Machine(device=device, workers=workers, weights=weights),
+            machine=machine,
             watch=CvWatch(on_cell=display.cell, on_step=display.step, on_epoch=display.epoch),
         )
     _report_cv(result, weights)
@@ -452,30 +463,50 @@ def evaluate(
     raise typer.Exit(result.exit_code)
 
 
-weights_app = typer.Typer(no_args_is_help=True, help="Kinetics-400 weights on a machine without network.")
+weights_app = typer.Typer(no_args_is_help=True, help="Weights to start from, on a machine without network.")
 
 
 @weights_app.command("import")
 def weights_import(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILES", help="Files as torchvision names them, e.g. mc3_18-a90a0ba3.pth."),
+        typer.Argument(metavar="FILES", help="Files as published; Kinetics-400's keep torchvision's names."),
     ],
+    kind: Annotated[
+        WeightsKind,
+        typer.Option(help="What the files are. Of the last two, the layers that fit are put into r3d."),
+    ] = "kinetics",
 ) -> None:
-    """Copy downloaded files to where training finds them, once their hash is right."""
-    from ssclf.learning.pretrained import import_weights
+    """Put downloaded files where training finds them, once their hash, where one is known, is right."""
+    from ssclf.learning.pretrained import import_foreign, import_weights
 
+    opt.start_log(False, "info")
     for path in files:
-        say(f"{path.name}: {import_weights(path)}")
+        if kind == "kinetics":
+            say(f"{path.name}: {import_weights(path)}")
+            continue
+        made, found = import_foreign(path, kind)
+        say(f"{path.name}: {found.about['name']}, {found.about['source']}; licence: {found.about['licence']}")
+        say(f"  taken: {len(found.weights)} tensors of layer1 to layer4")
+        say(f"  not taken, as r3d has no such layer: {', '.join(found.left) or 'none'}")
+        say(f"  not there, random in r3d: {', '.join(found.missing)}")
+        say(f"  for `ssclf train --model r3d --weights {shlex.quote(str(made))}`")
 
 
 @weights_app.command("verify")
 def weights_verify() -> None:
     """Say which weights are there, and whether they are what they claim to be."""
-    from ssclf.learning.pretrained import verify_weights
+    from ssclf.learning.foreign_weights import ORIGINS
+    from ssclf.learning.pretrained import verify_foreign, verify_weights
 
     for weights in verify_weights():
         where = (
             f"intact, {weights.path}" if weights.path else f"not here; download {weights.url} and import it"
         )
         say(f"{weights.architecture}: {weights.name}: {where}")
+    made = verify_foreign()
+    for path, about in made:
+        say(f"r3d: {about['name']}, {about['file']}; licence: {about['licence']}: intact, {path}")
+    for kind, origin in ORIGINS.items():
+        if not any(about["kind"] == kind for _, about in made):
+            say(f"r3d: {origin.name}: not here; see {origin.source} and import its file with --kind {kind}")

@@ -41,7 +41,9 @@ class Provenance:
         likenesses: of these and of the volumes that chose its epoch, see `domain.likeness`.
         statistics: see `domain.trust.describe_training`.
         config: of `TrainConfig`.
-        initial_weights: name of a file of Kinetics-400 weights, "" without.
+        initial_weights: name of a file of weights that it began with, such as those of Kinetics-400; "" without.
+        starting_weights: of these "kind", how many "parameters" were taken "of" the network's, and, where they were
+            another network's, "name", "licence", "source", and "file" and "sha256" of what was imported.
         started_from: the model it began with, empty without.
         scores: part → "raw" and "calibrated" → `Metrics.to_dict`.
         cross_validation: that the scores come from, empty where they come from the run itself.
@@ -60,6 +62,7 @@ class Provenance:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     initial_weights: str = ""
+    starting_weights: Mapping[str, Any] = field(default_factory=dict)
     started_from: Mapping[str, Any] = field(default_factory=dict)
     precision: str = ""
     epochs: int = 0
@@ -82,7 +85,8 @@ class Provenance:
             "likenesses": list(self.likenesses),
             **values.pop("other"),
         }
-        for name in ("cross_validation", "likenesses"):  # as earlier versions wrote it, which had none
+        # as earlier versions wrote it, which had none
+        for name in ("cross_validation", "likenesses", "starting_weights"):
             if not values[name]:
                 del values[name]
         return values

@@ -22,7 +22,7 @@ class RunData:
         volumes: key → subject, label and hash of the voxels.
         class_names: in the order of logits.
         preprocess: settings that decided the voxel values.
-        weights: "file" and "sha256" of the Kinetics-400 weights that it began with, empty without.
+        weights: "file" and "sha256" of the weights file that it was given to begin with, empty without.
         start: "file" and "sha256" of the trained model that it began with, empty without.
     """
 

@@ -45,7 +45,8 @@ class Start:
         """What the next model says of this one."""
         training = self.spec.provenance
         facts = {
-            name: getattr(training, name) for name in ("synthetic", "volumes", "sources", "started_from")
+            name: getattr(training, name)
+            for name in ("synthetic", "volumes", "sources", "starting_weights", "started_from")
         }
         return {"name": self.spec.name, "sha256": self.sha256, **{k: v for k, v in facts.items() if v}}
 

@@ -51,23 +51,32 @@ class VolumeNetwork(nn.Module):
         self.layer4 = cast(nn.Sequential, backbone.layer4)
         self.dropout = nn.Dropout(dropout)
         self.fc = cast(nn.Linear, backbone.fc)
+        #: Modules, by name, that hold random weights still where others were loaded.
+        self.random: tuple[str, ...] = ()
         self._frozen: tuple[nn.Module, ...] = ()
+        self._free: tuple[nn.Module, ...] = ()
 
     def freeze(self, stages: int) -> None:
-        """Keep the weights of the first stages, and the averages of their normalisation, in training too.
+        """Keep the weights of the first stages, and the averages of their normalisation, in training too. Modules in
+        `random` have none to keep.
 
         Args:
             stages: 0 to 5; 5 leaves the linear layer to train.
         """
         self._frozen = tuple(getattr(self, name) for name in STAGES[:stages])
+        self._free = tuple(self.get_submodule(name) for name in self.random)
         for stage in self._frozen:
             stage.requires_grad_(False)
+        for module in self._free:
+            module.requires_grad_(True)
 
     def train(self: Network, mode: bool = True) -> Network:
         """As torch's; frozen stages stay as they are used later."""
         super().train(mode)
         for stage in self._frozen:
             stage.eval()
+        for module in self._free:
+            module.train(mode)
         return self
 
     def features(self, volumes: Tensor) -> Tensor:

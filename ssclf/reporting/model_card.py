@@ -6,6 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.model_spec import ModelSpec
+from ssclf.domain.provenance import Provenance
 
 
 def write_model_card(spec: ModelSpec) -> str:
@@ -21,10 +22,20 @@ def write_model_card(spec: ModelSpec) -> str:
     training = spec.provenance
     start = "random weights"
     if training.initial_weights:
-        start = f"Kinetics-400 weights {training.initial_weights}"
+        start = _describe_weights(training)
     if parent := training.started_from:
         start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…)"
     few = 0 < training.calibration.volumes < ENOUGH_TO_CALIBRATE
     return environment.get_template("model_card.md.j2").render(
         spec=spec, training=training, start=start, few=few
+    )
+
+
+def _describe_weights(training: Provenance) -> str:
+    about = training.starting_weights
+    if "name" not in about:
+        return f"Kinetics-400 weights {training.initial_weights}"
+    return (
+        f"the weights of {about['name']} ({about['file']}, sha256 {about['sha256'][:12]}…, from {about['source']}; "
+        f"licence: {about['licence']}), {about['parameters']:,} of {about['of']:,} parameters, the others random,"
     )

@@ -73,7 +73,7 @@ def choose_run(
             must be those that it began with, more epochs aside.
         data: preprocessed folders.
         preset: None for the usual one.
-        weights: Kinetics-400 weights to start from: the same as the setting `pretrained`.
+        weights: file of weights to start from; brings the setting `pretrained`.
         start: bundle or run to go on from; its architecture is taken where the settings name none.
         device: what the run is to use.
 

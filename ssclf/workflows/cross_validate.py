@@ -52,7 +52,7 @@ from ssclf.io.records.preprocessed import (
     fingerprint,
     read_prepared_cohort,
 )
-from ssclf.io.records.training_run import LOCK, is_finished, process_count
+from ssclf.io.records.training_run import LOCK, is_finished, process_count, read_trackers, write_trackers
 from ssclf.learning.networks import build_network
 from ssclf.learning.pretrained import load_pretrained
 from ssclf.workflows.audit import audit_confounds
@@ -202,11 +202,14 @@ def cross_validate(
     if resume:
         plan = CvPlan.stored(out, plan.only)
         machine = _same_weights(machine, read_settings(out))
+    trackers = machine.trackers or tuple(read_trackers(out))
+    machine = dataclasses.replace(machine, trackers=trackers, store=out)
     _check_processes()
     _check_weights(plan, machine.weights)
     cohort = read_prepared_cohort(data)
     splits = _open(out, cohort, plan, machine.weights)
     _audit(out, cohort, splits)
+    write_trackers(out, dict.fromkeys(trackers, ""))
     tasks = [
         CellTask(
             cell=cell,

@@ -13,15 +13,15 @@ import math
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import Device, TrainConfig, config_to_dict
+from ssclf.config import Device, TrackerName, TrainConfig, config_to_dict
 from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
@@ -54,29 +54,28 @@ from ssclf.io.records.training_run import (
     read_config,
     read_data,
     read_split,
+    read_trackers,
     reopen,
     write_beginning,
     write_data,
     write_epochs,
     write_predictions,
     write_record,
+    write_trackers,
 )
 from ssclf.learning.abandoning import Stopped
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
-from ssclf.learning.event_log import open_event_log
 from ssclf.learning.failures import resource_errors
 from ssclf.learning.finetuning import Start, adopt_weights
 from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
+from ssclf.learning.run_log import LoggedRun, RunLog, check_trackers
 from ssclf.learning.statistics import training_statistics
 from ssclf.reporting.figures import draw_learning_curves
 from ssclf.workflows.interruption import end_at_last, exit_code, note_signals
 from ssclf.workflows.lesions import with_lesions
 from ssclf.workflows.reports import try_report
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 #: A look at the validation part that has taken longer when a signal comes is left to the next call.
 VALIDATE_FOR_S = 5.0
@@ -117,7 +116,9 @@ class Machine:
 
     Attributes:
         workers: processes that read and augment volumes; 0 does so in the one that trains.
-        weights: Kinetics-400 weights in torchvision's format instead of those found on this machine.
+        weights: file to start from instead of the Kinetics-400 weights found on this machine.
+        trackers: where the numbers go; None: where they went before, TensorBoard for a new run.
+        store: folder for what MLflow and W&B keep; None for the run's own.
         save_every_s: epochs shorter than this share a checkpoint. A signal always saves; only a killed process loses
             so much.
     """
@@ -125,7 +126,12 @@ class Machine:
     device: Device = "auto"
     workers: int = 2
     weights: Path | None = None
+    trackers: tuple[TrackerName, ...] | None = None
+    store: Path | None = None
     save_every_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_trackers(self.trackers or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,19 +201,18 @@ def _train(
     """Train in a folder that is ours alone."""
     data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     split = _open_run(out, cohort, config, split, start, resume=resume)
-    begun = resume and (out / LAST).is_file()
+    state = load_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
     weights = machine.weights or (Path(data.weights["file"]) if data.weights else None)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
     _check_parts(cohort, parts)
     fabric = start_fabric(config, machine.device)
     main = fabric.global_rank == 0
     seed_everything(config.seed)
-    network, progress = _build(cohort, config, None if begun else start, weights, begun=begun)
+    network, progress = _build(cohort, config, start, weights, state)
     with contextlib.closing(
         Trainer(fabric, network, config, cohort, parts["train"], workers=machine.workers)
     ) as trainer:
-        if begun:
-            state = load_checkpoint(out / LAST)
+        if state:
             _go_on(trainer, progress, state, out)
         elif start and main:  # to go on after a kill must not need the other model again
             _save(trainer, progress, out)
@@ -215,23 +220,50 @@ def _train(
             reopen(out)
             write_data(out, data)
             write_beginning(out, config, split)
-        saying = "saving; run again with --resume to go on"
-        with end_at_last(PATIENCE_S), note_signals(saying) as signals:
-            _run_epochs(trainer, progress, parts["validation"], out, signals, watch, machine.save_every_s)
-        rows = [asdict(record) for record in progress.records]
-        reported = not main or try_report(str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES))
-        if not progress.finished(config):
-            return TrainResult(
-                out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
+        with _open_log(out, config, progress, machine) if main else contextlib.nullcontext() as run_log:
+            saying = "saving; run again with --resume to go on"
+            with end_at_last(PATIENCE_S), note_signals(saying) as signals:
+                _run_epochs(
+                    trainer, progress, parts["validation"], out, run_log, signals, watch, machine.save_every_s
+                )
+            rows = [asdict(record) for record in progress.records]
+            reported = not main or try_report(
+                str(out / CURVES), lambda: draw_learning_curves(rows, out / CURVES)
             )
-        if progress.best is not None:
-            network.load_state_dict(progress.best)
-        result = _finish(trainer, progress, cohort, parts, out, write=main)
+            if not progress.finished(config):
+                return TrainResult(
+                    out, tuple(progress.records), progress.best_epoch, None, 1.0, interrupted=signals[0]
+                )
+            if progress.best is not None:
+                network.load_state_dict(progress.best)
+            result = _finish(trainer, progress, cohort, parts, out, run_log)
         return dataclasses.replace(result, reported=reported)
 
 
+@contextlib.contextmanager
+def _open_log(out: Path, config: TrainConfig, progress: _Progress, machine: Machine) -> Iterator[RunLog]:
+    """The trackers of a run, the same that it had before where it goes on."""
+    before = read_trackers(out)
+    ids = {name: before.get(name, "") for name in machine.trackers or before}
+    store = machine.store or out
+    run = LoggedRun(
+        name=out.relative_to(store).as_posix() if store != out else out.name,
+        folder=out / EVENTS,
+        store=store,
+        config=config_to_dict(config),
+        epoch=len(progress.records) + 1,
+    )
+    with contextlib.closing(RunLog(run, ids)) as run_log:
+        write_trackers(out, run_log.ids)
+        yield run_log
+
+
 def _build(
-    cohort: PreparedCohort, config: TrainConfig, start: Start | None, weights: Path | None, *, begun: bool
+    cohort: PreparedCohort,
+    config: TrainConfig,
+    start: Start | None,
+    weights: Path | None,
+    state: Mapping[str, Any] | None,
 ) -> tuple[VolumeNetwork, _Progress]:
     """The network as a run begins with it; of one that has begun, the checkpoint brings the weights."""
     network = build_network(
@@ -241,13 +273,15 @@ def _build(
         dropout=config.dropout,
     )
     progress = _Progress()
-    if start:
+    if state:
+        network.random = tuple(state.get("progress", {}).get("random", ()))
+    elif start:
         adopt_weights(network, config.architecture, start, cohort.class_names)
         progress.started_from, progress.seen = start.describe(), start.seen.texts
-    elif config.pretrained and not begun:
-        progress.initial_weights = load_pretrained(
-            network, config.architecture, stem=config.stem, path=weights
-        )
+    elif config.pretrained:
+        found = load_pretrained(network, config.architecture, stem=config.stem, path=weights)
+        progress.initial_weights, progress.starting_weights = found.file, found.about
+        progress.random = network.random
     return network, progress
 
 
@@ -270,8 +304,10 @@ class _Progress:
     """What a run remembers beside its trainer: the epochs so far and the best weights among them."""
 
     def __init__(self) -> None:
-        #: File of Kinetics-400 weights that the run began with.
+        #: File of weights that the run began with, what is known of them, and the modules that it left random.
         self.initial_weights = ""
+        self.starting_weights: dict[str, Any] = {}
+        self.random: tuple[str, ...] = ()
         #: Model that it began with instead, and hashes and likenesses of the volumes that it has seen.
         self.started_from: dict[str, Any] = {}
         self.seen: list[str] = []
@@ -297,6 +333,8 @@ class _Progress:
     def state_dict(self) -> dict[str, Any]:
         return {
             "initial_weights": self.initial_weights,
+            "starting_weights": self.starting_weights,
+            "random": list(self.random),
             "started_from": self.started_from,
             "seen": self.seen,
             "records": [asdict(record) for record in self.records],
@@ -308,6 +346,8 @@ class _Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.initial_weights = state["initial_weights"]
+        self.starting_weights = state.get("starting_weights", {})  # since 2026-11-27
+        self.random = tuple(state.get("random", ()))
         self.started_from = state["started_from"]
         self.seen = state["seen"]
         self.records = [EpochRecord(**record) for record in state["records"]]
@@ -321,33 +361,34 @@ def _run_epochs(
     progress: _Progress,
     validation: list[Sample],
     out: Path,
+    run_log: RunLog | None,
     signals: list[int],
     watch: Watch,
     save_every_s: float,
 ) -> None:
     """Train until the last epoch, early stopping or a signal; the last state is on disk afterwards.
 
+    Args:
+        run_log: None in all processes but the first, which writes.
+
     Raises:
         ModelError: numbers ran over; what is on disk is from before.
     """
-    main = trainer.fabric.global_rank == 0
-    events = open_event_log(out / EVENTS, len(progress.records) + 1) if main else None
     saved = -math.inf  # the first epoch is kept, whatever becomes of the next
-    with contextlib.closing(events) if events else contextlib.nullcontext():
-        while not progress.finished(trainer.config):
-            with _what_is_kept(out):
-                record = _train_epoch(trainer, progress, validation, signals, watch)
-            if record:
-                progress.add(record, trainer.network.state_dict())
-                if events:
-                    _note(record, progress, events, out)
-                    watch.on_epoch(record)
-            over = progress.finished(trainer.config) or bool(signals)
-            if main and (over or time.monotonic() - saved > save_every_s):
-                _save(trainer, progress, out)
-                saved = time.monotonic()
-            if signals:
-                break
+    while not progress.finished(trainer.config):
+        with _what_is_kept(out):
+            record = _train_epoch(trainer, progress, validation, signals, watch)
+        if record:
+            progress.add(record, trainer.network.state_dict())
+            if run_log:
+                _note(record, progress, run_log, out)
+                watch.on_epoch(record)
+        over = progress.finished(trainer.config) or bool(signals)
+        if run_log and (over or time.monotonic() - saved > save_every_s):
+            _save(trainer, progress, out)
+            saved = time.monotonic()
+        if signals:
+            break
 
 
 def _train_epoch(
@@ -397,10 +438,10 @@ def _what_is_kept(out: Path) -> Iterator[None]:
         raise ModelError(f"{exc} {left}; what may help are other settings, and with them a new run.") from exc
 
 
-def _note(record: EpochRecord, progress: _Progress, events: SummaryWriter, out: Path) -> None:
-    for field in fields(record)[1:]:
-        if (value := getattr(record, field.name)) is not None:
-            events.add_scalar(field.name, value, record.epoch)
+def _note(record: EpochRecord, progress: _Progress, run_log: RunLog, out: Path) -> None:
+    values = asdict(record)
+    epoch = values.pop("epoch")
+    run_log.note_epoch(epoch, {name: value for name, value in values.items() if value is not None})
     write_epochs(out, progress.records)
 
 
@@ -422,8 +463,7 @@ def _finish(
     cohort: PreparedCohort,
     parts: dict[str, list[Sample]],
     out: Path,
-    *,
-    write: bool,
+    run_log: RunLog | None,
 ) -> TrainResult:
     """Score the test part, once, with the chosen weights; calibrate; write down what the model came from."""
     names = cohort.class_names
@@ -443,7 +483,7 @@ def _finish(
         for part, p in found.items()
         if part != "train"
     }
-    if write:
+    if run_log:
         # with what gives its scores a meaning, against which `export` holds the rest of the folder
         meaning: dict[str, Any] = {"class_names": list(names), "preprocess": cohort.preprocess.hash}
         meaning["temperature"] = calibration.temperature
@@ -467,6 +507,7 @@ def _finish(
                 versions=package_versions(),
             ),
         )
+        run_log.note_end(_by_one_name(scores))
     return TrainResult(
         run=out,
         epochs=tuple(progress.records),
@@ -476,6 +517,17 @@ def _finish(
         temperature=calibration.temperature,
         calibrated_on=calibration.volumes,
     )
+
+
+def _by_one_name(scores: Mapping[str, Mapping[str, Metrics]]) -> dict[str, float]:
+    """Such as test/raw/macro_f1."""
+    return {
+        f"{part}/{kind}/{name}": value
+        for part, kinds in scores.items()
+        for kind, metrics in kinds.items()
+        for name, value in metrics.to_dict().items()
+        if isinstance(value, float)
+    }
 
 
 def _open_run(
@@ -622,6 +674,7 @@ def _describe(
         likenesses=tuple(sorted(described.union(seen.likenesses))),
         config=config_to_dict(trainer.config),
         initial_weights=progress.initial_weights,
+        starting_weights=progress.starting_weights,
         started_from=progress.started_from,
         precision=str(trainer.fabric.strategy.precision.precision),
         epochs=len(progress.records),

@@ -43,7 +43,8 @@ def test_everything_but_stem_and_head_is_loaded(architecture: PaperArchitecture,
     path, weights = kinetics(architecture, tmp_path)
     network = build_network(architecture, channels=1, classes=3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert load_pretrained(network, architecture, path=path) == path.name
+    assert load_pretrained(network, architecture, path=path).file == path.name
+    assert set(network.random) == {"stem.0", "stem.1"} | ({"stem.3", "stem.4"} & {key[:6] for key in before})
     for key, value in network.state_dict().items():
         own = key.startswith(("stem.", "fc."))
         assert torch.equal(value, before[key] if own else weights[key]), key
@@ -99,7 +100,7 @@ def test_import_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert target == tmp_path / "weights" / path.name
     assert [file.path for file in verify_weights() if file.architecture == "r3d"] == [target]
     network = build_network("r3d", channels=1, classes=3)
-    assert load_pretrained(network, "r3d") == path.name
+    assert load_pretrained(network, "r3d").file == path.name
     assert torch.equal(network.state_dict()["layer4.1.conv2.0.weight"], weights["layer4.1.conv2.0.weight"])
     target.write_bytes(target.read_bytes()[:-1])
     with pytest.raises(ModelError, match="expected a SHA-256 that starts with"):
@@ -114,10 +115,8 @@ def test_import_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_date_in_a_name_is_no_hash(name: str, tmp_path: Path) -> None:
     """Such a file was taken for a download that had been cut short."""
     path, _ = kinetics("mc3", tmp_path)
-    assert (
-        load_pretrained(build_network("mc3", channels=1, classes=3), "mc3", path=path.rename(tmp_path / name))
-        == name
-    )
+    network = build_network("mc3", channels=1, classes=3)
+    assert load_pretrained(network, "mc3", path=path.rename(tmp_path / name)).file == name
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:

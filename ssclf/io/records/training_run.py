@@ -6,6 +6,8 @@ split.json          who trains and who tests
 metrics.csv         a row per epoch
 checkpoints/        last.pt (to go on from), chosen.pt (the weights that `ssclf export` takes)
 tensorboard/        the same numbers as events
+trackers.json       which others are told of the run, and by what names, where it is not TensorBoard alone
+mlflow/, wandb/     what these keep
 curves.png          the same as a picture
 predictions.csv     of volumes that did not fit the weights
 features.npz        of the training volumes
@@ -22,9 +24,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ssclf.config import PreprocessConfig, TrainConfig, config_from_dict, config_to_dict
+from ssclf.config import PreprocessConfig, TrackerName, TrainConfig, config_from_dict, config_to_dict
 from ssclf.domain.provenance import Calibration, Provenance
 from ssclf.domain.run_data import RunData
 from ssclf.domain.splits import Split, splits_from_dict, splits_to_dict
@@ -47,6 +49,7 @@ LOCK, _TRAINING = ".lock", ".lock-training"
 EVENTS, CURVES, FEATURES = "tensorboard", "curves.png", "features.npz"
 #: Of `provenance.json`: the marks of the tables beside it; and the columns that name their rows.
 _TABLES = "tables"
+TRACKERS = "trackers.json"
 _KEYS = {EPOCHS: "epoch", PREDICTIONS: "path"}
 _OTHERWISE = "copy the run again, or remove its folder and train it again."
 
@@ -242,6 +245,24 @@ def write_beginning(run: Path, config: TrainConfig, split: Split) -> None:
 
 def write_data(run: Path, data: RunData) -> None:
     write_sealed(run / DATA, data.to_dict())
+
+
+def write_trackers(run: Path, ids: Mapping[TrackerName, str]) -> None:
+    """Where the numbers go, and what the run is called there; of a cross-validation, what its cells take."""
+    if ids.keys() != {"tensorboard"} or (run / TRACKERS).exists():
+        write_sealed(run / TRACKERS, {str(name): run_id for name, run_id in ids.items()})
+
+
+def read_trackers(run: Path) -> dict[TrackerName, str]:
+    """Raises:
+    ModelError: the file is damaged, or was changed.
+    """
+    path = run / TRACKERS
+    try:
+        found = read_sealed(path, _OTHERWISE, ModelError) if path.exists() else {"tensorboard": ""}
+        return {name: str(found[name]) for name in get_args(TrackerName) if name in found}
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{path}: expected the trackers of a run, found {exc!r}; {_OTHERWISE}") from exc
 
 
 def read_data(run: Path) -> RunData | None:
