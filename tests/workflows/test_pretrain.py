@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ssclf.cli.app import app
 from ssclf.config import TrainConfig
-from ssclf.domain.lesions import TAUGHT
+from ssclf.domain.generator.settings import GeneratorSettings
 from ssclf.errors import ConfigError
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.records.training_run import PROVENANCE, read_config
@@ -60,7 +60,7 @@ def test_weights_learnt_from_lesions_begin_another_training(
     assert json.loads(Path("fine", PROVENANCE).read_text())["training"]["started_from"]["name"] == "pre"
 
 
-def test_every_epoch_draws_other_lesions_and_the_same_ones_again(preprocessed: Callable[..., Path]) -> None:
+def test_every_epoch_draws_other_brains_and_the_same_ones_again(preprocessed: Callable[..., Path]) -> None:
     data = preprocessed(labels=("healthy",), per_class=3)
     cohort = with_lesions(read_prepared_cohort(data, min_classes=0))
     assert [sample.label for sample in cohort.samples] == ["HGG", "LGG", "healthy"] * 3
@@ -68,7 +68,11 @@ def test_every_epoch_draws_other_lesions_and_the_same_ones_again(preprocessed: C
 
     def volumes(epoch: int, seed: int = 0) -> list[Any]:
         dataset = VolumeDataset(
-            cohort.samples, cohort.class_names, augmentation="none", seed=seed, lesions=TAUGHT
+            cohort.samples,
+            cohort.class_names,
+            augmentation="none",
+            seed=seed,
+            generator=GeneratorSettings(),
         )
         return [dataset[epoch, index][0].numpy() for index in range(9)]
 
@@ -76,12 +80,8 @@ def test_every_epoch_draws_other_lesions_and_the_same_ones_again(preprocessed: C
     for position, sample in enumerate(cohort.samples):
         plain = read_written(sample.path).data
         assert np.array_equal(first[position], again[position])
-        changed = [not np.array_equal(found[position], plain) for found in (first, second, other)]
-        assert changed == [sample.label != "healthy"] * 3
-        if sample.label != "healthy":
-            assert not np.array_equal(first[position], second[position])
-            assert not np.array_equal(first[position], other[position])
-        assert np.array_equal(first[position] > 0, plain > 0)
+        different = {found[position].tobytes() for found in (first, second, other)} | {plain.tobytes()}
+        assert len(different) == 4 and first[position].shape == plain.shape
 
 
 def test_what_is_not_healthy_is_refused(preprocessed: Callable[..., Path], tmp_path: Path) -> None:
