@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from ssclf.errors import ConfigError
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.records.training_run import PROVENANCE, read_config
 from ssclf.io.volumes.nifti import read_written
-from ssclf.learning.datasets import VolumeDataset
+from ssclf.learning.datasets import EpochSampler, VolumeDataset
+from ssclf.learning.loader import VolumeLoader
 from ssclf.workflows.cross_validate import CvPlan
 from ssclf.workflows.lesions import with_lesions
 
@@ -82,6 +84,21 @@ def test_every_epoch_draws_other_brains_and_the_same_ones_again(preprocessed: Ca
         assert np.array_equal(first[position], again[position])
         different = {found[position].tobytes() for found in (first, second, other)} | {plain.tobytes()}
         assert len(different) == 4 and first[position].shape == plain.shape
+
+
+def test_brains_do_not_depend_on_who_draws_them(preprocessed: Callable[..., Path]) -> None:
+    cohort = with_lesions(read_prepared_cohort(preprocessed(labels=("healthy",), per_class=3), min_classes=0))
+    dataset = VolumeDataset(
+        cohort.samples, cohort.class_names, augmentation="half", seed=3, generator=GeneratorSettings()
+    )
+    drawn = []
+    for workers in (0, 2):
+        sampler = EpochSampler(len(dataset), seed=3, shuffle=True)
+        with contextlib.closing(VolumeLoader(dataset, sampler, batch_size=2, workers=workers)) as loader:
+            drawn.append(list(loader))
+    assert [len(batches) for batches in drawn] == [5, 5]
+    for alone, shared in zip(*drawn, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
 def test_what_is_not_healthy_is_refused(preprocessed: Callable[..., Path], tmp_path: Path) -> None:

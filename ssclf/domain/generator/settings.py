@@ -30,8 +30,8 @@ class GeneratorSettings:
         unenhanced_dark: what would enhance, in a volume without contrast agent.
         oedema_mm, oedema_dark: of HGG.
         haemorrhage_chance: of HGG.
-        low_grade_dark, low_grade_edge_mm, low_grade_mottled: of LGG, as are:
-        low_grade_oedema_chance, calcification_chance, cyst_chance, faint_enhancement_chance.
+        low_grade_dark, low_grade_edge_mm, low_grade_mottled, low_grade_oedema_chance, calcification_chance,
+            cyst_chance, faint_enhancement_chance: of LGG.
         contrast_chance: the volume is taken after contrast agent, whatever it holds.
         leftover_vessel: brightness of vessels without contrast agent, as a share.
         deformed_chance, deformed_mm: a smooth random displacement.
@@ -42,9 +42,9 @@ class GeneratorSettings:
         gamma: of the power, as a natural logarithm, either sign.
         bias: of a smooth factor, as a natural logarithm's deviation.
         noise: its deviation, where 1 is the brain's range.
-        smooth_mm: deviation of a Gaussian.
-        slice_mm, gap: thickness along a random axis, and what lies between as a share of it.
-        ghost, motion_mm: a shifted copy's strength; how far the head moved.
+        smooth_chance, smooth_mm: deviation of a Gaussian.
+        slices_chance, slice_mm, gap: thickness along a random axis, and what lies between as a share of it.
+        ghost_chance, ghost, motion_chance, motion_mm: a shifted copy's strength; how far the head moved.
         saturated_chance: the brightest are cut off.
         cut_chance, cut_mm: a brain that the field of view cuts off at the top or bottom.
         rim_chance, rim_mm: a brain mask that is too small or too large in places.
