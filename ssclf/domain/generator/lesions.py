@@ -38,10 +38,12 @@ def place_foci(
     depth = np.where(visible, head.depth, 0)
     foci: list[Focus] = []
     for number in range(count):
-        radius = rng.uniform(*settings.radius_mm) * (rng.uniform(0.3, 0.7) if number else 1)
-        radius = max(radius, 0.75 * head.finest, settings.radius_mm[0])
-        least = min(0.5 * radius, 0.6 * float(depth.max()))
-        weights = (depth >= least).astype(np.float32)
+        least, largest = settings.radius_mm
+        radius = least + (largest - least) * rng.random() ** 0.7
+        if number:
+            radius = max(radius * rng.uniform(0.3, 0.7), least)
+        far_in = min(0.5 * radius, 0.6 * float(depth.max()))
+        weights = (depth >= far_in).astype(np.float32)
         # in the hemispheres rather than in the middle, in the posterior fossa or in fluid
         weights *= (1 - np.float32(0.9) * head.fluid()) * (0.3 + 0.7 * (np.abs(head.across) > 12))
         weights *= 0.15 + 0.85 * (head.height > 0.3)

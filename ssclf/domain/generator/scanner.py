@@ -91,7 +91,7 @@ def _remapped(rng: np.random.Generator, head: Head, data: Field, settings: Gener
     old = np.array([0, levels.fluid, levels.grey, levels.white, 1.0])
     steps = np.diff(old)
     if rng.random() < settings.remapped_chance:
-        steps = steps * np.exp(rng.normal(0, 0.4, 4))
+        steps = steps * np.exp(rng.normal(0, rng.uniform(*settings.remapped), 4))
         if rng.random() < settings.flat_chance:
             steps[2] *= rng.uniform(-0.1, 0.4)
     new = np.concatenate([[0], np.cumsum(steps)]) / steps.sum()

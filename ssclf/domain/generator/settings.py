@@ -18,7 +18,8 @@ class GeneratorSettings:
 
     Attributes:
         foci: chances of one lesion, two, three, …
-        radius_mm: of a ball of the first lesion's volume; further ones are 0.3 to 0.7 times as large.
+        radius_mm: of a ball of the first lesion's volume, large ones more often; further ones are 0.3 to 0.7 times as
+            large.
         largest: no lesion fills more of the brain than this.
         blobs: the most ellipsoids that an outline is the union of.
         ragged: how far the outline wanders, as a share of the radius.
@@ -37,7 +38,8 @@ class GeneratorSettings:
         deformed_chance, deformed_mm: a smooth random displacement.
         bulge_chance: a place is pushed apart or drawn together, with nothing there.
         atrophy_chance, dark_patches_chance, bright_spots_chance, cavity_chance, shading_chance: other findings.
-        remapped_chance: other levels of fluid, grey and white matter; in that order still.
+        remapped_chance, remapped: other levels of fluid, grey and white matter, in that order still; the deviation of
+            the steps between them, as natural logarithms.
         flat_chance: of these, grey and white matter nearly alike.
         gamma: of the power, as a natural logarithm, either sign.
         bias: of a smooth factor, as a natural logarithm's deviation.
@@ -59,17 +61,17 @@ class GeneratorSettings:
     stays_on_side_chance: float = 0.8
     mass_effect: Range = (0.0, 0.4)
 
-    core_dark: Range = (0.05, 0.5)
+    core_dark: Range = (0.15, 0.55)
     necrosis_dark: Range = (0.45, 1.0)
-    enhancement_bright: Range = (0.0, 0.7)
+    enhancement_bright: Range = (0.15, 0.8)
     enhancement_chances: tuple[float, float, float] = (0.55, 0.15, 0.3)
     ring_mm: Range = (2.0, 9.0)
     unenhanced_dark: Range = (-0.1, 0.35)
     oedema_mm: Range = (4.0, 22.0)
-    oedema_dark: Range = (0.0, 0.5)
+    oedema_dark: Range = (0.1, 0.5)
     haemorrhage_chance: float = 0.15
 
-    low_grade_dark: Range = (0.15, 0.85)
+    low_grade_dark: Range = (0.3, 0.9)
     low_grade_edge_mm: Range = (1.0, 7.0)
     low_grade_mottled: Range = (0.0, 0.3)
     low_grade_oedema_chance: float = 0.15
@@ -89,15 +91,16 @@ class GeneratorSettings:
     shading_chance: float = 0.2
 
     remapped_chance: float = 0.7
-    flat_chance: float = 0.15
-    gamma: Range = (0.0, 0.35)
-    bias: Range = (0.0, 0.22)
-    noise: Range = (0.0, 0.05)
-    smooth_chance: float = 0.3
-    smooth_mm: Range = (0.5, 3.5)
-    slices_chance: float = 0.35
-    slice_mm: Range = (2.0, 10.0)
-    gap: Range = (0.0, 0.5)
+    remapped: Range = (0.1, 0.4)
+    flat_chance: float = 0.1
+    gamma: Range = (0.0, 0.3)
+    bias: Range = (0.0, 0.16)
+    noise: Range = (0.0, 0.04)
+    smooth_chance: float = 0.25
+    smooth_mm: Range = (0.5, 2.5)
+    slices_chance: float = 0.3
+    slice_mm: Range = (2.0, 8.0)
+    gap: Range = (0.0, 0.4)
     ghost_chance: float = 0.12
     ghost: Range = (0.02, 0.1)
     motion_chance: float = 0.12
