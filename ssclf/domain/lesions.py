@@ -1,4 +1,6 @@
-"""Synthetic lesions in real brains: for tests of learning and for pretraining, never for a claim about patients.
+"""Synthetic lesions in real brains: for tests of learning, never for a claim about patients.
+
+Pretraining draws others (`ssclf.domain.generator`), so that what it brings can be measured with these.
 
 The lesions follow what tells gliomas apart on contrast-enhanced T1: a high grade one has a bright, broken ring around
 a dark core, within oedema; a low grade one is a blurred patch darker than its surroundings that does not enhance.
@@ -51,18 +53,6 @@ class LesionRanges:
                 raise ConfigError(
                     f"{name}: expected a range from 0 on, lower end first, found {(low, high)}."
                 )
-
-
-#: What `ssclf pretrain` teaches: wider than real lesions are, so that they lie within.
-TAUGHT = LesionRanges(
-    radius_mm=(8.0, 36.0),
-    edge=(0.05, 0.5),
-    ragged=(0.05, 0.3),
-    depth=(0.2, 1.1),
-    ring=(0.3, 1.0),
-    ring_width=(0.15, 0.55),
-    oedema=(0.1, 1.0),
-)
 
 
 def insert_lesion(

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ssclf.config import Augmentation
-from ssclf.domain.lesions import LesionRanges, insert_lesion
+from ssclf.domain.generator.draw import draw_brain
+from ssclf.domain.generator.settings import GeneratorSettings
 from ssclf.errors import ResourceError, VolumeError
 from ssclf.io.records.preprocessed import Sample
 from ssclf.io.volumes.nifti import read_written
@@ -46,15 +47,16 @@ class VolumeDataset(Dataset[Item]):
         augmentation: Augmentation,
         seed: int,
         channels: int = 1,
-        lesions: LesionRanges | None = None,
+        generator: GeneratorSettings | None = None,
     ) -> None:
         """Take the samples.
 
         Args:
-            lesions: put one of these into each volume, of the kind that its label says, anew in every epoch.
+            generator: makes another brain of each volume, with or without lesions as its label says, anew in every
+                epoch.
         """
         self.channels = channels
-        self._seed, self._lesions = seed, lesions
+        self._seed, self._generator = seed, generator
         self.samples = list(samples)
         self.targets = [class_names.index(sample.label) for sample in samples]
         self._augment = Augmenter(augmentation, seed)
@@ -69,10 +71,9 @@ class VolumeDataset(Dataset[Item]):
         epoch, index = key
         path = self.samples[index].path
         volume = read_written(path)
-        if self._lesions:
+        if self._generator:
             label: Any = self.samples[index].label
-            random = np.random.default_rng([self._seed, epoch, index])
-            volume, _ = insert_lesion(volume, label, random, self._lesions)
+            volume, _ = draw_brain(volume, label, (self._seed, epoch, index), self._generator)
         try:
             data = self._augment(volume.data, volume.affine, epoch=epoch, index=index)
         except (RuntimeError, ValueError, TypeError) as exc:  # TorchIO's and SimpleITK's

@@ -23,7 +23,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import Augmentation, Device, TrainConfig
-from ssclf.domain.lesions import TAUGHT
+from ssclf.domain.generator.settings import GeneratorSettings
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
 from ssclf.io.records.training_run import process_count, processes_per_node
@@ -297,7 +297,7 @@ class Trainer:
             augmentation=augmentation,
             seed=seed,
             channels=len(self._cohort.preprocess.contrasts),
-            lesions=TAUGHT if self.config.lesions else None,
+            generator=GeneratorSettings() if self.config.lesions else None,
         )
 
     def _check_logits(self, logits: Tensor, samples: list[Sample], part: str) -> None:
