@@ -55,9 +55,9 @@ def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
 
 #: At 2 mm a cell has 2 x 32 x 32 mm, and across slices it draws on its neighbours.
 USUAL = ([], 2, [32, 32, 12])
-#: Cubes of 32 mm, whatever the cells (8 x 128 x 128 mm).
-HIDDEN = (["--map-method", "occlusion"], 8, [16, 16, 16])
-FLIPPED = (["--map-method", "occlusion", "--flip"], 8, [16, 16, 16])
+#: Cubes of 32 mm, whatever the cells (16 x 256 x 256 mm).
+HIDDEN = (["--map-method", "occlusion"], 16, [32, 32, 32])
+FLIPPED = (["--map-method", "occlusion", "--flip"], 16, [32, 32, 32])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_another_method_makes_the_maps_anew_and_the_usual_one_keeps_them(
     def maps(*options: str) -> NDArray[np.float64]:
         result = runner.invoke(app, ["predict", *map(str, words), "--maps", str(tmp_path / "maps"), *options])
         assert result.exit_code == 0, result.output
-        (path,) = (tmp_path / "maps").glob("*.nii.gz")
+        (path,) = (tmp_path / "maps").rglob("*.nii.gz")
         return nib.Nifti1Image.from_filename(path).get_fdata()
 
     usual, hidden = maps(), maps("--map-method", "occlusion")
