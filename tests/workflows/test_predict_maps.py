@@ -55,14 +55,13 @@ def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
 
 #: At 2 mm a cell has 2 x 32 x 32 mm, and across slices it draws on its neighbours.
 USUAL = ([], 2, [32, 32, 12])
-#: Cubes of 32 mm, whatever the cells (16 x 256 x 256 mm).
-HIDDEN = (["--map-method", "occlusion"], 16, [32, 32, 32])
-FLIPPED = (["--map-method", "occlusion", "--flip"], 16, [32, 32, 32])
+#: Cubes of 32 mm, whatever the cells (8 x 128 x 128 mm); the volume and its mirror image.
+HIDDEN = (["--map-method", "occlusion", "--flip"], 8, [32, 32, 32])
 
 
 @pytest.mark.parametrize(
     ("codes", "method"),
-    [("RAS", USUAL), ("LPI", USUAL), ("PSR", USUAL), ("PSR", HIDDEN), ("LPI", FLIPPED)],
+    [("RAS", USUAL), ("LPI", USUAL), ("PSR", USUAL), ("LPI", HIDDEN)],
 )
 def test_a_lesion_moves_the_map_where_it_lies(
     codes: str, method: tuple[list[str], float, list[float]], bundle_at: BundleAt, tmp_path: Path
