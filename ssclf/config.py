@@ -141,7 +141,8 @@ def config_from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """Everything that decides the voxel values a network sees, brain extraction aside.
+    """Everything that decides the voxel values a network sees, brain extraction aside. The defaults are the paper's;
+    `PreprocessConfig.preset` gives what `ssclf preprocess` takes.
 
     How a skull is removed is a property of the input, not of the model: it is recorded per volume
     and in the model's provenance instead (contract, "Commands").
@@ -177,7 +178,8 @@ class PreprocessConfig:
             metavar="NAMES",
         ),
     ] = ("t1ce",)
-    #: "none" keeps the field of view as in the paper; "brain" keeps the brain's box and a margin.
+    #: "none" keeps the field of view as in the paper, which differs between data sets; "brain" keeps the brain's box
+    #: and a margin.
     crop: Annotated[
         Crop,
         Option(
@@ -205,6 +207,17 @@ class PreprocessConfig:
             raise ConfigError(f"contrasts: expected one to four different ones, found {given}.")
         if not 0 <= self.crop_margin_mm <= 100:
             raise ConfigError(f"crop_margin_mm: expected 0 to 100, found {self.crop_margin_mm}.")
+
+    @staticmethod
+    def preset(name: Preset, **changes: Any) -> PreprocessConfig:
+        """A named set of values, with changes.
+
+        Raises:
+            ConfigError: an unknown preset or setting, or a value out of range.
+        """
+        check_choice("preset", name, Preset)
+        crop: dict[str, Crop] = {} if name == "paper" else {"crop": "brain"}
+        return config_from_dict(PreprocessConfig, {**crop, **changes})
 
     @property
     def hash(self) -> str:

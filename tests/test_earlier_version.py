@@ -189,7 +189,7 @@ def test_a_cohort_keeps_its_volumes(ssclf: Ssclf) -> None:
     cohort = ssclf.work / "cohort"
     volumes, records = contents(cohort / "volumes"), contents(cohort / "records")
     manifest = read_csv(cohort / "manifest.csv")
-    ssclf(*PREPROCESS)
+    ssclf(*PREPROCESS, "--preset", "paper")
     assert len(volumes) == 12
     assert contents(cohort / "volumes") == volumes, "volumes were made again"
     assert contents(cohort / "records") == records, "records were written again"

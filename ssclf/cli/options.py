@@ -45,9 +45,13 @@ from ssclf.errors import ConfigError
 
 #: Instances whose values are the defaults that the commands show.
 PREPROCESS, PREDICT, CLUSTER = PreprocessConfig(), PredictConfig(), ClusterConfig()
-_PRESETS: dict[Preset, TrainConfig] = {name: TrainConfig.preset(name) for name in get_args(Preset)}
+#: By config and preset: what a preset gives.
+_PRESETS: dict[type[Config], dict[Preset, Any]] = {
+    PreprocessConfig: {name: PreprocessConfig.preset(name) for name in get_args(Preset)},
+    TrainConfig: {name: TrainConfig.preset(name) for name in get_args(Preset)},
+}
 #: What depends on the network, the cohort and the machine.
-_SMALL, _OTHERS = TrainConfig.preset("default", architecture="small"), _PRESETS["default"]
+_SMALL, _OTHERS = TrainConfig.preset("default", architecture="small"), TrainConfig.preset("default")
 _FITTED = {
     "epochs": f"{STEPS} steps and at least {LEAST_EPOCHS} epochs, of `pretrain` {PRETRAIN_STEPS}",
     "learning_rate": f"{_SMALL.learning_rate} for small and {_OTHERS.learning_rate} for the others",
@@ -61,9 +65,7 @@ PREPROCESSED = Path("data/preprocessed")
 def setting(config: type[Config], name: str) -> Any:
     """The command-line option of a config's field, as its annotation describes it."""
     described = _descriptions(config)[name]
-    about = described.help
-    if config is TrainConfig:
-        about += _default_by_preset(name)
+    about = described.help + _default_by_preset(config, name)
     words, parse = described.words, described.parse
     return typer.Option(
         _flag(config, name),
@@ -87,17 +89,18 @@ def _descriptions(config: type[Config]) -> dict[str, Option]:
     }
 
 
-def _default_by_preset(name: str) -> str:
-    """What a setting of training is when it is left out, since that depends on the preset."""
-    if name in ("architecture", "pretrained"):  # no preset says these, but --from and --weights do
+def _default_by_preset(config: type[Config], name: str) -> str:
+    """What a setting is when it is left out, where that depends on the preset."""
+    presets = _PRESETS.get(config, {})
+    if not presets or name in ("architecture", "pretrained"):  # these --from and --weights say, and no preset
         return ""
     if name in _FITTED:
-        paper = _shown(getattr(_PRESETS["paper"], name))
+        paper = _shown(getattr(presets["paper"], name))
         return f" Default: {paper} (--preset paper), {_FITTED[name]} (--preset default)."
-    values = {preset: _shown(getattr(config, name)) for preset, config in _PRESETS.items()}
+    values = {preset: _shown(getattr(values, name)) for preset, values in presets.items()}
     if len(set(values.values())) > 1:
         return f" Default: {', '.join(f'{value} (--preset {preset})' for preset, value in values.items())}."
-    return f" Default: {values['paper']}."
+    return f" Default: {values['paper']}." if config is TrainConfig else ""  # Typer shows the others
 
 
 def _offer(words: Iterable[str]) -> Callable[[str], list[str]]:
@@ -124,6 +127,11 @@ def was_given(ctx: typer.Context, name: str) -> bool:
     """Whether the user has set a parameter, to whatever value."""
     source = ctx.get_parameter_source(name)
     return source is not None and not source.name.startswith("DEFAULT")
+
+
+def said(ctx: typer.Context, name: str) -> Any:
+    """The value that the user has given a parameter, None where it was left out."""
+    return ctx.params[name] if was_given(ctx, name) else None
 
 
 def given(ctx: typer.Context, config: type[Config]) -> dict[str, Any]:
@@ -250,7 +258,7 @@ Spacing = Annotated[str, setting(PreprocessConfig, "spacing")]
 Percentiles = Annotated[str, setting(PreprocessConfig, "percentiles")]
 PlaneOption = Annotated[Plane, setting(PreprocessConfig, "plane")]
 Contrasts = Annotated[str, setting(PreprocessConfig, "contrasts")]
-CropOption = Annotated[Crop, setting(PreprocessConfig, "crop")]
+CropOption = Annotated[Crop | None, setting(PreprocessConfig, "crop")]  # None: as the preset says
 
 # Fields of PredictConfig
 SkullStrip = Annotated[str, setting(PredictConfig, "skull_strip")]

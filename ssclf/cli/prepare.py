@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ssclf.cli import options as opt
-from ssclf.config import PreprocessConfig
+from ssclf.config import PreprocessConfig, Preset
 
 _SPACING = opt.as_text(opt.PREPROCESS.spacing)
 _PERCENTILES = opt.as_text(opt.PREPROCESS.percentiles)
@@ -64,6 +64,14 @@ SubjectsByClass = Annotated[
         rich_help_panel="Input",
     ),
 ]
+PresetOption = Annotated[
+    Preset,
+    typer.Option(
+        help="Values that are not given: paper is every one as published; default cuts to the brain's box, so that "
+        "there is less to compute and the field of view cannot tell the class.",
+        rich_help_panel="Network input",
+    ),
+]
 ShowHeads = Annotated[bool, typer.Option("--show-heads", help="Draw whole heads, with faces, in qc.html.")]
 Timeout = Annotated[
     float,
@@ -81,11 +89,12 @@ def preprocess(  # what PreprocessConfig takes from the command line, `opt.given
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.")] = opt.PREPROCESSED,
     show_heads: ShowHeads = False,
     seed: opt.Seed = 0,
+    preset: PresetOption = "default",
     spacing: opt.Spacing = _SPACING,
     percentiles: opt.Percentiles = _PERCENTILES,
     plane: opt.PlaneOption = opt.PREPROCESS.plane,
     contrasts: opt.Contrasts = _CONTRASTS,
-    crop: opt.CropOption = opt.PREPROCESS.crop,
+    crop: opt.CropOption = None,
     skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
     assume_stripped: opt.AssumeStripped = False,
     limit: Limit = None,
@@ -104,9 +113,9 @@ def preprocess(  # what PreprocessConfig takes from the command line, `opt.given
     opt.start_log(quiet, log_level)
     from ssclf.io.discovery.cohorts import CohortQuery
     from ssclf.reporting.console import PreprocessDisplay
-    from ssclf.workflows.preprocess import preprocess_cohort
+    from ssclf.workflows.preprocess import choose_settings, preprocess_cohort
 
-    config = PreprocessConfig(**opt.given(ctx, PreprocessConfig))
+    config = choose_settings(out, opt.given(ctx, PreprocessConfig), opt.said(ctx, "preset"))
     query = CohortQuery(
         sources=tuple(sources),
         contrasts=config.contrasts,

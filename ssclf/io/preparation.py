@@ -120,7 +120,7 @@ def preprocess_files(
     Args:
         sources: a volume (NIfTI, MGZ, NRRD, MetaImage), or a folder, zip or file with one DICOM series; for several
             contrasts one for each, in the config's order, all on one grid.
-        config: None for the paper's; a bundle's own are in `bundle.spec.preprocess`.
+        config: None for the paper's (`--preset paper`); a bundle's own are in `bundle.spec.preprocess`.
         skull_strip: "auto" strips what is not stripped, "none" takes the volume as it is; see docs/preprocessing.md.
         extraction: deepbet's networks as files, such as `bundle.extraction`; needed for a head with its skull.
         threads: cores for brain extraction.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ssclf.config import PreprocessConfig
 from ssclf.domain import paper
 from ssclf.domain.comparison import compare, reliability
 from ssclf.domain.network_scores import PER_CLASS, Network, Score
@@ -74,17 +75,14 @@ def write_cv_report(out: Path) -> Path:
     return _write(
         out,
         networks,
-        title="Cross-validation",
+        title="Cross-validation" + _unlike_paper(run.preprocess),
         synthetic=run.synthetic,
         class_names=run.class_names,
         curves=curves,
         facts=[
             ("folds", f"{how}; stratified by class, grouped by subject, the same for all networks"),
             ("training", _describe(run)),
-            (
-                "preprocessing",
-                f"{' x '.join(f'{mm:g}' for mm in run.preprocess.spacing)} mm, {run.preprocess.hash}",
-            ),
+            ("preprocessing", f"{_by(run.preprocess.spacing)} mm, {run.preprocess.hash}"),
         ],
         missing=[cell.name for cell in run.missing],
         failures=[(cell.name, reason) for cell, reason in run.failures.items()],
@@ -244,6 +242,26 @@ def _write_tables(path: Path, networks: Sequence[Network], synthetic: bool) -> N
     ]
     ours = dict.fromkeys(("mean", "sd", "ci_low", "ci_high"), ".6f")
     write_table(path, _COLUMNS, rows, formats={**ours, "folds": "d", "paper": "g", "paper_sd": "g"})
+
+
+def _unlike_paper(ours: PreprocessConfig) -> str:
+    """What of the preprocessing is not as published, for the title."""
+    published = PreprocessConfig()
+    told = {
+        "spacing": f"{_by(ours.spacing)} mm",
+        "percentiles": _by(ours.percentiles, " to "),
+        "plane": ours.plane,
+        "contrasts": " and ".join(ours.contrasts),
+        "crop": ours.crop,
+    }
+    others = [
+        f"{name} {text}" for name, text in told.items() if getattr(ours, name) != getattr(published, name)
+    ]
+    return f", not preprocessed as in the paper: {', '.join(others)}" if others else ""
+
+
+def _by(numbers: Sequence[float], between: str = " x ") -> str:
+    return between.join(f"{number:g}" for number in numbers)
 
 
 def _describe(run: CvRun) -> str:

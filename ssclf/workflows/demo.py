@@ -35,7 +35,7 @@ MANIFEST = "synthetic-training-volumes.csv"
 TRUTH = "synthetic-held-out-truth.csv"
 
 #: As coarse as pictures of it can still be read, so that two cores can train in a minute or two.
-PREPROCESS = PreprocessConfig(spacing=(6.0, 6.0, 6.0), crop="brain")
+PREPROCESS = PreprocessConfig.preset("default", spacing=(6.0, 6.0, 6.0))
 #: What `ssclf train` would choose, with fewer steps. Measured on synthetic volumes: scripts/measure_demo repeats it.
 TRAIN = TrainConfig.preset("default", architecture="small", epochs=6, holdout=0.0)
 

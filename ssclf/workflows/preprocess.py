@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssclf.config import PreprocessConfig, SkullStrip
+from ssclf.config import PreprocessConfig, Preset, SkullStrip
 from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs, join_subjects
 from ssclf.domain.geometry import orientation
 from ssclf.domain.likeness import describe_likeness
@@ -44,6 +44,7 @@ from ssclf.io.records.preprocessed import (
     qc_path,
     read_record,
     record_path,
+    stored_hash,
     sweep_folder,
     volume_key,
     write_failed,
@@ -122,6 +123,29 @@ class _Job:
 
     def record(self, name: str) -> Path:
         return record_path(self.out, name)
+
+
+def choose_settings(out: Path, given: Mapping[str, Any], preset: Preset | None) -> PreprocessConfig:
+    """What a command is to preprocess with.
+
+    Args:
+        out: folder to write.
+        given: values that the user has said.
+        preset: likewise; None for the usual one.
+
+    Raises:
+        ConfigError: a value is out of range.
+        OutputError: the folder holds what this command made when the paper's preset was the usual one.
+    """
+    if preset:
+        return PreprocessConfig.preset(preset, **given)
+    config, paper = PreprocessConfig.preset("default", **given), PreprocessConfig.preset("paper", **given)
+    if config != paper and stored_hash(out) == paper.hash:
+        raise OutputError(
+            f"{out}: expected a cohort of --preset default, which is meant where none is named, found one of --preset "
+            "paper. Say --preset paper to go on with it, --preset default to replace it, or choose another --out."
+        )
+    return config
 
 
 def preprocess_cohort(

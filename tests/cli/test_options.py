@@ -64,7 +64,7 @@ def test_an_option_has_type_default_and_help_of_the_field_that_it_sets(
         assert without_none(kind) == of_field
         # None is "as the preset says", and a limit of 0 seconds is none
         assert shown == (default or 0 if name == "timeout_s" else default) or (
-            shown is None and config is TrainConfig
+            shown is None and config in (TrainConfig, PreprocessConfig)
         )
     described = options._descriptions(config)[name]
     assert info.help.startswith(described.help)
@@ -164,5 +164,7 @@ def test_choices_stand_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
     told = runner.invoke(app, ["train", "--help"]).output
     assert "light|half|heavy|flip|none" in told and "mc3|r2plus1d|r3d|small" in told
     assert "0.001 (--preset paper), 0.01 (--preset default)" in " ".join(told.split())
+    told = runner.invoke(app, ["preprocess", "--help"]).output
+    assert "none (--preset paper), brain (--preset default)" in " ".join(told.split())
     told = runner.invoke(app, ["predict", "--help"]).output
     assert "auto:ENGINE" in told and "synthstrip" in told

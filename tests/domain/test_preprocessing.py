@@ -140,6 +140,11 @@ def test_the_settings_hash_is_stable_and_sees_every_setting() -> None:
     ]  # fmt: skip
     hashes = {replace(PreprocessConfig(), **change).hash for change in changes}  # type: ignore[arg-type]
     assert len(hashes | {PreprocessConfig().hash}) == len(changes) + 1
+    assert PreprocessConfig.preset("paper") == PreprocessConfig()
+    assert PreprocessConfig.preset("default", plane="coronal") == PreprocessConfig(
+        crop="brain", plane="coronal"
+    )
+    assert PreprocessConfig.preset("default", crop="none") == PreprocessConfig()
     assert config_from_dict(PreprocessConfig, config_to_dict(COARSE)) == COARSE
 
 

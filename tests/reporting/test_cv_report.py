@@ -38,6 +38,7 @@ def write_run(
     class_names: tuple[str, ...] = PAPER,
     synthetic: bool = True,
     audit: dict[str, Any] | None = None,
+    preprocess: PreprocessConfig | None = None,
 ) -> Path:
     """A folder as `ssclf cv` leaves it: six volumes tested a fold, two of each class, with what was said of them."""
     settings: dict[str, Any] = {
@@ -49,7 +50,7 @@ def write_run(
         "folds": 2,
         "variants": list(variants),
         "class_names": list(class_names),
-        "preprocess": config_to_dict(PreprocessConfig()),
+        "preprocess": config_to_dict(preprocess or PreprocessConfig()),
         "synthetic": synthetic,
         "volumes": "",
         "cohort": {name: {"one": 3, "two": 1} for name in class_names},
@@ -96,6 +97,28 @@ def table(run: Path) -> dict[tuple[str, str, str, str], dict[str, str]]:
 def text_of(page: str) -> str:
     shown = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", shown).split())
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "told"),
+    [
+        (PreprocessConfig.preset("paper", crop_margin_mm=3), ""),
+        (PreprocessConfig.preset("default"), "crop brain"),
+        (
+            PreprocessConfig(
+                spacing=(14, 10, 10), percentiles=(1, 99.9), plane="coronal", contrasts=("t1", "flair")
+            ),
+            "spacing 14 x 10 x 10 mm, percentiles 1 to 99.9, plane coronal, contrasts t1 and flair",
+        ),
+    ],
+)
+def test_the_title_says_what_of_the_preprocessing_is_not_the_papers(
+    preprocess: PreprocessConfig, told: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", finished={}, synthetic=False, preprocess=preprocess)
+    page = write_cv_report(run).read_text("utf-8")
+    expected = f"Cross-validation, not preprocessed as in the paper: {told}" if told else "Cross-validation"
+    assert f"<title>{expected}</title>" in page and f"<h1>{expected}</h1>" in page
 
 
 RIGHT = [0, 1, 2, 0, 1, 2]

@@ -422,3 +422,29 @@ def test_who_was_taken_for_whom_is_printed_and_shortened(tmp_path: Path, make_vo
     assert sum(line.startswith("sub-") for line in shown) == 8
     assert any(line.startswith("\u2026 and 3 more: all will be in subjects.csv") for line in shown)
     assert len(read_csv(tmp_path / "out/subjects.csv")) == 11
+
+
+def test_a_cohort_of_the_other_preset_is_not_replaced_unasked(cohort: Path, tmp_path: Path) -> None:
+    """The command that made a folder with the full field of view now means the brain's box."""
+    out = tmp_path / "out"
+    command = ["preprocess", cohort, "--out", out, "--spacing", 6, "--workers", 1, "--assume-stripped"]
+
+    def invoke(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [*map(str, command), *words])
+        return done.exit_code, " ".join(done.output.split())
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    assert invoke("--preset", "paper")[0] == 0
+    before = contents()
+    code, told = invoke()
+    assert code == 1 and "Say --preset paper to go on with it, --preset default to replace it" in told
+    assert contents() == before
+    for same in (("--preset", "paper"), ("--crop", "none")):
+        assert "(3 of them from before)" in invoke(*same)[1]
+    assert read_prepared_cohort(out).preprocess == PreprocessConfig(spacing=(6, 6, 6))
+    code, told = invoke("--preset", "default")
+    assert code == 0 and "(0 of them from before)" in told
+    assert read_prepared_cohort(out).preprocess == PreprocessConfig(spacing=(6, 6, 6), crop="brain")
+    assert "(3 of them from before)" in invoke()[1]

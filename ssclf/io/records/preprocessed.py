@@ -106,6 +106,11 @@ def sweep_folder(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def stored_hash(folder: Path) -> str:
+    """Hash of the settings that a folder was begun with; "" where there is none."""
+    return str(read_record(folder / _SETTINGS).get("hash", ""))
+
+
 def write_settings(folder: Path, config: PreprocessConfig, *, skull_strip: str, synthetic: bool) -> None:
     """Say what the volumes are; a manifest of other settings goes, since its volumes are about to change."""
     path = folder / _SETTINGS
