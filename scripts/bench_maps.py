@@ -64,7 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     print(
         "| maps | volumes of the class found | peak in the lesion | a random voxel | s a volume |\n"
-        + "|" + "---|" * 5
+        + "|"
+        + "---|" * 5
     )
     for method in get_args(MapMethod):
         found: list[bool] = []

@@ -98,8 +98,6 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     """Classify every volume found; one row each in a CSV. Research use only."""
     opt.start_log(quiet, log_level)
     config = _config(ctx, workers, timeout_s, assume_stripped)
-    if config.map_method != "cam" and maps is None and report is None:
-        raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
     if ray is not None:
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
@@ -132,6 +130,8 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
 def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
     """What the user set, and the options that say something else than the field of their name."""
     settings = opt.given(ctx, PredictConfig)
+    if "map_method" in settings and not (ctx.params["maps"] or ctx.params["report"]):
+        raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
     settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
     if assume_stripped:
         settings["skull_strip"] = "none"

@@ -135,9 +135,9 @@ def collate(items: Sequence[Item]) -> Batch:
     largest = [max(sizes) for sizes in zip(*(volume.shape for volume in volumes), strict=True)]
     batch = torch.zeros(len(volumes), *largest)
     for target, volume in zip(batch, volumes, strict=True):
-        where = (
+        where = tuple(
             slice((large - small) // 2, (large - small) // 2 + small)
-            for large, small in zip(target.shape[1:], volume.shape[1:], strict=True)
+            for large, small in zip(target.shape, volume.shape, strict=True)
         )
-        target[(slice(None), *where)] = volume
+        target[where] = volume
     return Batch(batch, torch.tensor([item[1] for item in items]), torch.tensor([item[2] for item in items]))

@@ -202,13 +202,13 @@ def cross_validate(
     if resume:
         plan = CvPlan.stored(out, plan.only)
         machine = _same_weights(machine, read_settings(out))
-    trackers = machine.trackers or tuple(read_trackers(out))
-    machine = dataclasses.replace(machine, trackers=trackers, store=out)
     _check_processes()
     _check_weights(plan, machine.weights)
     cohort = read_prepared_cohort(data)
     splits = _open(out, cohort, plan, machine.weights)
     _audit(out, cohort, splits)
+    trackers = machine.trackers or tuple(read_trackers(out))
+    machine = dataclasses.replace(machine, trackers=trackers, store=out)
     write_trackers(out, dict.fromkeys(trackers, ""))
     tasks = [
         CellTask(

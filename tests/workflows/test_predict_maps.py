@@ -23,6 +23,8 @@ runner = CliRunner()
 
 
 BundleAt = Callable[[float], Path]
+#: Options, mm of the grid, and how far off the map may be, in mm.
+Method = tuple[list[str], float, list[float]]
 
 
 @pytest.fixture
@@ -54,9 +56,9 @@ def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
 
 
 #: At 2 mm a cell has 2 x 32 x 32 mm, and across slices it draws on its neighbours.
-USUAL = ([], 2, [32, 32, 12])
+USUAL: Method = ([], 2, [32, 32, 12])
 #: Cubes of 32 mm, whatever the cells (8 x 128 x 128 mm); the volume and its mirror image.
-HIDDEN = (["--map-method", "occlusion", "--flip"], 8, [32, 32, 32])
+HIDDEN: Method = (["--map-method", "occlusion", "--flip"], 8, [32, 32, 32])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ HIDDEN = (["--map-method", "occlusion", "--flip"], 8, [32, 32, 32])
     [("RAS", USUAL), ("LPI", USUAL), ("PSR", USUAL), ("LPI", HIDDEN)],
 )
 def test_a_lesion_moves_the_map_where_it_lies(
-    codes: str, method: tuple[list[str], float, list[float]], bundle_at: BundleAt, tmp_path: Path
+    codes: str, method: Method, bundle_at: BundleAt, tmp_path: Path
 ) -> None:
     options, mm, reach = method
     lesion = np.array([52.0, -50.0, 40.0])  # turned over or with axes swapped, it lies 50 mm away and more
@@ -111,7 +113,7 @@ def test_another_method_makes_the_maps_anew_and_the_usual_one_keeps_them(
         result = runner.invoke(app, ["predict", *map(str, words), "--maps", str(tmp_path / "maps"), *options])
         assert result.exit_code == 0, result.output
         (path,) = (tmp_path / "maps").rglob("*.nii.gz")
-        return nib.Nifti1Image.from_filename(path).get_fdata()
+        return np.asarray(nib.Nifti1Image.from_filename(path).get_fdata(), np.float64)
 
     usual, hidden = maps(), maps("--map-method", "occlusion")
     assert not np.array_equal(usual, hidden)
