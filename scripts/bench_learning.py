@@ -94,7 +94,7 @@ def draw_cohort(
                 rows.append((f"{name}_{label}", label, "synthetic lesions", f"volumes/{name}_{label}.nii.gz"))
         write_table(folder / "manifest.csv", ("subject", "label", "source", "t1"), rows)
         config = PreprocessConfig(spacing=(spacing,) * 3, crop="brain", contrasts=("t1",), plane=plane)
-        query = CohortQuery(sources=(folder / "manifest.csv",), contrasts=config.contrasts)
+        query = CohortQuery(sources=(folder / "manifest.csv",), contrasts=config.contrasts, min_classes=0)
         preprocess_cohort(query, prepared, config, skull_strip="none", workers=2)
     return read_prepared_cohort(prepared, min_classes=0)
 

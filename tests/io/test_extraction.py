@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ssclf.config import StripEngine
 from ssclf.domain.geometry import orientation, reorient
@@ -272,3 +273,23 @@ def test_heads_agree_with_their_label_maps(every: bool, extractor: BrainExtracto
     assert len(found) == (10 if every else 3)
     assert min(found) >= 0.97
     assert np.mean(found) >= 0.975
+
+
+@pytest.mark.parametrize("shape", [(30, 41, 25), (300, 20, 61), (17, 270, 290)])
+def test_counted_voxels_are_normalised_as_the_cube_that_repeats_them(shape: tuple[int, int, int]) -> None:
+    """deepbet's own way: sample to the cube first, then clip, scale and normalise every voxel of it."""
+    side, low, high = 256, 10.0, 900.0
+    head = np.random.default_rng(0).normal(400, 300, shape)
+    cube = head[np.ix_(*deepbet._nearest(shape, (side,) * 3))].astype(np.float32)
+    scaled = np.clip((cube - low) / (high - low), 0, 1)
+    expected = deepbet.DEVIATION * (scaled - scaled.mean()) / scaled.std(ddof=1) + deepbet.MEAN
+    given = []
+
+    class Recorder:
+        def run(self, _: None, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+            given.append(inputs["head"])
+            return [inputs["head"]]
+
+    deepbet._run(Recorder(), deepbet._sample(head, side), side, low, high)
+    assert given[0].shape == (1, 1, side, side, side) and given[0].dtype == np.float32
+    np.testing.assert_allclose(given[0][0, 0], expected, atol=1e-5)

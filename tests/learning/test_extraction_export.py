@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
-from ssclf.domain.volume import Mask  # noqa: E402
+from ssclf.domain.volume import Mask, Volume  # noqa: E402
 from ssclf.errors import MissingDependencyError, OutputError, ParityError  # noqa: E402
 from ssclf.io.extraction.deepbet import LICENSE_FILE, BrainExtractor  # noqa: E402
 from ssclf.io.extraction.engines import extract_brain  # noqa: E402
@@ -29,7 +31,8 @@ def test_two_lone_files_and_the_licence_are_written(extraction_models: list[Path
     for path in extraction_models[:2]:
         model = onnx.load(path)
         assert "Medical Machine Learning Lab" in model.doc_string
-        assert {prop.key for prop in model.metadata_props} >= {"engine", "version", "license"}
+        assert {prop.key for prop in model.metadata_props} >= {"engine", "version", "license", "conversion"}
+        assert not {node.op_type for node in model.graph.node} & {"Constant", "InstanceNormalization"}
         assert path.stat().st_size < 10_000_000
     assert "MIT License" in extraction_models[2].read_text(encoding="utf-8")
 
@@ -37,14 +40,13 @@ def test_two_lone_files_and_the_licence_are_written(extraction_models: list[Path
 def test_networks_that_disagree_with_torch_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert = extraction_export._end_in_one_channel
+    share = extraction_export._share_constants
 
-    def spoil(model: Any, name: str) -> None:
-        convert(model, name)
-        node = model.graph.node[-1]
-        node.op_type = "Relu"
+    def spoil(graph: Any) -> None:
+        share(graph)
+        next(node for node in graph.node if node.op_type == "Sigmoid").op_type = "Relu"
 
-    monkeypatch.setattr(extraction_export, "_end_in_one_channel", spoil)
+    monkeypatch.setattr(extraction_export, "_share_constants", spoil)
     with pytest.raises(ParityError, match="brain-extraction-box"):
         export_brain_extraction(tmp_path)
 
@@ -57,7 +59,7 @@ def test_the_cache_is_filled_once_and_as_a_whole(tmp_path: Path, monkeypatch: py
         calls.append(out_dir)
         if len(calls) == 1:
             raise ParityError("the first attempt fails half-way")
-        paths = [out_dir / name for name, _ in extraction_export.NETWORKS]
+        paths = [out_dir / name for name, *_ in extraction_export.NETWORKS]
         paths.append(out_dir / LICENSE_FILE)
         for path in paths:
             path.write_text("network")
@@ -108,3 +110,48 @@ def test_the_same_brain_as_deepbets_own(
         theirs = np.asarray(own.run(nib.load(head))[1].dataobj).transpose(2, 1, 0) > 0
         assert abs(dice(ours, labels) - dice(theirs, labels)) <= 0.002
         assert np.count_nonzero(ours != theirs) <= 1e-4 * np.count_nonzero(theirs)
+
+
+def convert_as_version_1(source: Path, target: Path) -> None:
+    """What bundles of earlier versions hold: three-dimensional operators, sizes left open, a sigmoid at the end."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            torch.jit.load(str(source), map_location="cpu").eval(),
+            (torch.zeros(1, 1, 64, 64, 64),),
+            str(target),
+            dynamo=False,
+            opset_version=17,
+            input_names=["head"],
+            output_names=["brain"],
+            dynamic_axes={"head": {2: "x", 3: "y", 4: "z"}, "brain": {2: "x", 3: "y", 4: "z"}},
+        )
+    model = onnx.load(target)
+    convolution, softmax = list(model.graph.node)[-2:]
+    for initializer in model.graph.initializer:
+        if initializer.name in convolution.input[1:]:
+            values = onnx.numpy_helper.to_array(initializer)
+            axis = 1 if values.ndim == 5 else 0
+            difference = np.take(values, [1], axis) - np.take(values, [0], axis)
+            initializer.CopyFrom(onnx.numpy_helper.from_array(difference, initializer.name))
+    softmax.op_type = "Sigmoid"
+    del softmax.attribute[:]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    del model.graph.value_info[:]
+    onnx.helper.set_model_props(model, {"engine": "deepbet", "version": "1.0.2", "license": "MIT"})
+    onnx.save(model, target)
+
+
+def test_networks_of_earlier_bundles_find_the_same_brain(
+    tmp_path: Path, extraction_models: list[Path], make_volume: Callable[..., Volume]
+) -> None:
+    _, sources = extraction_export._installed_networks()
+    for (name, *_), source in zip(extraction_export.NETWORKS, sources, strict=True):
+        convert_as_version_1(source, tmp_path / name)
+    volume = make_volume()
+    before = extract_brain(volume, "deepbet", extractor=BrainExtractor(sorted(tmp_path.iterdir())))
+    now = extract_brain(volume, "deepbet", extractor=BrainExtractor(extraction_models))
+    assert before.any()
+    assert np.count_nonzero(before != now) <= 1e-3 * np.count_nonzero(before)

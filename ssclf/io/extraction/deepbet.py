@@ -40,7 +40,7 @@ class BrainExtractor:
     """deepbet on ONNX Runtime.
 
     Cheap to make and to send to a worker process: the networks are loaded at the first volume. A volume takes
-    about 0.6 GB of memory while it runs, whatever its size.
+    about 0.5 GB of memory while it runs, whatever its size.
     """
 
     def __init__(self, models: Sequence[Path], *, threads: int = 1) -> None:
@@ -95,19 +95,20 @@ class BrainExtractor:
             VolumeError: not finite, or without contrast.
         """
         mask = np.zeros(head.shape, bool)
-        whole = _sample(head, (BOX_SIZE,) * 3)
+        small = _sample(head, BOX_SIZE)
+        whole = _take(small, (BOX_SIZE,) * 3)
         low, high = (float(value) for value in np.quantile(whole, PERCENTILES))
         if not 0 < high - low < float(np.finfo(np.float32).max):
             raise VolumeError(
                 f"expected a head, found intensities of {low:g} to {high:g} in 99 % of the volume: "
                 "it is empty or constant; check the file in a viewer."
             )
-        box = _brain_box(largest_component(_run(self._box_network, whole, low, high)), head.shape)
+        coarse = _run(self._box_network, small, BOX_SIZE, low, high) > THRESHOLD
+        box = _brain_box(largest_component(coarse), head.shape)
         if box is None:
             return mask
-        cube = _sample(head[box], (MASK_SIZE,) * 3)
-        brain = _run(self._mask_network, cube, low, high)
-        mask[box] = brain[np.ix_(*_nearest(brain.shape, mask[box].shape))]
+        brain = _run(self._mask_network, _sample(head[box], MASK_SIZE), MASK_SIZE, low, high)
+        mask[box] = _take(brain, mask[box].shape) > THRESHOLD
         return fill_holes(largest_component(mask))
 
 
@@ -120,25 +121,56 @@ def _nearest(old: Sequence[int], new: Sequence[int]) -> list[NDArray[np.intp]]:
     return indices
 
 
-def _sample(data: Array, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def _take(data: Array, shape: Sequence[int]) -> Array:
+    """The nearest voxels on a grid of another shape; first along the axes on which there are fewer of them."""
+    indices = _nearest(data.shape, shape)
+    for axis in sorted(range(3), key=lambda axis: shape[axis] / data.shape[axis]):
+        if shape[axis] != data.shape[axis]:
+            data = data.take(indices[axis], axis)
+    return data
+
+
+def _sample(data: Array, side: int) -> NDArray[np.float32]:
+    """What a cube of that side shows of a volume: no axis is longer, and shorter ones are not filled up yet."""
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-        sample = np.asarray(data[np.ix_(*_nearest(data.shape, shape))], np.float32)
+        sample = np.array(_take(data, [min(length, side) for length in data.shape]), np.float32, order="C")
     check_finite(sample)
     return sample
 
 
-def _run(network: Any, head: NDArray[np.float32], low: float, high: float) -> Mask:
-    """Normalise (in place) as deepbet does, and return where the network sees brain."""
+def _run(network: Any, head: NDArray[np.float32], side: int, low: float, high: float) -> NDArray[np.float32]:
+    """Normalise (in place) as deepbet does, and return where the network sees brain: P(brain) on a cube.
+
+    Args:
+        head: as from `_sample`; what is computed of it counts each voxel as often as the cube shows it, which is
+            much less work than on the cube.
+    """
+    shape = (side,) * 3
     np.clip(head, low, high, out=head)
     head -= np.float32(low)
     head /= np.float32(high - low)
-    deviation = head.std(ddof=1)
+    counts = [
+        np.bincount(index, minlength=n)
+        for index, n in zip(_nearest(head.shape, shape), head.shape, strict=True)
+    ]
+    mean = np.float32(_total(head, counts) / side**3)
+    head -= mean
+    deviation = np.sqrt(_total(head * head, counts) / (side**3 - 1))
     if deviation > 0:
-        head -= head.mean()
-        head *= np.float32(DEVIATION) / deviation
+        head *= np.float32(DEVIATION / deviation)
         head += np.float32(MEAN)
-    (probability,) = network.run(None, {"head": head[None, None]})
-    return np.asarray(probability[0, 0] > THRESHOLD)
+    else:
+        head += mean
+    (probability,) = network.run(None, {"head": np.ascontiguousarray(_take(head, shape))[None, None]})
+    return np.asarray(probability[0, 0], np.float32)
+
+
+def _total(head: NDArray[np.float32], counts: Sequence[NDArray[np.intp]]) -> float:
+    """The sum over the cube: each voxel as often as its row, column and slice are repeated there."""
+    rows = np.einsum(
+        "abc,c->ab", head, counts[2].astype(np.float32)
+    )  # no matrix product: those start threads
+    return float(np.einsum("a,b,ab->", counts[0], counts[1], rows.astype(np.float64)))
 
 
 def _brain_box(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, slice, slice] | None:

@@ -17,10 +17,10 @@ from ssclf.errors import ModelError
 #: versions of them wrote in its place.
 OPERATORS = frozenset(
     (
-        "Add", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "Div", "Flatten",
-        "Gather", "Gemm", "GlobalAveragePool", "Identity", "InstanceNormalization", "MatMul", "MaxPool", "Mul",
-        "Pad", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub", "Transpose",
-        "Unsqueeze",
+        "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "Div",
+        "Flatten", "Gather", "Gemm", "GlobalAveragePool", "Identity", "InstanceNormalization", "MatMul", "MaxPool",
+        "Mul", "Pad", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub",
+        "Transpose", "Unsqueeze",
     )
 )  # fmt: skip
 _DOMAINS = ("", "ai.onnx")

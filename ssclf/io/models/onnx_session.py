@@ -58,6 +58,8 @@ def open_session(model: Path | bytes, providers: list[Any], threads: int, *, kee
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.enable_cpu_mem_arena = keep_memory
+    # One block for all of a run is new to the process each time, and the kernel clears every page of it.
+    options.enable_mem_pattern = keep_memory
     # A thread that spins for work steals the core that prepares the next volume.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
