@@ -193,6 +193,7 @@ class _WandB:
             x_disable_stats=True,
             x_save_requirements=False,
         )
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._teardown = wandb.teardown
         self.run_id = run_id or secrets.token_hex(4)
         self._run = wandb.init(
@@ -201,7 +202,7 @@ class _WandB:
             id=self.run_id,
             resume="allow",
             dir=str(run.store),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             settings=settings,
         )
         self._run.config.update(dict(run.config), allow_val_change=True)
