@@ -203,9 +203,9 @@ def pretrained(
         raise SystemExit("--pretrain: expected heads that --subjects leaves over, found none")
 
     def choose() -> TrainConfig:
-        known = replace(cohort, samples=tuple(s for s in cohort.samples if head_of(s.subject) in heads))
+        known = replace(lesions, samples=tuple(lesions.select(split.train)))
         given = {"lesions": True, "holdout": 0.0, "architecture": config.architecture}
-        recipe = choose_recipe(with_lesions(known), given, "cpu").config
+        recipe = choose_recipe(known, given, "cpu").config
         return within(options.minutes, cohort, split, recipe, options.workers)
 
     go_on(run, cohort, split, choose, workers=options.workers)

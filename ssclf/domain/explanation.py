@@ -80,12 +80,20 @@ def occlusion_cubes(brain: Mask, spacing: tuple[float, float, float], width_mm: 
     return [cube for cube in cubes if brain[cube].mean() >= _LEAST_BRAIN]
 
 
-def hide(data: NDArray[np.float32], cube: Cube) -> NDArray[np.float32]:
-    """A copy of a network's input (C, D, H, W) in which a cube holds the brain's mean instead of what was there."""
+def without_structure(data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A network's input (C, D, H, W) with each contrast's mean in all of the brain: what hidden parts show."""
+    flat = data.copy()
+    for channel in flat:
+        inside = channel > 0
+        channel[inside] = channel[inside].mean()
+    return flat
+
+
+def hide(data: NDArray[np.float32], flat: NDArray[np.float32], cube: Cube) -> NDArray[np.float32]:
+    """A copy of a network's input in which a cube shows what `without_structure` made of it."""
+    where = (slice(None), *cube)
     hidden = data.copy()
-    for channel, original in zip(hidden, data, strict=True):
-        inside = original > 0
-        channel[cube][inside[cube]] = original[inside].mean()
+    hidden[where] = flat[where]
     return hidden
 
 

@@ -6,7 +6,6 @@ The lesions follow what tells gliomas apart on contrast-enhanced T1: a high grad
 a dark core, within oedema; a low grade one is a blurred patch darker than its surroundings that does not enhance.
 Intensities are taken from the brain itself, and its histogram stays as it was, since the sum of what is bright or dark
 must not tell what the brain holds. The healthy class is the same brain through the same function.
-scipy is imported where it is used, since prediction does without it.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssclf.config import check_choice
-from ssclf.domain.random_fields import Field, Grid, ellipsoid, mix, noise, soft_step
+from ssclf.domain.masks import depth_mm
+from ssclf.domain.random_fields import Field, Grid, ellipsoid, grid_of, mix, noise, soft_step
 from ssclf.domain.synthetic import SyntheticLabel
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ConfigError
@@ -78,7 +77,7 @@ def insert_lesion(
     inside = data > 0
     place, texture = (np.random.default_rng(seed) for seed in rng.integers(2**63, size=2))
     drawn = {name: float(place.uniform(*limits)) for name, limits in vars(ranges).items()}
-    grid = _grid(brain)
+    grid = grid_of(brain)
     shape = _outline(place, grid, inside, brain, drawn)
     fluid, grey, white, brightest = map(float, np.quantile(data[inside], (0.04, 0.4, 0.8, 0.995)))
     levels = {
@@ -114,24 +113,12 @@ def _high_grade(
     return mix(result, ring, levels["ring"])
 
 
-def _grid(volume: Volume) -> Grid:
-    """Distances along the array's own axes in mm, which for a shape is as good as anatomical ones."""
-    z, y, x = (
-        (step * np.arange(count)).astype(np.float32)
-        for step, count in zip(volume.spacing, volume.shape, strict=True)
-    )
-    return z[:, None, None], y[:, None], x
-
-
 def _outline(
     rng: np.random.Generator, grid: Grid, inside: Mask, brain: Volume, drawn: dict[str, float]
 ) -> Field:
     """Distance from the lesion's centre as a share of its radius, which wanders."""
-    from scipy import ndimage
-
     radius = drawn["radius_mm"]
-    depth: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=brain.spacing)
-    depth = depth[1:-1, 1:-1, 1:-1]
+    depth = depth_mm(inside, brain.spacing)
     candidates = np.argwhere(depth >= min(0.6 * radius, 0.7 * float(depth.max(initial=0))))
     if not inside.any() or not len(candidates):
         raise ConfigError("lesion: expected a brain with voxels above 0, found none.")

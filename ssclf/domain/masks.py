@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.domain.geometry import mask_box
-from ssclf.domain.volume import Mask
+from ssclf.domain.volume import Mask, Spacing
 
 Indices = NDArray[np.intp]
 
@@ -119,3 +119,11 @@ def _join(count: int, pairs: Indices) -> Indices:
         while not np.array_equal(root, flatter := root[root]):
             root = flatter
     return root
+
+
+def depth_mm(inside: Mask, spacing: Spacing) -> NDArray[np.float64]:
+    """How far each voxel (D, H, W) lies inside a mask, to the nearest centre outside, which all beyond the array is."""
+    from scipy import ndimage  # for synthetic lesions: prediction, which has no scipy, does not come here
+
+    distances: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=spacing)
+    return distances[1:-1, 1:-1, 1:-1]

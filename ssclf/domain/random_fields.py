@@ -5,9 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ssclf.domain.volume import Volume
+
 Field = NDArray[np.float32]
 #: z, y, x in mm, towards S, A and R; shapes broadcast to (D, H, W).
 Grid = tuple[Field, Field, Field]
+
+
+def grid_of(volume: Volume) -> Grid:
+    """Distances along the array's own axes in mm, which for a shape is as good as anatomical ones."""
+    z, y, x = (
+        (step * np.arange(count)).astype(np.float32)
+        for step, count in zip(volume.spacing, volume.shape, strict=True)
+    )
+    return z[:, None, None], y[:, None], x
 
 
 def noise(rng: np.random.Generator, grid: Grid, length: float) -> Field:

@@ -20,6 +20,7 @@ from ssclf.domain.explanation import (
     map_to_scan,
     occlusion_cubes,
     place_map,
+    without_structure,
 )
 from ssclf.domain.geometry import reorient
 from ssclf.domain.intensity import foreground
@@ -207,7 +208,7 @@ def test_what_is_hidden_is_the_brains_mean_and_the_background_stays() -> None:
     data[:, :2] = 0
     before = data.copy()
     cube = (slice(1, 4), slice(0, 3), slice(5, 8))
-    hidden = hide(data, cube)
+    hidden = hide(data, without_structure(data), cube)
     np.testing.assert_array_equal(data, before)
     for channel, original in zip(hidden, data, strict=True):
         changed = channel != original
@@ -221,7 +222,8 @@ def test_evidence_of_a_sum_over_voxels_is_lost_where_it_lies() -> None:
     data = np.ones((1, *shape), np.float32)
     data[0, 12:15, 4:7, 17:20] = 3
     cubes = occlusion_cubes(data[0] > 0, (1, 1, 1), 6)
-    lost = lost_evidence([float((data - hide(data, cube)).sum()) for cube in cubes], cubes, shape)
+    flat = without_structure(data)
+    lost = lost_evidence([float((data - hide(data, flat, cube)).sum()) for cube in cubes], cubes, shape)
     peak = np.unravel_index(lost.argmax(), shape)
     assert (np.abs(np.subtract(peak, (13, 5, 18))) <= 3).all()
     assert lost[:5].max() < 0.1 * lost.max()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.domain.masks import fill_holes
-from ssclf.domain.random_fields import Field, Grid
+from ssclf.domain.geometry import mask_box
+from ssclf.domain.masks import depth_mm, fill_holes
+from ssclf.domain.random_fields import Field, Grid, grid_of
 from ssclf.domain.random_fields import noise as smooth_noise
 from ssclf.domain.volume import Mask, Spacing, Volume
 from ssclf.errors import ConfigError
@@ -66,9 +67,9 @@ class Head:
     def height(self) -> Field:
         """From 0 at the brain's lowest voxel to 1 at its highest; broadcasts to (D, H, W)."""
         axis, up = self.up
-        filled = np.flatnonzero(self.inside.any(axis=tuple({0, 1, 2} - {axis})))
+        filled = mask_box(self.inside)[axis]
         line = self.grid[axis] / self.spacing[axis]
-        share: Field = ((line - filled[0]) / max(filled[-1] - filled[0], 1)).astype(np.float32)
+        share: Field = ((line - filled.start) / max(filled.stop - 1 - filled.start, 1)).astype(np.float32)
         return share if up > 0 else 1 - share
 
     def with_data(self, data: Field) -> Head:
@@ -101,8 +102,6 @@ def look_at(brain: Volume) -> Head:
     """Raises:
     ConfigError: no brain, or one without tissues.
     """
-    from scipy import ndimage
-
     data = np.asarray(brain.data[0], np.float32)
     inside = fill_holes(data > 0)
     if brain.data.shape[0] != 1 or not inside.any():
@@ -110,18 +109,12 @@ def look_at(brain: Volume) -> Head:
             f"generator: expected a brain of one contrast above 0, found {brain.data.shape[0]} contrasts "
             f"and {int(inside.sum())} voxels."
         )
-    padded = np.pad(inside, 1)
-    depth = ndimage.distance_transform_edt(padded, sampling=brain.spacing)[1:-1, 1:-1, 1:-1]
+    depth = depth_mm(inside, brain.spacing)
     # the outermost voxels hold part of what is around the brain
     deep = data[depth > max(brain.spacing)]
     fluid, grey, white = map(float, np.quantile(deep if deep.size > 20 else data[inside], (0.02, 0.35, 0.8)))
     if not fluid < grey < white:
         raise ConfigError(f"generator: expected fluid, grey and white matter, found {fluid, grey, white}.")
-    z, y, x = (
-        (mm * np.arange(count)).astype(np.float32)
-        for mm, count in zip(brain.spacing, brain.shape, strict=True)
-    )
-    grid = z[:, None, None], y[:, None], x
     towards = np.abs(brain.affine[:3, :3]) / np.array(brain.spacing)
     lateral, vertical = int(towards[0].argmax()), int(towards[2].argmax())
     middle = np.average(np.arange(data.shape[lateral]), weights=inside.sum(axis=tuple({0, 1, 2} - {lateral})))
@@ -129,7 +122,7 @@ def look_at(brain: Volume) -> Head:
         data=data,
         inside=inside,
         depth=depth.astype(np.float32),
-        grid=grid,
+        grid=grid_of(brain),
         spacing=brain.spacing,
         levels=Levels(fluid, grey, white),
         lateral=lateral,

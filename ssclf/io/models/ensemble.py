@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssclf.config import PredictConfig, PreprocessConfig
-from ssclf.domain.explanation import class_evidence, hide, lost_evidence, occlusion_cubes, place_map
+from ssclf.domain.explanation import (
+    class_evidence,
+    hide,
+    lost_evidence,
+    occlusion_cubes,
+    place_map,
+    without_structure,
+)
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Mask, Volume
@@ -55,10 +62,11 @@ class View:
         placed = Volume(self.data, self.affine)
         brain: Mask = np.any(self.data > 0, axis=0)
         cubes = occlusion_cubes(brain, placed.spacing, CUBE_MM)
+        flat = without_structure(self.data)
         together = max(_AT_ONCE // (d * h * w), 1)
         lost: list[float] = []
         for first in range(0, len(cubes), together):
-            hidden = np.stack([hide(self.data, cube) for cube in cubes[first : first + together]])
+            hidden = np.stack([hide(self.data, flat, cube) for cube in cubes[first : first + together]])
             logits = self.output.logits - classifier.classify(hidden).logits
             lost += (logits[:, target] - logits.mean(axis=1)).tolist()
         result = lost_evidence(lost, cubes, (d, h, w))
