@@ -29,7 +29,7 @@ Stem = Literal["random", "mean"]
 ForeignWeights = Literal["medicalnet", "neuro-simclr"]
 #: What `ssclf weights import` reads.
 WeightsKind = Literal["kinetics", "medicalnet", "neuro-simclr"]
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-mixed-cpu"]
 ClassWeights = Literal["paper", "none"]
 Preset = Literal["paper", "default"]
 #: How the folds of a cross-validation are drawn: independent 70/30 divisions, or disjoint test parts.
@@ -307,9 +307,13 @@ class TrainConfig:
         int,
         Option("Batches averaged before the weights change: large batches in little memory.", "Optimiser"),
     ] = 1
-    #: "32-true" on the CPU whatever is set. The paper says mixed precision, which was 16 bits then.
+    #: A CPU takes "32-true", but for "bf16-mixed-cpu". The paper says mixed precision, which was 16 bits then.
     precision: Annotated[
-        Precision, Option("Numbers to compute with on a GPU; a CPU always takes 32-true.", "Device")
+        Precision,
+        Option(
+            "Numbers to compute with on a GPU. A CPU takes 32-true, unless this is bf16-mixed-cpu: mixed there too.",
+            "Device",
+        ),
     ] = "16-mixed"
     class_weights: ClassWeights = "paper"
     augmentation: Annotated[

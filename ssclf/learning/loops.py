@@ -83,10 +83,13 @@ def start_fabric(config: TrainConfig, device: Device) -> Fabric:
             "is a CUDA build, or use --device cpu."
         )
     cuda = device != "cpu" and torch.cuda.is_available()
-    precision = config.precision if cuda else "32-true"
-    if precision == "bf16-mixed" and not torch.cuda.is_bf16_supported():
+    if config.precision == "bf16-mixed-cpu":
+        precision: str = "bf16-mixed"
+    else:
+        precision = config.precision if cuda else "32-true"
+    if cuda and precision == "bf16-mixed" and not torch.cuda.is_bf16_supported():
         precision = "16-mixed"
-    if cuda and precision != config.precision:
+    if cuda and not config.precision.startswith(precision):
         log.info("precision %s instead of %s, which this device lacks", precision, config.precision)
     processes, local = process_count(), processes_per_node()
     if "SLURM_STEP_ID" in os.environ and processes > 1:

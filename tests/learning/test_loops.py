@@ -240,6 +240,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(preprocessed: Callable[..., Pat
         trainer.predict(samples, "validation")
 
 
+def test_a_cpu_mixes_precisions_only_where_that_is_meant(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=2))
+    losses = {}
+    for precision in ("32-true", "bf16-mixed", "16-mixed", "bf16-mixed-cpu"):
+        config = dataclasses.replace(CONFIG, precision=precision, batch_size=2, dropout=0.0)
+        trainer, _ = make_trainer(cohort, config)
+        losses[precision] = trainer.train_epoch().loss
+    assert losses["bf16-mixed"] == losses["16-mixed"] == losses["32-true"]
+    assert losses["bf16-mixed-cpu"] != losses["32-true"]
+    assert losses["bf16-mixed-cpu"] == pytest.approx(losses["32-true"], abs=0.05)
+
+
 def test_cuda_is_never_replaced_silently() -> None:
     if torch.cuda.is_available():
         assert start_fabric(CONFIG, "cuda").device.type == "cuda"
