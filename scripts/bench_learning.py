@@ -204,7 +204,8 @@ def pretrained(
 
     def choose() -> TrainConfig:
         known = replace(lesions, samples=tuple(lesions.select(split.train)))
-        given = {"lesions": True, "holdout": 0.0, "architecture": config.architecture}
+        given = {name: getattr(config, name) for name in ("architecture", "precision", "channels_last")}
+        given |= {"lesions": True, "holdout": 0.0}
         recipe = choose_recipe(known, given, "cpu").config
         return within(options.minutes, cohort, split, recipe, options.workers)
 
