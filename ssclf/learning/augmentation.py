@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 _ARTEFACTS = {"motion": tio.RandomMotion, "spike": tio.RandomSpike, "ghosting": tio.RandomGhosting}
 #: Voxels that one thread of a processor samples at once: their coordinates stay in its cache.
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 18
 #: A line for each array axis, along which a coordinate grows; the three are added up.
 _Lines = list[Tensor]
 
@@ -41,7 +41,7 @@ def move_batch(volumes: Tensor, transforms: Sequence[Transform | None]) -> Tenso
     result = volumes.clone()
     for number, transform in enumerate(transforms):
         if transform is not None:
-            place = (slice(None), *in_the_middle(transform.shape, volumes.shape[2:]))
+            place = in_the_middle((len(volumes[number]), *transform.shape), volumes[number].shape)
             result[number][place] = move(volumes[number][place], transform)
     return result
 
