@@ -113,9 +113,7 @@ def run_in_processes(
             if not pending:
                 return
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in [
-                each for each in pending if each in done
-            ]:  # as they were given, not as a set has them
+            for future in [each for each in pending if each in done]:  # as they were given, not as a set has them
                 item = pending.pop(future)
                 # who ends a service ends all of its processes: that says nothing of the item
                 if not _was_ended(future) or (item in ended and not _soon(stop)):
