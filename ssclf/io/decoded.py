@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import mmap
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from ssclf.io.volumes.nifti import read_written
 _SHARE = 0.25
 #: Of a disk that stays free.
 _KEPT = 0.05
+#: Numbers of 32 bits before the voxels: four of a shape and sixteen of an affine, of 64 bits each.
+_HEAD = 40
 _NAME = re.compile(r"[0-9a-f]{32}\.npy")
 log = logging.getLogger(__name__)
 
@@ -63,15 +65,15 @@ class DecodedVolumes:
             VolumeError: the file is missing or damaged.
         """
         if self.at_hand(path):
-            return _as_volume(self._slots[path][1])
+            return _unpack(self._slots[path][1])
         file = self._files.get(path)
         if file and (found := _read_file(file)):
             return found
         volume = read_written(path)
         if self._memory is not None and path in self._slots:
             number, slot = self._slots[path]
-            if slot["data"].shape == volume.data.shape:  # a manifest may say otherwise
-                slot["data"][...], slot["affine"][...] = volume.data, volume.affine
+            if len(slot) == _HEAD + volume.data.size:  # a manifest may say otherwise
+                _pack(volume, slot)
                 self._memory[number] = 1
         elif file and self._writes:
             self._writes = _write_file(file, volume)
@@ -91,35 +93,38 @@ def manifest_shape(sample: Sample) -> tuple[int, int, int] | None:
 
 def _reserve(
     samples: list[Sample], channels: int, room: int
-) -> tuple[mmap.mmap | None, dict[Path, tuple[int, Any]]]:
+) -> tuple[mmap.mmap | None, dict[Path, tuple[int, NDArray[np.float32]]]]:
     """Memory that is filled as volumes are read, and the number and place of each in it; none where not all fit.
 
     It begins with a byte for each volume, which is 1 once it is there.
     """
     shapes = [manifest_shape(sample) for sample in samples]
-    records = [_record(channels, shape) for shape in shapes if shape]
-    starts = list(itertools.accumulate((record.itemsize for record in records), initial=len(samples)))
-    if len(records) < len(samples) or starts[-1] > room:
+    counts = [_HEAD + channels * math.prod(shape) for shape in shapes if shape]
+    starts = list(itertools.accumulate((4 * count for count in counts), initial=-(-len(samples) // 64) * 64))
+    if len(counts) < len(samples) or starts[-1] > room:
         return None, {}
     try:
         memory = mmap.mmap(-1, max(starts[-1], 1))
     except (OSError, ValueError, OverflowError):
         return None, {}
     slots = {
-        sample.path: (number, np.frombuffer(memory, record, 1, start)[0])
-        for number, (sample, record, start) in enumerate(zip(samples, records, starts, strict=False))
+        sample.path: (number, np.frombuffer(memory, np.float32, count, start))
+        for number, (sample, count, start) in enumerate(zip(samples, counts, starts, strict=False))
     }
     return memory, slots
 
 
-def _record(channels: int, shape: tuple[int, int, int]) -> np.dtype[Any]:
-    return np.dtype([("affine", "<f8", (4, 4)), ("data", "<f4", (channels, *shape))])
+def _pack(volume: Volume, into: NDArray[np.float32]) -> None:
+    """Shape, affine and voxels as one row of numbers; the first two in 64 bits."""
+    into[:_HEAD].view(np.float64)[...] = (*volume.data.shape, *volume.affine.ravel())
+    into[_HEAD:].reshape(volume.data.shape)[...] = volume.data
 
 
-def _as_volume(record: Any) -> Volume:
-    data: NDArray[np.float32] = record["data"].view()
+def _unpack(row: NDArray[np.float32]) -> Volume:
+    head = np.array(row[:_HEAD]).view(np.float64)
+    data = row[_HEAD:].reshape(head[:4].astype(int))
     data.flags.writeable = False
-    return Volume(data, np.array(record["affine"]))
+    return Volume(data, head[4:].reshape(4, 4))
 
 
 def _sweep_and_name(samples: list[Sample], folders: tuple[Path, ...]) -> dict[Path, Path]:
@@ -147,22 +152,22 @@ def _sweep_and_name(samples: list[Sample], folders: tuple[Path, ...]) -> dict[Pa
 def _read_file(file: Path) -> Volume | None:
     """None where nothing was kept, or what was is damaged."""
     try:
-        return _as_volume(np.load(file, mmap_mode="r", allow_pickle=False)[0])
-    except (OSError, ValueError, IndexError, EOFError):
+        return _unpack(np.load(file, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError):
         return None
 
 
 def _write_file(file: Path, volume: Volume) -> bool:
     """Whether more may be kept: a disk stays usable for others."""
-    record = np.zeros(1, _record(len(volume.data), volume.shape))
-    record["data"][0], record["affine"][0] = volume.data, volume.affine
+    row = np.empty(_HEAD + volume.data.size, np.float32)
+    _pack(volume, row)
     try:
         file.parent.mkdir(exist_ok=True)
         disk = shutil.disk_usage(file.parent)
-        if disk.free - record.nbytes < disk.total * _KEPT:
+        if disk.free - row.nbytes < disk.total * _KEPT:
             raise OSError(f"{disk.free >> 20} MiB are free")
         with whole_path(file, ending=".npy") as partial:
-            np.save(partial, record, allow_pickle=False)
+            np.save(partial, row, allow_pickle=False)
     except OSError as exc:
         log.info("%s: decoded volumes are not kept there (%s)", file.parent, exc.strerror or exc)
         return False

@@ -318,7 +318,7 @@ def test_mirror_images_alone_are_exact() -> None:
 
 
 def test_rotation_and_scale_are_in_millimetres() -> None:
-    # a ball of 30 mm on a grid with unequal spacing stays a ball of 27 to 36 mm along each axis, give or take a voxel and what lies between two
+    # a ball of 30 mm on a grid with unequal spacing stays one of 27 to 36 mm along each axis, as far as voxels can tell
     spacing = np.array([6.0, 4.0, 3.0])
     shape = (20, 28, 36)
     grid = np.stack(
