@@ -62,19 +62,11 @@ def move(volume: Tensor, transform: Transform) -> Tensor:
     moved = volume
     mask = (volume > 0).any(0, keepdim=True).float() if transform.masked else volume[:0]
     if transform.matrix is not None:
-        lines = [
-            _lines(row, transform.shape, length)
-            for row, length in zip(transform.matrix, transform.shape, strict=True)
-        ]
-        moved, mask = _sample(moved, mask, lines, None, fill=False)
+        moved, mask = _sample(moved, mask, transform.matrix)
     elif transform.mirrored is not None:
         moved, mask = moved.flip(1 + transform.mirrored), mask.flip(1 + transform.mirrored)
     if transform.bend is not None:
-        own = np.eye(3, 4)
-        lines = [
-            _lines(row, transform.shape, length) for row, length in zip(own, transform.shape, strict=True)
-        ]
-        moved, mask = _sample(moved, mask, lines, transform.bend, fill=True)
+        moved, mask = _sample(moved, mask, np.eye(3, 4), transform.bend)
     return moved * mask if transform.masked else moved
 
 
@@ -99,7 +91,7 @@ def add_artefacts(
     return np.ascontiguousarray(result * np.any(data > 0, axis=0), np.float32)
 
 
-def _lines(row: NDArray[np.float64], shape: tuple[int, int, int], length: int) -> _Lines:
+def _lines(row: NDArray[np.float64], shape: Sequence[int], length: int) -> _Lines:
     """What a coordinate is made of, from -1 to 1 over all voxels of its axis.
 
     Args:
@@ -115,23 +107,26 @@ def _lines(row: NDArray[np.float64], shape: tuple[int, int, int], length: int) -
 
 
 def _sample(
-    volume: Tensor, mask: Tensor, lines: list[_Lines], bend: NDArray[np.float64] | None, *, fill: bool
+    volume: Tensor, mask: Tensor, matrix: NDArray[np.float64], bend: NDArray[np.float64] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Values of a volume at other places, linearly between voxels, and of its mask at the nearest.
 
-    As ITK has it: the outermost voxels reach half a voxel further, and what lies beyond is unknown.
+    As ITK has it: the outermost voxels reach half a voxel further. What lies beyond is 0, and where a volume is bent
+    the least of each channel.
 
     Args:
-        lines: of each coordinate.
-        bend: what is added to them, see `Transform`.
-        fill: the unknown is the least of each channel; else 0.
+        matrix, bend: see `Transform`.
     """
     device, shape = volume.device, volume.shape[1:]
-    places = [[line.to(device) for line in of_one] for of_one in lines]
+    places = [
+        [line.to(device) for line in _lines(row, shape, length)]
+        for row, length in zip(matrix, shape, strict=True)
+    ]
     waves = None if bend is None else _waves(bend, shape, device)
+    unknown, mask_unknown = (
+        values.new_zeros(len(values)) if bend is None else values.amin((1, 2, 3)) for values in (volume, mask)
+    )
     result, moved_mask = torch.empty_like(volume), torch.empty_like(mask)
-    unknown = volume.amin((1, 2, 3)) if fill else volume.new_zeros(len(volume))
-    mask_unknown = mask.amin((1, 2, 3)) if fill else mask.new_zeros(len(mask))
     step = _slices_at_once(shape, device)
     for start in range(0, shape[0], step):
         part = slice(start, start + step)
@@ -187,19 +182,19 @@ def _waves(
 
 
 def _grid_sample(source: Tensor, coordinates: Tensor, mode: str) -> Tensor:
-    """(C, d, H, W); torch shares out the batch among its threads, so that slices become one."""
-    threads = min(torch.get_num_threads(), len(coordinates)) if source.device.type == "cpu" else 1
+    """(C, d, H, W); torch shares out a batch among its threads, so that slices become one."""
+    threads = torch.get_num_threads() if source.device.type == "cpu" else 1
     slices = -(-len(coordinates) // threads)
-    parts = coordinates.split(slices)
-    # of equal parts, and the one that is smaller
-    whole = torch.stack([p for p in parts if len(p) == slices])
-    found = [_one_call(source, whole, mode).transpose(0, 1).flatten(1, 2)]
-    if len(parts[-1]) < slices:
-        found.append(_one_call(source, parts[-1][None], mode)[0])
-    return torch.cat(found, 1)
+    whole = len(coordinates) // slices
+    shared, rest = coordinates[: whole * slices], coordinates[whole * slices :]
+    found = [_one_call(source, shared.view(whole, slices, *shared.shape[1:]), mode)]
+    if len(rest):
+        found.append(_one_call(source, rest[None], mode))
+    return torch.cat(found, 1) if len(rest) else found[0]
 
 
 def _one_call(source: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """(n, C, d, H, W) of a grid (n, d, H, W, 3) over one volume."""
+    """(C, n d, H, W) of a grid (n, d, H, W, 3) over one volume."""
     volumes = source.expand(len(grid), *source.shape)
-    return F.grid_sample(volumes, grid, mode=mode, padding_mode="border", align_corners=False)
+    found = F.grid_sample(volumes, grid, mode=mode, padding_mode="border", align_corners=False)
+    return found.transpose(0, 1).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Batches that other processes read and augment, in an order that does not depend on how many there are.
+"""Batches that other processes read, in an order that does not depend on how many there are.
 
 Not torch's own loader: that one passes batches through /dev/shm, whose size containers limit to 64 MB, drops a batch
 that does not fit and waits for it for ever, and cannot be told to stop while it waits. Here a batch lies in memory that
@@ -50,7 +50,7 @@ class VolumeLoader:
         """Processes start with the first epoch and stay until `close`.
 
         Args:
-            workers: 0 reads and augments in this process.
+            workers: 0 reads in this process.
         """
         self._dataset, self._sampler, self._batch_size = dataset, sampler, batch_size
         self._count = workers if "fork" in multiprocessing.get_all_start_methods() else 0
