@@ -66,7 +66,7 @@ def test_voxels_are_those_of_the_file_in_memory_and_beside_the_cohort(
     for _ in range(2):
         check(beside, cohort)
     assert len(files(folder)) == 12
-    again = DecodedVolumes(cohort, room=0).read(path).data
+    again: object = DecodedVolumes(cohort, room=0).read(path).data
     while isinstance(again, np.ndarray) and not isinstance(again, np.memmap):
         again = again.base
     assert isinstance(again, np.memmap)

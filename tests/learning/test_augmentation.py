@@ -102,7 +102,7 @@ def test_the_result_is_network_input_again(kind: Augmentation) -> None:
 @pytest.mark.parametrize("kind", ["light", "heavy"])
 def test_the_same_draw_comes_back_and_the_global_state_stays(kind: Augmentation) -> None:
     data, affine = brain(), affine_of("axial", (8, 7, 6))
-    state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]  # type: ignore[call-overload,index]
+    state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"]
     first = augmenter(kind, 5)(data, affine, epoch=2, index=3)
     torch.manual_seed(77)
     torch.rand(3)
@@ -121,7 +121,7 @@ def test_the_same_draw_comes_back_and_the_global_state_stays(kind: Augmentation)
     torch.set_rng_state(state)
     augmenter(kind, 5)(data, affine, epoch=2, index=3)
     assert torch.equal(torch.rand(1), expected)
-    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)  # type: ignore[call-overload,index]
+    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_state)
 
 
 @pytest.mark.parametrize("affine", AFFINES)
@@ -160,7 +160,7 @@ def itk_points(points: np.ndarray, data: np.ndarray, affine: np.ndarray) -> np.n
     cosines = np.array(grid.GetTransformDomainDirection()).reshape(3, 3).T @ directions
     axes = np.abs(cosines).argmax(axis=1)
     found = np.einsum("ij,jabc->iabc", lps, points).transpose(0, *(1 + axes))
-    found = np.flip(found, [1 + i for i in range(3) if cosines[i, axes[i]] < 0])
+    found = np.flip(found, tuple(1 + i for i in range(3) if cosines[i, axes[i]] < 0))
     result = np.zeros((7, 7, 7, 3))
     result[2:5, 2:5, 2:5] = np.moveaxis(found, 0, -1)
     return result
@@ -179,7 +179,8 @@ def torchio_draws(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.nda
             for _ in range(count)
         ]
         flips = [flip.get_params(flip.flip_probability)[0] for _ in range(count)]
-    return (*(np.array([pair[k].numpy() for pair in drawn]) for k in (0, 1)), np.array(flips))
+    scales, degrees = (np.array([pair[k].numpy() for pair in drawn]) for k in (0, 1))
+    return scales, degrees, np.array(flips)
 
 
 def parameters(transform: Transform, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
