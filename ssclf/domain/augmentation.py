@@ -9,7 +9,7 @@ others add.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +84,8 @@ def draw_transform(
         return moved
     bent = random.random() < 0.5
     points = random.uniform(-_BEND_MM, _BEND_MM, (3, _MOVING, _MOVING, _MOVING))
-    return Transform(
-        shape,
-        matrix,
+    return replace(
+        moved,
         bend=bend_in_voxels(points, affine) if bent else None,
         masked=True,
         artefacts=tuple(name for name in ARTEFACTS if random.random() < 0.25),

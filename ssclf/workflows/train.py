@@ -138,10 +138,10 @@ class Machine:
 
 
 def reading_workers() -> int:
-    """One for each core that this process may use, beside the one that trains; processes that train together share
-    them. Each holds batches, so that there are 16 at most."""
+    """One for each core that this process may use; processes that train together share them. Each holds batches, so that
+    there are 16 at most."""
     cores = len(os.sched_getaffinity(0)) // processes_per_node()
-    return min(max(cores - 1, 1), 16)
+    return min(max(cores, 1), 16)
 
 
 @dataclass(frozen=True, kw_only=True)
