@@ -39,6 +39,7 @@ PREPROCESS = ["preprocess", "synthetic", "--out", "cohort", "--spacing", "9,8,8.
 ON_COHORT = ["--data", "cohort", "--device", "cpu", "--workers", 0]
 TINY = [
     "--preset", "paper", "--learning-rate", "1e-3", "--batch-size", 2, "--precision", "32-true", "--seed", 3,
+    "--augmentation", "none",  # what it drew at random, it drew otherwise
 ]  # fmt: skip
 TRAIN = ["train", *ON_COHORT, *TINY, "--epochs", 4, "--holdout", 0.25, "--validation", 0.34]
 CV = ["cv", *ON_COHORT, *TINY, "--epochs", 1, "--models", "mc3", "--scheme", "kfold", "--folds", 2]

@@ -318,12 +318,12 @@ Workers = Annotated[
     ),
 ]
 TrainWorkers = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--workers",
         min=0,
         metavar="NUMBER",
-        help="Processes that read and augment volumes while the network learns; 0: none beside it.",
+        help="Processes that read volumes while the network learns, from the cores if left out; 0: none beside it.",
         rich_help_panel="Speed",
     ),
 ]

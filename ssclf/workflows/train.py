@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
+import os
 import platform
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from ssclf.config import Device, TrackerName, TrainConfig, config_to_dict
 from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
-from ssclf.domain.run_data import RunData, differences
+from ssclf.domain.run_data import RunData, differences, other_versions, random_versions
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
@@ -51,6 +52,7 @@ from ssclf.io.records.training_run import (
     RunRecord,
     VolumePrediction,
     own_folder,
+    processes_per_node,
     read_config,
     read_data,
     read_split,
@@ -115,7 +117,8 @@ class Machine:
     """What a training runs on; the numbers do not depend on it, `weights` aside.
 
     Attributes:
-        workers: processes that read and augment volumes; 0 does so in the one that trains.
+        workers: processes that read volumes, and draw or change them where the device does not; 0 does so in the one
+            that trains. None: `reading_workers`.
         weights: file to start from instead of the Kinetics-400 weights found on this machine.
         trackers: where the numbers go; None: where they went before, TensorBoard for a new run.
         store: folder for what MLflow and W&B keep; None for the run's own.
@@ -124,7 +127,7 @@ class Machine:
     """
 
     device: Device = "auto"
-    workers: int = 2
+    workers: int | None = None
     weights: Path | None = None
     trackers: tuple[TrackerName, ...] | None = None
     store: Path | None = None
@@ -132,6 +135,13 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_trackers(self.trackers or ())
+
+
+def reading_workers() -> int:
+    """One for each core that this process may use; processes that train together share them. Each holds batches, so that
+    there are 16 at most."""
+    cores = len(os.sched_getaffinity(0)) // processes_per_node()
+    return min(max(cores, 1), 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +219,9 @@ def _train(
     main = fabric.global_rank == 0
     seed_everything(config.seed)
     network, progress = _build(cohort, config, start, weights, state)
+    workers = reading_workers() if machine.workers is None else machine.workers
     with contextlib.closing(
-        Trainer(fabric, network, config, cohort, parts["train"], workers=machine.workers)
+        Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
     ) as trainer:
         if state:
             _go_on(trainer, progress, state, out)
@@ -576,10 +587,15 @@ def _compare_data(
 
     Raises:
         DatasetError: the run began with other data.
-        ModelError: it began with other weights, which it still needs.
+        ModelError: it began with other weights, which it still needs, or with volumes drawn in another way.
     """
-    now = describe_data(cohort)
+    now = dataclasses.replace(describe_data(cohort), drawn_by=random_versions(config))
     stored = read_data(out) if resume else None
+    if resume and (other := other_versions(stored.drawn_by if stored else {}, now.drawn_by)):
+        raise ModelError(
+            f"{out}: a run goes on with the random volumes it began with, and this version of ssclf draws others "
+            f"({other}); go on with the version that began it, or start a new run."
+        )
     if stored is None:
         if resume:
             log.warning(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ssclf.errors import ConfigError
 
+#: Of what `draw_brain` makes of the same seed: a run goes on with its own only. Raise it with any change of it.
+VERSION = 1
 Range = tuple[float, float]
 
 
