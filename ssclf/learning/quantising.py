@@ -53,15 +53,7 @@ class Quantiser:
             ParityError: see `export_onnx`.
         """
         import_onnxruntime()  # with its telemetry off, before anything below loads it
-        from onnxruntime.quantization import CalibrationDataReader, create_calibrator
-
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.batches = volumes()
-
-            def get_next(self) -> dict[str, Batch] | None:  # type: ignore[override]
-                batch = next(self.batches, None)
-                return None if batch is None else {"volume": batch}
+        from onnxruntime.quantization import create_calibrator
 
         path = folder / "model.onnx"
         form = PlanarStem(network) if architecture in _PLANAR_STEM else network
@@ -69,7 +61,7 @@ class Quantiser:
         self._content = path.read_bytes()
         self._volumes = volumes
         calibrator = create_calibrator(path, _OPERATORS, augmented_model_path=str(folder / "ranges.onnx"))
-        calibrator.collect_data(Reader())
+        calibrator.collect_data(_Reader(volumes()))
         self._ranges = calibrator.compute_data()
         graph = onnx.load_from_string(self._content).graph
         #: Name of each convolution, in their order → its operator.
@@ -87,7 +79,8 @@ class Quantiser:
 
     def quantise(self, kept: Sequence[str], metadata: Mapping[str, str] | None = None) -> bytes:
         """The network as an ONNX file, with its convolutions in 8 bits but those in `kept`."""
-        return self._quantise([name for name in self._nodes if name not in kept], metadata or {})
+        layers = [name for name in self._nodes if name not in kept]
+        return self._quantise(layers, _OPERATORS, metadata or {})
 
     def attempts(self) -> Iterator[tuple[str, ...]]:
         """Which convolutions to keep in 32 bits: none, the first, then those that cost most, up to half of them."""
@@ -105,13 +98,15 @@ class Quantiser:
         expected = [_logits(self._content, batch) for batch in batches]
         errors = {}
         for name in self.layers:
-            content = self._quantise([name], {})
+            content = self._quantise([name], ["Conv"], {})
             found = [_logits(content, batch) for batch in batches]
             errors[name] = float(np.abs(np.array(found) - expected).max())
             log.info("8 bits: %s alone moves a logit by up to %.3g", name, errors[name])
         return sorted(errors, key=lambda name: -errors[name])
 
-    def _quantise(self, layers: Sequence[str], metadata: Mapping[str, str]) -> bytes:
+    def _quantise(
+        self, layers: Sequence[str], operators: Sequence[str], metadata: Mapping[str, str]
+    ) -> bytes:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -126,7 +121,7 @@ class Quantiser:
                 self._ranges,
                 [],
                 [*skipped, *self._rest],
-                _OPERATORS if len(skipped) < len(self._nodes) - 1 else ["Conv"],
+                list(operators),
                 {},
             )
             quantiser.quantize_model()
@@ -134,6 +129,17 @@ class Quantiser:
         onnx.helper.set_model_props(model, dict(metadata))
         content: bytes = model.SerializeToString()
         return content
+
+
+class _Reader:
+    """Volumes as onnxruntime's calibrator asks for them."""
+
+    def __init__(self, volumes: Iterator[Batch]) -> None:
+        self._volumes = volumes
+
+    def get_next(self) -> dict[str, Batch] | None:
+        volume = next(self._volumes, None)
+        return None if volume is None else {"volume": volume}
 
 
 def _layer(weight: str) -> str:
