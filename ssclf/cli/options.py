@@ -34,6 +34,7 @@ from ssclf.config import (
     Plane,
     Precision,
     PredictConfig,
+    PredictPrecision,
     PreprocessConfig,
     Preset,
     Schedule,
@@ -266,6 +267,7 @@ Pattern = Annotated[str | None, setting(PredictConfig, "pattern")]
 Series = Annotated[str | None, setting(PredictConfig, "series")]
 EngineOption = Annotated[Engine, setting(PredictConfig, "engine")]
 DeviceOption = Annotated[Device, setting(PredictConfig, "device")]
+PredictPrecisionOption = Annotated[PredictPrecision, setting(PredictConfig, "precision")]
 Threads = Annotated[int, setting(PredictConfig, "threads")]
 Timeout = Annotated[float, setting(PredictConfig, "timeout_s")]
 ReviewBelow = Annotated[float, setting(PredictConfig, "review_below")]

@@ -83,6 +83,7 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     keep_uids: opt.KeepUids = opt.PREDICT.keep_uids,
     device: opt.DeviceOption = opt.PREDICT.device,
     engine: opt.EngineOption = opt.PREDICT.engine,
+    precision: opt.PredictPrecisionOption = opt.PREDICT.precision,
     workers: opt.Workers = 0,
     threads: opt.Threads = opt.PREDICT.threads,
     timeout_s: opt.Timeout = opt.PREDICT.timeout_s or 0,

@@ -125,8 +125,8 @@ MovedData = Annotated[
     typer.Option(
         "--data",
         metavar="FOLDER",
-        help="The preprocessed folder (or folders), where it is not any more where the run found it.",
-        rich_help_panel="Runs of ssclf cv",
+        help="The preprocessed folder (or folders), where it is not any more where the run found it; for --int8 and "
+        "runs of ssclf cv.",
     ),
 ]
 SameWeights = Annotated[
@@ -370,6 +370,13 @@ def export(
         ExportPrecision,
         typer.Option(help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs."),
     ] = "fp32",
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Add a network in 8 bits for predict --precision int8, compared on volumes that the run held out.",
+        ),
+    ] = False,
     brain_extraction: Annotated[
         bool,
         typer.Option(
@@ -395,7 +402,13 @@ def export(
     made = export_any(
         run,
         out,
-        ExportConfig(formats=names, precision=precision, brain_extraction=brain_extraction, replace=replace),
+        ExportConfig(
+            formats=names,
+            precision=precision,
+            brain_extraction=brain_extraction,
+            replace=replace,
+            int8=int8,
+        ),
         network=network,
         per_fold=per_fold,
         data=data,

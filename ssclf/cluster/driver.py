@@ -447,7 +447,7 @@ class _Run:
         resources = ray.cluster_resources()
         cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
         share = self.cluster.gpus_per_actor
-        if gpus and self.config.device != "cpu":
+        if gpus and self.config.network_device != "cpu":
             count = self.cluster.actors or max(1, int(gpus / share))
             return {"num_gpus": share, "num_cpus": 0.5, "concurrency": count}
         # On CPUs the network shares the cores with reading, and takes most of their time: copies enough to use all
@@ -475,9 +475,10 @@ class _Run:
                     "name": b.spec.name,
                     "sha256": b.sha256,
                     "engine": self.ensemble.engine,
+                    "precision": precision,
                     "synthetic": b.spec.synthetic,
                 }
-                for b in self.bundles
+                for b, precision in zip(self.ensemble.bundles, self.ensemble.precisions, strict=True)
             ],
             "class_names": list(self.ensemble.class_names),
             "volumes": summary.volumes,

@@ -141,6 +141,7 @@ def encode_results(rows: Sequence[ResultRow], class_names: Sequence[str], plan: 
                 "model": row.model,
                 "model_sha256": row.model_sha256,
                 "ssclf_version": row.ssclf_version,
+                "precision": row.precision,
             }
         )
     meta = {"plan": plan, "fingerprints": [row.fingerprint for row in rows]}

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.eight_bits import EightBits
 from ssclf.domain.provenance import Provenance
 from ssclf.domain.reference import Reference
 from ssclf.errors import ConfigError, ModelError
@@ -27,6 +28,8 @@ class ModelSpec:
     temperature: logits are divided by it before the softmax (1: not calibrated).
     training: provenance, for people and for the trust flags: plain JSON; `provenance` is the same with names.
     versions: packages that wrote the bundle.
+    int8: of the network in 8 bits; only where the bundle has one, and not inside the files of the others, which are
+        the same with and without it.
     """
 
     name: str
@@ -36,6 +39,7 @@ class ModelSpec:
     temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    int8: EightBits | None = None
 
     def __post_init__(self) -> None:
         texts = (self.name, self.architecture, *self.class_names)
@@ -97,6 +101,7 @@ class ModelSpec:
                 "calibration": {"temperature": self.temperature},
                 "training": dict(self.training),
                 "versions": dict(self.versions),
+                **({"int8": self.int8.to_dict()} if self.int8 else {}),
             },
             indent=2,
             sort_keys=True,
@@ -130,6 +135,7 @@ class ModelSpec:
                 temperature=float(values["calibration"]["temperature"]),
                 training=values["training"],
                 versions=values["versions"],
+                int8=EightBits.from_dict(values["int8"]) if "int8" in values else None,
             )
             written = values["preprocess_hash"]
             known = preprocess.hashes(values["preprocess"])

@@ -25,7 +25,7 @@ from ssclf.errors import ParityError
 from ssclf.io.files import whole_path
 from ssclf.io.models.onnx_session import open_session
 from ssclf.learning.networks import VolumeNetwork
-from ssclf.learning.planar import PlanarNetwork
+from ssclf.learning.planar import PlanarNetwork, PlanarStem
 
 #: In probability. Contract, "What must always hold", 3.
 PARITY_TOLERANCE = 1e-4
@@ -47,7 +47,7 @@ class ExportedNetwork(nn.Module):
     With `half` the convolutions compute in 16 bits; what goes in and comes out, and the linear layer, keep 32.
     """
 
-    def __init__(self, network: VolumeNetwork | PlanarNetwork, *, half: bool = False) -> None:
+    def __init__(self, network: VolumeNetwork | PlanarNetwork | PlanarStem, *, half: bool = False) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half() if half else network
         self.network.fc.float()
@@ -83,12 +83,27 @@ def export_onnx(
     Raises:
         ParityError: ONNX Runtime computes something else than the network.
     """
-    module = ExportedNetwork(network).eval()
+    written = ExportedNetwork(PlanarNetwork(network) if planar and not half else network, half=half)
+    write_onnx(written.eval(), network, channels, path, metadata)
+
+
+def write_onnx(
+    written: ExportedNetwork,
+    network: VolumeNetwork,
+    channels: int,
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """As `export_onnx`, for any form of a network that is `written` in its place.
+
+    Raises:
+        ParityError: what was written computes something else.
+    """
     dim = torch.export.Dim
     shapes = {"volume": {0: dim("N"), 2: dim("D"), 3: dim("H"), 4: dim("W")}}
     with _quiet():
         program = torch.onnx.export(
-            ExportedNetwork(PlanarNetwork(network) if planar and not half else network, half=half).eval(),
+            written,
             (torch.zeros(2, channels, 12, 20, 18),),
             dynamo=True,
             input_names=["volume"],
@@ -102,11 +117,11 @@ def export_onnx(
         program.save(str(path), external_data=False)
     session = open_session(path, ["CPUExecutionProvider"], torch.get_num_threads())
     check_parity(
-        module,
+        ExportedNetwork(network).eval(),
         channels,
         lambda volume: tuple(session.run(list(OUTPUTS), {"volume": volume})),
         path.name,
-        tolerance=HALF_TOLERANCE if half else PARITY_TOLERANCE,
+        tolerance=HALF_TOLERANCE if written.dtype == torch.float16 else PARITY_TOLERANCE,
     )
 
 

@@ -150,7 +150,13 @@ def _facts(
     outcome = [_isolated(name) + f" {counts[name]}" for name in class_names]
     outcome.append(Markup("failed {}").format(sum(row.status != "ok" for row in rows)))
     outcome.append(Markup("flagged for a second look {}").format(sum(map(_warns, rows))))
-    facts = [("model", f"{m.get('name')}, sha256 {m.get('sha256')}") for m in run_info.get("models", ())]
+    facts = [
+        (
+            "model",
+            f"{m.get('name')}, {'in 8 bits, ' * (m.get('precision') == 'int8')}sha256 {m.get('sha256')}",
+        )
+        for m in run_info.get("models", ())
+    ]
     for label, key in (("ssclf", "ssclf_version"), ("device", "device"), ("finished", "finished")):
         if key in run_info:
             facts.append((label, str(run_info[key])))

@@ -104,10 +104,11 @@ class Origin:
     model: str
     model_sha256: str
     ssclf_version: str = __version__
+    precision: str = "fp32"
 
     @staticmethod
     def of(ensemble: Ensemble) -> Origin:
-        return Origin(ensemble.name, ensemble.sha256)
+        return Origin(ensemble.name, ensemble.sha256, precision=ensemble.precision)
 
     def row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
         """A row without a fingerprint: whoever planned it knows that, and adds it before the row is kept."""
@@ -118,6 +119,7 @@ class Origin:
             model=self.model,
             model_sha256=self.model_sha256,
             ssclf_version=self.ssclf_version,
+            precision=self.precision,
             **values,
         )
 
@@ -277,6 +279,8 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
     settings = config_to_dict(relevant)
     if config.map_method == "cam":  # as when there was no other: rows of earlier versions stay
         del settings["map_method"]
+    if config.precision == "fp32":  # likewise; in 8 bits the checksum is another, too
+        del settings["precision"]
     text = json.dumps([ensemble.sha256, specs, settings])
     return hashlib.sha256(text.encode()).digest()
 

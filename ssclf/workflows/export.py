@@ -17,6 +17,7 @@ from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
 from ssclf.io.paths import check_output_folder, is_file, is_there
+from ssclf.io.records.preprocessed import Folders
 from ssclf.io.records.training_run import (
     CHOSEN,
     CONFIG,
@@ -32,6 +33,7 @@ from ssclf.learning.extraction_export import cached_brain_extraction
 from ssclf.learning.finetuning import Start, start_from_bundle
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.reporting.model_card import write_model_card
+from ssclf.workflows.export_int8 import RunVolumes, add_eight_bits, read_run_volumes
 
 CARD = "MODEL_CARD.md"
 log = logging.getLogger(__name__)
@@ -46,12 +48,14 @@ class ExportConfig:
             TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
+        int8: a network in 8 bits beside model.onnx, for CPUs.
     """
 
     formats: Sequence[ExportFormat] = ("onnx", "torchscript")
     precision: ExportPrecision = "fp32"
     brain_extraction: bool = True
     replace: bool = False
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if not self.formats:
@@ -59,10 +63,17 @@ class ExportConfig:
         for name in self.formats:
             check_choice("format", name, ExportFormat)
         check_choice("precision", self.precision, ExportPrecision)
+        if self.int8 and "onnx" not in self.formats:
+            raise ConfigError("--int8: the network in 8 bits goes beside model.onnx; add --format onnx.")
 
 
 def export_run(
-    run: Path, out: Path, config: ExportConfig | None = None, *, record: RunRecord | None = None
+    run: Path,
+    out: Path,
+    config: ExportConfig | None = None,
+    *,
+    record: RunRecord | None = None,
+    data: Folders | None = None,
 ) -> Path:
     """Export the chosen weights of a run.
 
@@ -70,6 +81,8 @@ def export_run(
         run: folder that `ssclf train` wrote.
         out: the bundle's folder; its name becomes the model's. It appears whole, after every check.
         record: what to say of the model instead of the run's own.
+        data: the preprocessed folder or folders, where they are not any more where the run found them; 8 bits need
+            them.
 
     Returns:
         `out`.
@@ -77,17 +90,19 @@ def export_run(
     Raises:
         ParityError: an exported network computes something else; nothing is left behind.
         ModelError: the run is missing or not finished.
+        DatasetError: 8 bits are asked for, and the run's volumes are not there.
         OutputError: `out` exists, has come to exist meanwhile, or cannot be written.
         MissingDependencyError: brain extraction is asked for and deepbet is not installed.
     """
     config = config or ExportConfig()
     check_bundle_place(out, config)
     network, spec = read_run(run, name=out.name, record=record)
+    volumes = read_run_volumes(run, spec, data) if config.int8 else None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(out, there="replace" if config.replace else "refuse") as partial:
             partial.chmod(0o755)
-            _fill(partial, network, spec, config)
+            _fill(partial, network, spec, config, volumes)
             open_bundle(partial)
     except OSError as exc:
         raise OutputError(f"{out}: cannot be written ({exc.strerror or exc}); choose another --out.") from exc
@@ -105,16 +120,24 @@ def check_bundle_place(out: Path, config: ExportConfig) -> None:
         raise OutputError(f"{out}: exists already; remove it, or choose another --out.")
 
 
-def _fill(folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportConfig) -> None:
-    """Put every file of a bundle into its folder, each network behind the parity gate."""
+def _fill(
+    folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportConfig, volumes: RunVolumes | None
+) -> None:
+    """Put every file of a bundle into its folder, each network behind its gate.
+
+    Args:
+        volumes: of the run, for a network in 8 bits; None makes none.
+    """
     channels = len(spec.preprocess.contrasts)
     metadata = {SPEC: spec.to_json()}
-    (folder / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
     if "onnx" in config.formats:
         planar, half = spec.architecture in PLANAR, config.precision == "fp16"
         export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
     if "torchscript" in config.formats:
         export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)
+    if volumes:
+        spec = add_eight_bits(folder, network, spec, volumes)
+    (folder / SPEC).write_text(spec.to_json() + "\n", "utf-8")
     if config.brain_extraction:
         for path in cached_brain_extraction():
             shutil.copyfile(path, folder / path.name)

@@ -305,12 +305,13 @@ def _describe_run(
                 "name": bundle.spec.name,
                 "sha256": bundle.sha256,
                 "engine": ensemble.engine,
+                "precision": precision,
                 "synthetic": bundle.spec.synthetic,
                 "training": {
                     k: v for k, v in bundle.spec.training.items() if k not in ("voxels", "statistics")
                 },
             }
-            for bundle in ensemble.bundles
+            for bundle, precision in zip(ensemble.bundles, ensemble.precisions, strict=True)
         ],
         "class_names": list(ensemble.class_names),
         "shard": [shard.number, shard.count] if shard else None,

@@ -95,8 +95,9 @@ class Ensemble:
 
     def __init__(self, bundles: Sequence[Bundle], config: PredictConfig) -> None:
         """Raises:
-        ModelError: the models do not agree, or one has no file for the engine.
+        ModelError: the models do not agree, or one has no file for the engine or the precision.
         """
+        bundles = [bundle.at(config.precision) for bundle in bundles]
         for bundle in bundles:
             model_file(bundle, config.engine)  # now, and not when the first volumes have been read
         first = bundles[0].spec
@@ -117,6 +118,9 @@ class Ensemble:
         self.sha256 = "+".join(bundle.sha256 for bundle in bundles)
         self.settings = tuple(dict.fromkeys(bundle.spec.preprocess for bundle in bundles))
         self._config = config
+        #: The numbers that the networks compute in, model by model, and for all of them.
+        self.precisions = tuple("fp32" if self.engine == "torchscript" else b.precision for b in bundles)
+        self.precision = "+".join(dict.fromkeys(self.precisions))
         self._classifiers: list[Classifier] = []
 
     @property
@@ -137,7 +141,7 @@ class Ensemble:
                 open_classifier(
                     bundle,
                     engine=config.engine,
-                    device=config.device,
+                    device=config.network_device,
                     threads=config.threads,
                     timeout_s=config.timeout_s,
                 )

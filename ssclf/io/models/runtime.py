@@ -104,6 +104,10 @@ def model_file(bundle: Bundle, engine: Engine) -> Path:
     wanted = "torchscript" if engine == "torchscript" else "onnx"
     path = bundle.onnx if wanted == "onnx" else bundle.torchscript
     if path is None:
+        if wanted == "onnx" and bundle.int8:
+            raise ModelError(
+                f"{bundle.path.name}: holds a network in 8 bits alone; ask for it with --precision int8."
+            )
         trust = (
             "; it has TorchScript, which runs code of whoever made it: where you trust them, pass --engine torchscript"
             if wanted == "onnx" and bundle.torchscript
