@@ -77,7 +77,7 @@ def export_onnx(
     """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside.
 
     Args:
-        planar: with 2-D convolutions alone, see `PLANAR`; not in half precision, which is for GPUs.
+        planar: with 2-D convolutions alone, see `PLANAR`.
         half: convolutions in 16 bits.
 
     Raises:
@@ -88,7 +88,7 @@ def export_onnx(
     shapes = {"volume": {0: dim("N"), 2: dim("D"), 3: dim("H"), 4: dim("W")}}
     with _quiet():
         program = torch.onnx.export(
-            ExportedNetwork(PlanarNetwork(network) if planar and not half else network, half=half).eval(),
+            ExportedNetwork(PlanarNetwork(network) if planar else network, half=half).eval(),
             (torch.zeros(2, channels, 12, 20, 18),),
             dynamo=True,
             input_names=["volume"],
