@@ -68,18 +68,23 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2,4,8,16", help="more than there are cores are left out")
     parser.add_argument("--heads", type=int, help="a run; default 4 a worker, on a CPU 2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", default="networks,extraction,predict")
     parser.add_argument("--cuda-graphs", action="store_true", help="another row for each: CUDA graphs")
     arguments = parser.parse_args()
     machine(arguments.device)
+    parts = arguments.parts.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        networks(arguments, folder)
+        if "networks" in parts:
+            networks(arguments, folder)
         from ssclf.learning.extraction_export import cached_brain_extraction
 
         extraction = [path for path in cached_brain_extraction() if path.suffix == ".onnx"]
-        extraction_networks(arguments, extraction)
-        heads = make_heads(folder / "heads", arguments)
-        end_to_end(arguments, heads, make_bundle(folder / "bundle", extraction))
+        if "extraction" in parts:
+            extraction_networks(arguments, extraction)
+        if "predict" in parts:
+            heads = make_heads(folder / "heads", arguments)
+            end_to_end(arguments, heads, make_bundle(folder / "bundle", extraction))
 
 
 def machine(device: str) -> None:

@@ -27,7 +27,7 @@ from ssclf.io.workers import run_in_processes
 SIDE = 12
 Owner = Callable[..., NetworkOwner]
 #: Not "CPUExecutionProvider" alone: as on a GPU, this process's own memory is no limit.
-CPU = (("CPUExecutionProvider", {}),)
+CPU: tuple[Any, ...] = (("CPUExecutionProvider", {}),)
 
 
 @pytest.fixture(scope="session")
