@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Volume
 from ssclf.io.discovery.sources import discover
 from ssclf.io.extraction.deepbet import BOX_MODEL, BOX_SIZE, MASK_MODEL, MASK_SIZE
-from ssclf.io.extraction.owner import NetworkOwner, OwnedNetworks
+from ssclf.io.extraction.owner import NetworkOwner, OwnedNetworks, lend
 from ssclf.io.models import batches
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.checksums import write_checksums
@@ -153,11 +152,17 @@ def export(folder: Path, model: str) -> Iterator[tuple[tuple[str, str], Path]]:
 
     torch.manual_seed(0)
     network = build_network(model, channels=1, classes=len(CLASSES)).eval()  # type: ignore[arg-type]
+    spread(network)
     for graph in dict.fromkeys(("3-D", exported(model))):
         for number in ("fp32", "fp16"):
             path = folder / f"{model}-{graph}-{number}.onnx"
             export_onnx(network, 1, path, {}, planar=graph == "planar", half=number == "fp16")
             yield (graph, number), path
+
+
+def spread(network: Any) -> None:
+    """Weights of a random last layer that make probabilities differ from a third, as trained ones do."""
+    network.fc.weight.data.mul_(20)
 
 
 def measure(
@@ -275,7 +280,7 @@ def extract_rate(path: Path, heads: Path, workers: int, lent: Sequence[Any]) -> 
     """From scans to network input; workers are started, and their networks loaded, before the clock."""
     bundle = open_bundle(path)
     scans = discover([heads], contrasts=bundle.spec.preprocess.contrasts).scans
-    with owner_of(bundle.extraction, lent) as owner, tempfile.TemporaryDirectory() as scratch:
+    with lend(bundle.extraction, MASK_SIZE**3, lent) as owner, tempfile.TemporaryDirectory() as scratch:
         work = partial(
             make_network_inputs,
             settings=(bundle.spec.preprocess,),
@@ -316,15 +321,6 @@ def predict_rate(
     return (len(finished) - 1) / max(finished[-1] - finished[0], 1e-9), found
 
 
-@contextmanager
-def owner_of(models: Sequence[Path], lent: Sequence[Any]) -> Iterator[NetworkOwner | None]:
-    if not lent:
-        yield None
-        return
-    with NetworkOwner(models, MASK_SIZE**3, lent) as owner:
-        yield owner
-
-
 def make_heads(folder: Path, arguments: argparse.Namespace) -> Path:
     """Phantoms of a head, no two alike, on a grid of 2 mm; all of one shape."""
     from ssclf.learning.extraction_export import _head_phantom
@@ -356,6 +352,7 @@ def make_bundle(folder: Path, extraction: list[Path]) -> Path:
     folder.mkdir()
     torch.manual_seed(0)
     network = build_network("mc3", channels=1, classes=len(CLASSES)).eval()
+    spread(network)
     spec = ModelSpec(
         name=folder.name,
         architecture="mc3",

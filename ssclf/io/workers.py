@@ -97,10 +97,12 @@ def run_in_processes(
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
-    for (outcome,) in run_in_batches(
+    batches = run_in_batches(
         function, items, workers=workers, timeout_s=timeout_s, stop=stop, pool=pool, memory=memory
-    ):
-        yield outcome
+    )
+    with closing(batches):
+        for (outcome,) in batches:
+            yield outcome
 
 
 def run_in_batches(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.extraction.deepbet import MASK_SIZE
-from ssclf.io.extraction.owner import NetworkOwner, OwnerAddress
+from ssclf.io.extraction.owner import NetworkOwner, OwnerAddress, lend
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble, Verdict
 from ssclf.io.models.runtime import cuda_if_built
@@ -41,7 +40,6 @@ from ssclf.io.workers import Outcome, run_in_batches
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
-log = logging.getLogger(__name__)
 Key = tuple[str, str]
 
 #: How long a volume waits for others, where a network takes several at once. A GPU that would wait has time.
@@ -201,16 +199,12 @@ class RowMaker:
     def _owner(self) -> AbstractContextManager[NetworkOwner | None]:
         """Who runs the networks of brain extraction for the workers, if they do not themselves."""
         models = self.ensemble.bundles[0].extraction
+        if SkullStrip.parse(self.config.skull_strip).engine != "deepbet":
+            models = ()
         lent = self.lent
-        if lent is None and self.config.device != "cpu":
-            lent = cuda_if_built()
-        if not (models and lent) or SkullStrip.parse(self.config.skull_strip).engine != "deepbet":
-            return nullcontext()
-        try:
-            return NetworkOwner(models, MASK_SIZE**3, lent, threads=self.config.threads or 1)
-        except (AttributeError, OSError) as exc:  # not Linux, or a system that forbids it
-            log.warning("brain extraction stays on the processors: %s", exc)
-            return nullcontext()
+        if lent is None:
+            lent = cuda_if_built() if models and self.config.device != "cpu" else ()
+        return lend(models, MASK_SIZE**3, lent, threads=self.config.threads or 1)
 
     def _classified(self, outcomes: Sequence[Outcome[Scan, NetworkInputs]]) -> Iterator[ResultRow]:
         """Rows of scans that were read at about the same time, in their order."""

@@ -21,7 +21,7 @@ from ssclf.config import Device, Engine, PreprocessConfig
 from ssclf.errors import SsclfError
 from ssclf.io.extraction.deepbet import BOX_MODEL, BOX_SIZE, MASK_MODEL, MASK_SIZE
 from ssclf.io.extraction.engines import available_engines
-from ssclf.io.extraction.owner import NetworkOwner, OwnedNetworks
+from ssclf.io.extraction.owner import OwnedNetworks, lend
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.batches import TOGETHER, Batches
 from ssclf.io.models.bundle import Bundle, choose_bundles, open_bundle
@@ -184,11 +184,11 @@ def time_extraction(bundle: Bundle, providers: Sequence[Any]) -> Iterator[Check]
     Args:
         providers: of ONNX Runtime; none where workers do without.
     """
-    if not (bundle.extraction and providers):
-        return
-    name = f"speed of brain extraction on {'cuda' if 'CUDA' in providers[0][0] else 'cpu'}"
+    name = f"speed of brain extraction on {'cuda' if 'CUDA' in str(providers) else 'cpu'}"
     heads = {BOX_MODEL: BOX_SIZE, MASK_MODEL: MASK_SIZE}
-    with NetworkOwner(bundle.extraction, MASK_SIZE**3, providers) as owner:
+    with lend(bundle.extraction, MASK_SIZE**3, providers) as owner:
+        if owner is None:
+            return
         networks = OwnedNetworks(owner.address)
         cubes = {
             model: np.random.default_rng(0).random((side,) * 3, np.float32) for model, side in heads.items()

@@ -22,6 +22,8 @@ from ssclf.domain.volume import Volume
 from ssclf.io.extraction.deepbet import BOX_MODEL, MASK_MODEL, MASK_SIZE, BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.extraction.owner import Cube, NetworkOwner, OwnedNetworks, OwnerAddress
+from ssclf.io.models.onnx_session import import_onnxruntime
+from ssclf.io.models.runtime import cuda_if_built
 from ssclf.io.workers import run_in_processes
 
 SIDE = 12
@@ -122,6 +124,11 @@ def test_a_device_that_does_not_start_is_refused(doubling: Path, caplog: pytest.
     with NetworkOwner([doubling], SIDE**3, [("CUDAExecutionProvider", {}), "CPUExecutionProvider"]) as owner:
         assert OwnedNetworks(owner.address).ask("doubling.onnx", cube(0)) is None
     assert not caplog.records
+
+
+def test_a_build_for_cuda_is_known_without_importing_it() -> None:
+    built = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
+    assert bool(cuda_if_built()) == built
 
 
 def test_strangers_are_not_let_in(owner: NetworkOwner) -> None:

@@ -56,6 +56,19 @@ class OwnerAddress:
     voxels: int
 
 
+def lend(
+    models: Sequence[Path], voxels: int, providers: Sequence[Any], *, threads: int = 1
+) -> contextlib.AbstractContextManager[NetworkOwner | None]:
+    """See `NetworkOwner`; None where there is nothing to lend, or this system cannot: workers then do without."""
+    if not (models and providers):
+        return contextlib.nullcontext()
+    try:
+        return NetworkOwner(models, voxels, providers, threads=threads)
+    except (AttributeError, OSError) as exc:  # not Linux, or a system that forbids it
+        log.warning("brain extraction stays on the processors: %s", exc)
+        return contextlib.nullcontext()
+
+
 class NetworkOwner:
     """Answers workers until it is closed; networks are loaded with their first question."""
 

@@ -7,6 +7,7 @@ classifier reports as its device is what its session really uses.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import threading
 from dataclasses import dataclass
@@ -161,9 +162,13 @@ def cuda_providers(ort: Any, **options: str) -> list[Any]:
 
 
 def cuda_if_built() -> list[Any]:
-    """`cuda_providers` where this onnxruntime is a build for CUDA, whether or not that starts here; else nothing."""
-    ort = import_onnxruntime()
-    return cuda_providers(ort) if "CUDAExecutionProvider" in ort.get_available_providers() else []
+    """`cuda_providers` where this onnxruntime is a build for CUDA, whether or not that starts here; else nothing, and
+    without the time that importing it takes."""
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    if not any(list(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders):
+        return []
+    return cuda_providers(import_onnxruntime())
 
 
 class _Room:
