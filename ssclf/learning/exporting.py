@@ -77,13 +77,13 @@ def export_onnx(
     """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside.
 
     Args:
-        planar: with 2-D convolutions alone, see `PLANAR`; not in half precision, which is for GPUs.
+        planar: with 2-D convolutions alone, see `PLANAR`.
         half: convolutions in 16 bits.
 
     Raises:
         ParityError: ONNX Runtime computes something else than the network.
     """
-    written = ExportedNetwork(PlanarNetwork(network) if planar and not half else network, half=half)
+    written = ExportedNetwork(PlanarNetwork(network) if planar else network, half=half)
     write_onnx(written.eval(), network, channels, path, metadata)
 
 

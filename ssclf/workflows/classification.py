@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,18 @@ from typing import Any
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
+from ssclf.config import PredictConfig, PreprocessConfig, SkullStrip, config_to_dict
 from ssclf.domain.explanation import BrainGrid, map_to_scan
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
+from ssclf.io.extraction.deepbet import MASK_SIZE
+from ssclf.io.extraction.owner import NetworkOwner, OwnerAddress, lend
 from ssclf.io.memory import share_of_memory
-from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.models.ensemble import Ensemble, Verdict
+from ssclf.io.models.runtime import cuda_if_built
 from ssclf.io.own_output import MAP_MARK
 from ssclf.io.paths import is_about_the_name, is_file
 from ssclf.io.preparation import brain_extractor, prepare_scan
@@ -32,11 +36,14 @@ from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.workers import run_in_processes
+from ssclf.io.workers import Outcome, run_in_batches
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
 Key = tuple[str, str]
+
+#: How long a volume waits for others, where a network takes several at once. A GPU that would wait has time.
+_PATIENCE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ def make_network_inputs(
     extraction: tuple[Path, ...],
     scratch: Path,
     with_grid: bool = False,
+    owner: OwnerAddress | None = None,
 ) -> NetworkInputs:
     """Runs in a worker: read a scan and find its brain once, preprocess it for each model.
 
@@ -77,6 +85,7 @@ def make_network_inputs(
         extraction: deepbet's networks, or nothing.
         scratch: existing folder for what has to be unpacked or converted.
         with_grid: whether a map will be drawn.
+        owner: the process that runs deepbet's networks, if another does.
 
     Raises:
         SsclfError: this scan cannot be read, or is no brain volume.
@@ -87,7 +96,7 @@ def make_network_inputs(
             scan,
             settings[0],
             skull_strip=skull_strip,
-            extractor=brain_extractor(extraction),
+            extractor=brain_extractor(extraction, owner=owner),
             work=Path(work),
         )
     volumes = {settings[0]: first.volume}
@@ -135,6 +144,8 @@ class RowMaker:
         scratch: existing folder, by the time that rows are made, for what has to be unpacked or converted.
         maps: folder for a map per scan, if any.
         pictures: whether rows carry a thumbnail.
+        lent: providers of ONNX Runtime on which this process runs brain extraction for its workers, none of them where
+            they do it themselves; None: CUDA, where it is and the settings let it be.
     """
 
     ensemble: Ensemble
@@ -142,6 +153,7 @@ class RowMaker:
     scratch: Path
     maps: Path | None = None
     pictures: bool = False
+    lent: Sequence[Any] | None = None
 
     @property
     def origin(self) -> Origin:
@@ -159,29 +171,54 @@ class RowMaker:
                 yield self.origin.failed(scan, scan.problem)
         if not readable:  # no network is loaded for nothing: it would go on loading behind the end of the run
             return
-        work = partial(
-            make_network_inputs,
-            settings=self.ensemble.settings,
-            skull_strip=self.config.skull_strip,
-            extraction=self.ensemble.bundles[0].extraction,
-            scratch=self.scratch,
-            with_grid=self.maps is not None,
-        )
-        outcomes = run_in_processes(
-            work,
-            readable,
-            workers=self.config.workers,
-            timeout_s=self.config.timeout_s,
-            stop=stop,
-            memory=share_of_memory(self.config.workers),
-        )
-        loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
+        with self._owner() as owner:
+            work = partial(
+                make_network_inputs,
+                settings=self.ensemble.settings,
+                skull_strip=self.config.skull_strip,
+                extraction=self.ensemble.bundles[0].extraction,
+                scratch=self.scratch,
+                with_grid=self.maps is not None,
+                owner=owner.address if owner else None,
+            )
+            batches = run_in_batches(
+                work,
+                readable,
+                most=lambda: self.ensemble.together,
+                patience_s=_PATIENCE_S,
+                workers=self.config.workers,
+                timeout_s=self.config.timeout_s,
+                stop=stop,
+                memory=share_of_memory(self.config.workers),
+            )
+            # while the first volumes are being read
+            loading = ThreadPoolExecutor(1).submit(self.ensemble.load)
+            with closing(batches):
+                for outcomes in batches:
+                    loading.result()
+                    yield from self._classified(outcomes)
+
+    def _owner(self) -> AbstractContextManager[NetworkOwner | None]:
+        """Who runs the networks of brain extraction for the workers, if they do not themselves."""
+        models = self.ensemble.bundles[0].extraction
+        if SkullStrip.parse(self.config.skull_strip).engine != "deepbet":
+            models = ()
+        lent = self.lent
+        if lent is None:
+            lent = cuda_if_built() if models and self.config.device != "cpu" else ()
+        return lend(models, MASK_SIZE**3, lent, threads=self.config.threads or 1)
+
+    def _classified(self, outcomes: Sequence[Outcome[Scan, NetworkInputs]]) -> Iterator[ResultRow]:
+        """Rows of scans that were read at about the same time, in their order."""
+        read = [outcome.result for outcome in outcomes if outcome.result is not None]
+        begin = time.perf_counter()
+        verdicts = iter(self.ensemble.judge_all([inputs.volumes for inputs in read]))
+        seconds = (time.perf_counter() - begin) / max(len(read), 1)
         for outcome in outcomes:
-            loading.result()
             if outcome.result is None:
                 yield self.origin.failed(outcome.item, outcome.error)
             else:
-                yield self.classified(outcome.item, outcome.result)
+                yield self._row(outcome.item, outcome.result, next(verdicts), seconds)
 
     def is_explained(self, row: ResultRow) -> bool:
         """Whether a row of an earlier run has the map and the picture that this run was asked for."""
@@ -196,9 +233,20 @@ class RowMaker:
         Raises:
             SsclfError: what is no fault of the volume: a model that cannot be used, a map that cannot be written.
         """
-        begin = time.perf_counter()
+        (row,) = self._classified([Outcome(scan, inputs)])
+        return row
+
+    def _row(
+        self, scan: Scan, inputs: NetworkInputs, verdict: Verdict | Exception, seconds: float
+    ) -> ResultRow:
+        """Args:
+        verdict: or what was raised instead.
+        seconds: that it took.
+        """
+        begin = time.perf_counter() - seconds
         try:
-            verdict = self.ensemble.judge(inputs.volumes)
+            if isinstance(verdict, Exception):
+                raise verdict
             explain = self.maps is not None or self.pictures
             evidence = self.ensemble.evidence(verdict) if explain else []
         except VolumeError as exc:

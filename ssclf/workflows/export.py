@@ -131,7 +131,8 @@ def _fill(
     channels = len(spec.preprocess.contrasts)
     metadata = {SPEC: spec.to_json()}
     if "onnx" in config.formats:
-        planar, half = spec.architecture in PLANAR, config.precision == "fp16"
+        half = config.precision == "fp16"  # for GPUs; planar is for CPUs
+        planar = spec.architecture in PLANAR and not half
         export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
     if "torchscript" in config.formats:
         export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,9 @@ from ssclf.io.models.checksums import open_regular
 from ssclf.io.models.onnx_graph import MAX_BYTES, OnnxSummary, read_onnx
 
 log = logging.getLogger(__name__)
+
+#: Standard output is one for all threads.
+_REDIRECTED = threading.Lock()
 
 
 def import_onnxruntime() -> ModuleType:
@@ -77,6 +81,13 @@ def open_session(model: Path | bytes, providers: list[Any], threads: int, *, kee
 
 
 @contextlib.contextmanager
+def kept_quiet() -> Iterator[io.StringIO]:
+    """What libraries print in the block, one thread at a time: two would leave each other's in place for good."""
+    with _REDIRECTED, contextlib.redirect_stdout(io.StringIO()) as printed:
+        yield printed
+
+
+@contextlib.contextmanager
 def _surroundings(providers: list[Any]) -> Iterator[None]:
     if providers == ["CPUExecutionProvider"]:
         # what is constant in a network is worked out when it is loaded, and may be made to take any memory
@@ -84,7 +95,7 @@ def _surroundings(providers: list[Any]) -> Iterator[None]:
             yield
         return
     # onnxruntime prints where CUDA does not start and takes the CPU; callers look at what it took
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with kept_quiet() as printed:
         yield
     if printed.getvalue():
         log.debug("%s", printed.getvalue())
