@@ -131,11 +131,21 @@ class SeriesRule:
 
 @dataclass(frozen=True)
 class OtherSeries:
-    """A series of the study that is not answered, and why."""
+    """A series of the study that is not answered, and why.
+
+    Attributes:
+        key: of its row, for people who look for it; no part of a report.
+    """
 
     uid: str
     number: int
     reason: str
+    key: tuple[str, str] = ("", "")
+
+    @property
+    def said(self) -> tuple[str, int, str]:
+        """What a report says of it."""
+        return self.uid, self.number, self.reason
 
 
 @dataclass(frozen=True)
@@ -183,14 +193,14 @@ def _choose(study: str, series: Sequence[SeriesFacts], rules: Sequence[SeriesRul
     rank = ranks[first.key]
     if rank == len(rules):
         told = tuple(
-            OtherSeries(facts.uid, facts.number, _unmet(facts, rules))
+            OtherSeries(facts.uid, facts.number, _unmet(facts, rules), facts.key)
             for facts in sorted(series, key=lambda facts: (facts.number, facts.uid, facts.key))
         )
         return StudyChoice(
             study, min(series, key=lambda facts: (facts.number, facts.uid, facts.key)).key, "", told
         )
     others = tuple(
-        OtherSeries(facts.uid, facts.number, _why_not(facts, first, ranks[facts.key], rank, rules))
+        OtherSeries(facts.uid, facts.number, _why_not(facts, first, ranks[facts.key], rank, rules), facts.key)
         for facts in sorted(ordered[1:], key=lambda facts: (facts.number, facts.uid, facts.key))
     )
     return StudyChoice(study, first.key, rules[rank].name, others)
