@@ -30,7 +30,7 @@ _T1 = r"(?<![a-z0-9])(?:t1\w*|mp2?rage|bravo|f?spgr|tfl\w*|vibe|lava|flash|mdeft
 _WORDS = {
     "t1": _T1,
     "t1ce": _T1,
-    "t2": r"(?<![a-z0-9])t2(?!\*|-?star|-?flair|f)",
+    "t2": r"(?<![a-z0-9])t2(?!\*|f|.{0,2}(?:star|flair|tirm))",
     "flair": r"flair|tirm|dark.?fluid",
     "pd": r"(?<![a-z0-9])(?:pdw?|proton)(?![a-z])",
 }
@@ -105,6 +105,8 @@ class SeriesRule:
             )
         if self.thickness_mm is not None and not 0 < self.thickness_mm < 1000:
             raise ConfigError(f"rule {self.name!r}: thickness_mm: expected a positive number.")
+        if not isinstance(self.slices, int):
+            raise ConfigError(f"rule {self.name!r}: slices: expected a whole number.")
 
     def unmet(self, facts: SeriesFacts) -> str:
         """Which condition a series does not meet, "" where it meets all."""

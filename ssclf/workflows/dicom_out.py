@@ -155,7 +155,7 @@ class DicomOut:
                 probabilities=row.probabilities,
                 prediction=row.prediction,
                 status=row.status,
-                error=row.error,
+                error=row.error.removeprefix(f"{row.path.rpartition('/')[2]}: "),
                 flags=row.flags,
                 models=[(bundle.spec.name, bundle.sha256) for bundle in bundles],
                 version=row.ssclf_version,
