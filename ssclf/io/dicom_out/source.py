@@ -40,7 +40,9 @@ _NEVER_MISSING = (
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
 #: By what an archive files an object: as it stands, or it would be filed elsewhere.
-_IDENTITY = frozenset({"PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyInstanceUID"})
+_IDENTITY = frozenset(
+    {"PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyInstanceUID"}
+)
 _SEXES = ("M", "F", "O")
 #: Where a slice may lie beside the even steps of its stack and still keep its own position.
 _SAME_PLACE_MM = 0.05
