@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,6 +13,9 @@ from ssclf.cli import options as opt
 from ssclf.cli.saying import say
 from ssclf.config import ClusterConfig, PredictConfig
 from ssclf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssclf.domain.shards import Shard
 
 Scans = Annotated[
     list[str],  # not paths, which would fold the slashes of s3://
@@ -37,6 +40,36 @@ Report = Annotated[
 Maps = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="NIfTI maps of where the evidence lies, one a scan."),
+]
+DicomFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--dicom-out",
+        metavar="FOLDER",
+        help="A DICOM Structured Report of every study, and the evidence as a parametric map; they name the patient.",
+        rich_help_panel="DICOM",
+    ),
+]
+DicomPicture = Annotated[
+    bool,
+    typer.Option(
+        "--dicom-picture",
+        help="With --dicom-out: the evidence as a picture (secondary capture) instead of a map.",
+        rich_help_panel="DICOM",
+    ),
+]
+SeriesRules = Annotated[
+    Path | None,
+    typer.Option(
+        "--series-rules",
+        metavar="FILE",
+        help="Which series of a study is answered: TOML or JSON, instead of the model's own rules.",
+        rich_help_panel="DICOM",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what was found and which series are answered, and do nothing."),
 ]
 ShardOption = Annotated[
     str | None,
@@ -72,6 +105,10 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     out: Table = "results.csv",
     report: Report = None,
     maps: Maps = None,
+    dicom_out: DicomFolder = None,
+    dicom_picture: DicomPicture = False,
+    series_rules: SeriesRules = None,
+    dry_run: DryRun = False,
     skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
     assume_stripped: opt.AssumeStripped = False,
     pattern: opt.Pattern = opt.PREDICT.pattern,
@@ -101,38 +138,72 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     config = _config(ctx, workers, timeout_s, assume_stripped)
     if ray is not None:
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
+        unfit |= {"--dicom-out": dicom_out, "--dry-run": dry_run}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
         _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
-    if csv:
-        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
-    from ssclf.domain.shards import parse_shard
-    from ssclf.io.models.bundle import choose_bundles
+    _check_unfit(dicom_out, dicom_picture, series_rules, dry_run, csv)
+    part, places, bundles = _part(shard), [Path(scan) for scan in scans], _bundles(model)
+    if dry_run:
+        _tell_what_would_be_done(places, bundles, config, part, series_rules)
+        return
     from ssclf.reporting.console import PredictDisplay
+    from ssclf.workflows.predict import DicomRequest
     from ssclf.workflows.predict import predict as run
 
-    part = parse_shard(shard, os.environ) if shard else None
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            [Path(scan) for scan in scans],
-            table,
-            choose_bundles(model or [], os.environ),
-            config,
-            shard=part,
-            report=part.file(report) if part and report else report,
-            maps=maps,
-            on_start=display.start,
-            on_row=display.row,
-        )
+            places, table, bundles, config, shard=part, report=part.file(report) if part and report else report,
+            maps=maps, dicom=DicomRequest(dicom_out, series_rules, dicom_picture) if dicom_out else None,
+            on_start=display.start, on_row=display.row,
+        )  # fmt: skip
     display.summary(summary, table)
     raise typer.Exit(summary.exit_code)
+
+
+def _part(shard: str | None) -> Shard | None:
+    from ssclf.domain.shards import parse_shard
+
+    return parse_shard(shard, os.environ) if shard else None
+
+
+def _bundles(model: list[Path] | None) -> list[Path]:
+    from ssclf.io.models.bundle import choose_bundles
+
+    return list(choose_bundles(model or [], os.environ))
+
+
+def _tell_what_would_be_done(
+    places: list[Path], bundles: list[Path], config: PredictConfig, shard: Shard | None, rules: Path | None
+) -> None:
+    """`predict --dry-run`."""
+    from ssclf.reporting.console import foreseen_lines
+    from ssclf.workflows.predict import foresee
+
+    say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=shard, rules=rules))))
+
+
+def _check_unfit(
+    folder: Path | None, picture: bool, rules: Path | None, dry_run: bool, csv: Path | None
+) -> None:
+    """Raises:
+    ConfigError: an option that says nothing without another.
+    """
+    if csv:
+        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
+    if picture and not folder:
+        raise ConfigError("--dicom-picture: goes with --dicom-out, which names the folder.")
+    if rules and not folder and not dry_run:
+        raise ConfigError("--series-rules: goes with --dicom-out, which answers studies, or --dry-run.")
 
 
 def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
     """What the user set, and the options that say something else than the field of their name."""
     settings = opt.given(ctx, PredictConfig)
-    if "map_method" in settings and not (ctx.params["maps"] or ctx.params["report"]):
-        raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
+    if "map_method" in settings and not any(ctx.params[name] for name in ("maps", "report", "dicom_out")):
+        raise ConfigError(
+            "--map-method: goes with --maps, --report or --dicom-out, which hold what it finds."
+        )
     settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
     if assume_stripped:
         settings["skull_strip"] = "none"
@@ -153,13 +224,12 @@ def _predict_on_ray(
 
     source, folder = check_request(scans, out, unfit)
     from ssclf.cluster.driver import predict_on_ray
-    from ssclf.io.models.bundle import choose_bundles
     from ssclf.reporting.console import cluster_lines, tell_part, tell_partitions
 
     summary = predict_on_ray(
         source,
         folder,
-        choose_bundles(model or [], os.environ),
+        _bundles(model),
         config,
         cluster,
         csv=csv,
@@ -198,10 +268,9 @@ def plan(
     if rates:
         found = read_rates(rates)
     else:
-        from ssclf.io.models.bundle import choose_bundles
         from ssclf.workflows.bench import measure_rates
 
-        found = measure_rates(choose_bundles(model or [], os.environ)[0])
+        found = measure_rates(_bundles(model)[0])
     per = opt.cores(cores)
     need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
     hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")

@@ -12,6 +12,7 @@ from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
 from ssclf.domain.eight_bits import EightBits
 from ssclf.domain.provenance import Provenance
 from ssclf.domain.reference import Reference
+from ssclf.domain.series_rules import SeriesRule, default_rules, rules_from_list, rules_to_list
 from ssclf.errors import ConfigError, ModelError
 
 #: Raised when a bundle written before cannot be read any more, or one written now not by older versions.
@@ -30,6 +31,7 @@ class ModelSpec:
     versions: packages that wrote the bundle.
     int8: of the network in 8 bits; only where the bundle has one, and not inside the files of the others, which are
         the same with and without it.
+    series_rules: which series of a study it answers; () where it brings no rules of its own, see `answered_series`.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     int8: EightBits | None = None
+    series_rules: tuple[SeriesRule, ...] = ()
 
     def __post_init__(self) -> None:
         texts = (self.name, self.architecture, *self.class_names)
@@ -63,6 +66,11 @@ class ModelSpec:
     @cached_property
     def provenance(self) -> Provenance:
         return Provenance.from_dict(self.training)
+
+    @property
+    def answered_series(self) -> tuple[SeriesRule, ...]:
+        """The rules by which a study's series is chosen: its own, or those of its contrasts."""
+        return self.series_rules or default_rules(self.preprocess.contrasts)
 
     @property
     def synthetic(self) -> bool:
@@ -102,6 +110,8 @@ class ModelSpec:
                 "training": dict(self.training),
                 "versions": dict(self.versions),
                 **({"int8": self.int8.to_dict()} if self.int8 else {}),
+                # without them a spec stays what it was, and with it every row that was made by it
+                **({"series_rules": rules_to_list(self.series_rules)} if self.series_rules else {}),
             },
             indent=2,
             sort_keys=True,
@@ -136,6 +146,9 @@ class ModelSpec:
                 training=values["training"],
                 versions=values["versions"],
                 int8=EightBits.from_dict(values["int8"]) if "int8" in values else None,
+                series_rules=rules_from_list(values["series_rules"], source)
+                if values.get("series_rules")
+                else (),
             )
             written = values["preprocess_hash"]
             known = preprocess.hashes(values["preprocess"])

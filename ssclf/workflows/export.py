@@ -6,12 +6,13 @@ import logging
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssclf.config import ExportFormat, ExportPrecision, check_choice
 from ssclf.domain.model_spec import ModelSpec
+from ssclf.domain.series_rules import SeriesRule
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
@@ -49,6 +50,7 @@ class ExportConfig:
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
         int8: a network in 8 bits beside model.onnx, for CPUs.
+        series_rules: which series of a DICOM study the model answers; () for those of its contrasts.
     """
 
     formats: Sequence[ExportFormat] = ("onnx", "torchscript")
@@ -56,6 +58,7 @@ class ExportConfig:
     brain_extraction: bool = True
     replace: bool = False
     int8: bool = False
+    series_rules: tuple[SeriesRule, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.formats:
@@ -129,6 +132,7 @@ def _fill(
         volumes: of the run, for a network in 8 bits; None makes none.
     """
     channels = len(spec.preprocess.contrasts)
+    spec = replace(spec, series_rules=config.series_rules)
     metadata = {SPEC: spec.to_json()}
     if "onnx" in config.formats:
         half = config.precision == "fp16"  # for GPUs; planar is for CPUs

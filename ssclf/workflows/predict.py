@@ -18,8 +18,10 @@ from typing import Any
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, config_to_dict
+from ssclf.domain.series_rules import SeriesRule
 from ssclf.domain.shards import Shard
 from ssclf.errors import DatasetError
+from ssclf.io.dicom_out.write import check_extra
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.inside import is_inside
@@ -27,10 +29,12 @@ from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
+from ssclf.io.records.series_rules import read_series_rules
 from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
+from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
 from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.outputs import Outputs
 
@@ -40,7 +44,13 @@ Progress = Callable[[ResultRow], None]
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What a run did. `interrupted` is the signal that stopped it, 0 when it ran to its end."""
+    """What a run did.
+
+    Attributes:
+        interrupted: the signal that stopped it, 0 when it ran to its end.
+        notes: what else is to be said, a line each.
+        lacking: DICOM reports that were due and could not be written.
+    """
 
     rows: tuple[ResultRow, ...]
     class_names: tuple[str, ...]
@@ -50,6 +60,8 @@ class PredictSummary:
     seconds: float
     device: str
     interrupted: int = 0
+    notes: tuple[str, ...] = ()
+    lacking: int = 0
 
     @property
     def failed(self) -> int:
@@ -58,7 +70,22 @@ class PredictSummary:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
+        return exit_code(failed=bool(self.failed or self.lacking), interrupted=self.interrupted)
+
+
+@dataclass(frozen=True)
+class DicomRequest:
+    """DICOM objects that a user asked for.
+
+    Attributes:
+        folder: where they go.
+        rules: file that says which series of a study is answered; None: the model says.
+        picture: whether the evidence is a picture instead of a map.
+    """
+
+    folder: Path
+    rules: Path | None = None
+    picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,7 @@ def predict(
     shard: Shard | None = None,
     report: Path | None = None,
     maps: Path | None = None,
+    dicom: DicomRequest | None = None,
     on_start: Callable[[Discovery, int], None] = lambda discovery, todo: None,
     on_row: Progress = lambda row: None,
 ) -> PredictSummary:
@@ -96,25 +124,26 @@ def predict(
         models: bundles; the probabilities of several are averaged.
         shard: which part of the volumes to take; the others are another job's.
         report: HTML page with a picture and the scores of every volume.
-        maps: folder for a map per scan, in the scan's own space, of where the evidence lies; the map of a scan that
-            is gone goes too.
+        maps: folder for a map per scan, in its own space, of where the evidence lies; those of scans that are gone go.
+        dicom: a DICOM report of every study found.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
 
     Raises:
-        SsclfError: nothing can be done at all: no such path, unusable model, output not writable.
-            What one volume cannot do is a row.
+        SsclfError: nothing can be done at all: no such path, unusable model, output not writable. What one volume
+            cannot do is a row.
     """
     begin = time.perf_counter()
-    outputs = Outputs(out, report, maps)
+    outputs, rules = Outputs(out, report, maps, dicom.folder if dicom else None), _series_rules(dicom)
     ensemble = _open_models(models, config)
     outputs.check()
-    found = _find_scans(paths, ensemble, config, shard)
+    found, everything = _find_scans(paths, ensemble, config, shard)
     fingerprints = _fingerprints(found.scans, ensemble, config)
     with Journal(out) as journal:
-        maker = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
         # the table before the journal: of one volume, what an interrupted run did later counts
         earlier = [*read_rows(outputs.details), *journal.open()]
+        objects = _dicom_out(dicom, rules, everything, ensemble, config, journal.scratch)
+        maker = RowMaker(ensemble, config, journal.scratch, maps, report is not None, objects)
         reuse = _decide_reuse(earlier, found.scans, fingerprints, maker)
         on_start(found, len(reuse.todo))
         rows, interrupted = _classify(reuse, maker, fingerprints, journal, paths, on_row)
@@ -127,9 +156,12 @@ def predict(
             seconds=time.perf_counter() - begin,
             device=ensemble.device,
             interrupted=interrupted,
+            **(objects.outcome(rows.values()) if objects else {}),
         )
         if not interrupted:
             _report(summary, outputs, _describe_run(summary, ensemble, config, shard), reuse.gone, journal)
+            if objects:
+                objects.remove_stale(earlier, summary.rows)
     return summary
 
 
@@ -150,7 +182,7 @@ def iterate(
     """
     config = config or PredictConfig()
     ensemble = _open_models(models, config)
-    found = _find_scans([Path(path) for path in paths], ensemble, config, None)
+    found, _ = _find_scans([Path(path) for path in paths], ensemble, config, None)
     with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
         yield from RowMaker(ensemble, config, Path(scratch)).rows(found.scans, lambda: False)
 
@@ -168,8 +200,8 @@ def _open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensembl
 
 def _find_scans(
     paths: Sequence[Path], ensemble: Ensemble, config: PredictConfig, shard: Shard | None
-) -> Discovery:
-    """What is there for these models to classify, of this shard.
+) -> tuple[Discovery, tuple[Scan, ...]]:
+    """What is there for these models to classify, of this shard; and the scans of all shards.
 
     Raises:
         DatasetError: nothing is, in any shard.
@@ -183,7 +215,73 @@ def _find_scans(
     )
     if not found.scans:
         raise DatasetError(_nothing_found(paths, found))
-    return replace(found, scans=_chosen(found.scans, shard, config))
+    everything = _chosen(found.scans, None, config)
+    return replace(found, scans=_chosen(found.scans, shard, config)), everything
+
+
+def _series_rules(dicom: DicomRequest | None) -> tuple[SeriesRule, ...]:
+    """Of the user's file, () where the models say; what an extra lacks is found before anything is begun."""
+    if dicom is None:
+        return ()
+    check_extra()
+    return read_series_rules(dicom.rules) if dicom.rules else ()
+
+
+def _dicom_out(
+    dicom: DicomRequest | None,
+    rules: Sequence[SeriesRule],
+    everything: Sequence[Scan],
+    ensemble: Ensemble,
+    config: PredictConfig,
+    scratch: Path,
+) -> DicomOut | None:
+    """What writes the DICOM objects of a run, None where none were asked for.
+
+    Args:
+        everything: the scans of all shards: a study may lie in several, and one of them writes its report.
+    """
+    if dicom is None:
+        return None
+    plan = plan_studies(everything, rules or ensemble.bundles[0].spec.answered_series, scratch)
+    return DicomOut(dicom.folder, plan, ensemble, config, scratch, dicom.picture)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a run would do.
+
+    Attributes:
+        found: of this shard.
+        rules: by which a study's series is chosen.
+        plan: which series are answered.
+    """
+
+    found: Discovery
+    rules: tuple[SeriesRule, ...]
+    plan: StudyPlan
+
+
+def foresee(
+    paths: Sequence[Path],
+    models: Sequence[Path],
+    config: PredictConfig,
+    *,
+    shard: Shard | None = None,
+    rules: Path | None = None,
+) -> Foreseen:
+    """Find what there is to classify, and choose the series of every DICOM study; nothing is classified or written.
+
+    Args:
+        paths, models, shard: see `predict`.
+        rules: see `DicomRequest`.
+
+    Raises:
+        SsclfError: see `predict`.
+    """
+    ensemble = _open_models(models, config)
+    chosen = read_series_rules(rules) if rules else ensemble.bundles[0].spec.answered_series
+    found, everything = _find_scans(paths, ensemble, config, shard)
+    return Foreseen(found, chosen, plan_studies(everything, chosen))
 
 
 def _fingerprints(scans: Sequence[Scan], ensemble: Ensemble, config: PredictConfig) -> dict[Key, str]:
@@ -212,7 +310,8 @@ def _decide_reuse(
             again[why] += 1
         else:
             # whether a person should look is asked anew, with this run's limit: no network is needed for that
-            rows[key] = reviewed(row, maker.config.review_below)
+            kept = reviewed(row, maker.config.review_below)
+            rows[key] = maker.dicom.current(kept) if maker.dicom else kept
     for reason, count in again.items():
         log.info("done again: %d volumes %s", count, reason)
     return Reuse(rows, tuple(scan for scan in scans if key_of(scan) not in rows), tuple(gone))

@@ -138,8 +138,8 @@ class Machine:
 
 
 def reading_workers() -> int:
-    """One for each core that this process may use; processes that train together share them. Each holds batches, so that
-    there are 16 at most."""
+    """One for each core that this process may use; processes that train together share them. Each holds batches, so
+    that there are 16 at most."""
     cores = len(os.sched_getaffinity(0)) // processes_per_node()
     return min(max(cores, 1), 16)
 
