@@ -107,6 +107,24 @@ class StudyReport:
     others: tuple[OtherSeries, ...] = ()
 
     @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the report says in words, for readers that show no codes; the notice first."""
+        said = [NOTICE]
+        if self.synthetic:
+            said.append("The model was trained on synthetic volumes.")
+        names = ", ".join(name for name, _ in self.models)
+        if self.withheld:
+            said.append(f"No classification by {names}: {self.withheld}")
+        else:
+            scores = ", ".join(
+                f"{name} {p:.2f}" for name, p in zip(self.class_names, self.probabilities, strict=True)
+            )
+            said.append(f"{names} finds {self.prediction} (probabilities: {scores}).")
+        if self.flags:
+            said.append(f"Reasons to look again: {', '.join(flag.replace('_', ' ') for flag in self.flags)}.")
+        return tuple(said)
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """What UIDs are made from beside the images and the kind of object: equal for the same scan, models, version
         and settings. Probabilities are not among it: they follow from these, up to rounding on another machine."""

@@ -128,6 +128,12 @@ class DicomOut:
             return False
         return "problem" in written or all(is_file(self.folder / name) for name in written["files"])
 
+    def current(self, row: ResultRow) -> ResultRow:
+        """A row that stands, without the objects of a study that another series answers by now."""
+        if row.key in self.plan.choices or OBJECTS not in row.extra:
+            return row
+        return replace(row, extra={name: value for name, value in row.extra.items() if name != OBJECTS})
+
     def write(self, scan: Scan, row: ResultRow, heat: Volume | None = None, thumbnail: str = "") -> ResultRow:
         """Write the objects of a finished row; the same row again writes the same files.
 

@@ -31,7 +31,7 @@ from pydicom.sr.codedict import codes
 
 from ssclf.domain import study_report as said
 from ssclf.domain.stable_uids import stable_uid
-from ssclf.domain.study_report import NOTICE, Concept, StudyReport
+from ssclf.domain.study_report import Concept, StudyReport
 from ssclf.io.dicom_out.source import SourceSeries
 
 #: What our objects say of the device that made them.
@@ -77,9 +77,8 @@ def structured_report(
         imaging_measurements=[_group(report, sources, uids, shown)],
     )
     root = content[0].ContentSequence
-    root.append(_text(CodedConcept(*COMMENT), NOTICE))
-    if report.synthetic:
-        root.append(_text(CodedConcept(*COMMENT), "The model was trained on synthetic volumes."))
+    for text in report.sentences:  # before the measurements: readers show what comes first
+        root.insert(len(root) - 1, _text(CodedConcept(*COMMENT), text))
     if report.rule:
         root.append(_text(CodedConcept(*said.RULE), report.rule))
     if report.withheld:
