@@ -147,9 +147,9 @@ class RowMaker:
         scratch: existing folder, by the time that rows are made, for what has to be unpacked or converted.
         maps: folder for a map per scan, if any.
         pictures: whether rows carry a thumbnail.
+        dicom: what writes the DICOM objects of a row, if any.
         lent: providers of ONNX Runtime on which this process runs brain extraction for its workers, none of them where
             they do it themselves; None: CUDA, where it is and the settings let it be.
-        dicom: what writes the DICOM objects of a row, if any.
     """
 
     ensemble: Ensemble
@@ -157,8 +157,8 @@ class RowMaker:
     scratch: Path
     maps: Path | None = None
     pictures: bool = False
-    lent: Sequence[Any] | None = None
     dicom: DicomOut | None = None
+    lent: Sequence[Any] | None = None
 
     @property
     def origin(self) -> Origin:
