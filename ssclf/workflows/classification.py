@@ -32,7 +32,7 @@ from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.workers import run_in_processes
+from ssclf.io.workers import Workers, run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
@@ -133,6 +133,7 @@ class RowMaker:
         scratch: existing folder, by the time that rows are made, for what has to be unpacked or converted.
         maps: folder for a map per scan, if any.
         pictures: whether rows carry a thumbnail.
+        pool: workers that go on after a call; None: each call of `rows` has its own.
     """
 
     ensemble: Ensemble
@@ -140,6 +141,7 @@ class RowMaker:
     scratch: Path
     maps: Path | None = None
     pictures: bool = False
+    pool: Workers | None = None
 
     @property
     def origin(self) -> Origin:
@@ -171,6 +173,7 @@ class RowMaker:
             workers=self.config.workers,
             timeout_s=self.config.timeout_s,
             stop=stop,
+            pool=self.pool,
             memory=share_of_memory(self.config.workers),
         )
         loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
