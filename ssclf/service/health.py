@@ -55,18 +55,18 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, place: tuple[str, int], metrics: Metrics, trouble: Callable[[], str]) -> None:
         self.metrics, self.trouble = metrics, trouble
-        self._threads = threading.Semaphore(_MOST_THREADS)
+        self._free = threading.Semaphore(_MOST_THREADS)
         super().__init__(place, _Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """As `socketserver.BaseServer` asks before a thread is started."""
-        return self._threads.acquire(blocking=False)
+        return self._free.acquire(blocking=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._threads.release()
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who hangs up is no news, and would be printed."""
