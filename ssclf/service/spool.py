@@ -234,8 +234,10 @@ class Spool:
         if not folder.is_dir():
             folder.mkdir(mode=0o700)
             sync(folder.parent)
-        move(path, folder / f"{self.name(identity.instance)}.dcm")
-        self._bytes += size
+        place = folder / f"{self.name(identity.instance)}.dcm"
+        before = place.stat().st_size if place.exists() else 0
+        move(path, place)
+        self._bytes += size - before
         study_open = self._open.setdefault(study, _Open(0.0))
         study_open.changed, study_open.released = time.monotonic(), False
         study_open.senders.add(sender)

@@ -217,9 +217,7 @@ class Archive:
         wait_until(self._answers, "Orthanc answers")
 
     def _answers(self) -> bool:
-        assert self.process is not None and self.process.poll() is None, (
-            self.folder / "log.txt"
-        ).read_text()
+        assert self.process is not None and self.process.poll() is None, (self.folder / "log.txt").read_text()
         try:
             return bool(self.ask("/system"))
         except OSError:
@@ -239,7 +237,8 @@ class Archive:
             urllib.request.ProxyHandler({}), urllib.request.HTTPBasicAuthHandler(passwords)
         )
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http}{path}", headers={"Accept": "application/dicom+json, application/json"}
+            f"http://127.0.0.1:{self.http}{path}",
+            headers={"Accept": "application/dicom+json, application/json"},
         )
         with opener.open(request, timeout=30) as answer:
             return json.loads(answer.read() or b"null")

@@ -101,7 +101,17 @@ def test_half_an_object_leaves_nothing(service: Service, tmp_path: Path) -> None
     big.write(tmp_path / "big")
     before = service.metrics()["ssclf_objects_received_total"]
     sender = subprocess.Popen(
-        ["storescu", "-aet", "SENDER", "-aec", "SSCLF", "127.0.0.1", str(service.port), "+sd", str(tmp_path / "big")]
+        [
+            "storescu",
+            "-aet",
+            "SENDER",
+            "-aec",
+            "SSCLF",
+            "127.0.0.1",
+            str(service.port),
+            "+sd",
+            str(tmp_path / "big"),
+        ]
     )
     with contextlib.suppress(AssertionError):
         wait_until(lambda: list((service.spool / "receiving").iterdir()), "an object is on its way", 5.0)
