@@ -12,6 +12,23 @@ from ssclf.cli import options as opt
 from ssclf.cli.saying import say
 from ssclf.errors import ConfigError
 
+Typical = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="SCAN",
+        help="With --json: stripped scan like those to come, one or several. Default: synthetic ones.",
+        rich_help_panel="Speed",
+    ),
+]
+ServiceAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Ask a running ssclf serve instead, at what it was given as --health.",
+        rich_help_panel="Service",
+    ),
+]
+
 
 def doctor(
     model: Annotated[
@@ -31,22 +48,8 @@ def doctor(
             rich_help_panel="Speed",
         ),
     ] = None,
-    typical: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="SCAN",
-            help="With --json: stripped scan like those to come, one or several. Default: synthetic ones.",
-            rich_help_panel="Speed",
-        ),
-    ] = None,
-    service: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Ask a running ssclf serve instead, at what it was given as --health.",
-            rich_help_panel="Service",
-        ),
-    ] = None,
+    typical: Typical = None,
+    service: ServiceAddress = None,
 ) -> None:
     """Show what this machine can do; fails where something that was asked for is not there."""
     if (json or typical) and not (bench and json):
