@@ -85,6 +85,23 @@ DicomOut = Annotated[
     Path | None,
     typer.Option("--dicom-out", metavar="FOLDER", help="Write DICOM results there.", rich_help_panel=_SEND),
 ]
+DicomPicture = Annotated[
+    bool,
+    typer.Option(
+        "--dicom-picture",
+        help="Show the evidence as a picture (secondary capture) instead of a map.",
+        rich_help_panel=_SEND,
+    ),
+]
+SeriesRules = Annotated[
+    Path | None,
+    typer.Option(
+        "--series-rules",
+        metavar="FILE",
+        help="Which series of a study is answered: TOML or JSON, instead of the model's own rules.",
+        rich_help_panel=_SEND,
+    ),
+]
 Keep = Annotated[
     bool,
     typer.Option(
@@ -124,6 +141,8 @@ def serve(  # what configs take from the command line, `opt.given` finds in ctx
     send: Send = None,
     stow: Stow = None,
     dicom_out: DicomOut = None,
+    dicom_picture: DicomPicture = False,
+    series_rules: SeriesRules = None,
     keep: Keep = False,
     spool_limit: SpoolLimit = 20.0,
     health: Health = None,
@@ -171,7 +190,17 @@ def _request(given: Mapping[str, Any]) -> ServeRequest:
     return ServeRequest(
         **{
             name: given[name]
-            for name in ("spool", "out", "ae_title", "quiet_s", "resolve", "dicom_out", "keep")
+            for name in (
+                "spool",
+                "out",
+                "ae_title",
+                "quiet_s",
+                "resolve",
+                "dicom_out",
+                "series_rules",
+                "dicom_picture",
+                "keep",
+            )
         },
         listen=Address.parse(given["listen"], "--listen") if given["listen"] else None,
         senders=Senders.parse(given["allow"] or (), "--allow"),

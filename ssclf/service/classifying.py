@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssclf.config import PredictConfig
+from ssclf.domain.series_rules import SeriesRule
 from ssclf.errors import DatasetError, OutputError, VolumeError
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import discover
@@ -23,6 +24,7 @@ from ssclf.io.workers import Workers
 from ssclf.service.metrics import Metrics
 from ssclf.service.spool import read_identity
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, scan_fingerprint
+from ssclf.workflows.dicom_out import DicomOut, plan_studies
 from ssclf.workflows.outputs import Outputs
 from ssclf.workflows.predict import PredictSummary, describe_run
 
@@ -49,8 +51,17 @@ class Study:
     source: str = ""
 
 
-#: The rows of a study, each beside the scan it was made from.
-Finished = list[tuple[ResultRow, Scan]]
+@dataclass(frozen=True)
+class ObjectsAsked:
+    """DICOM objects that go with rows.
+
+    Attributes:
+        rules: which series of a study is answered.
+        picture: whether the evidence is a picture instead of a map.
+    """
+
+    rules: tuple[SeriesRule, ...]
+    picture: bool = False
 
 
 class Classifier:
@@ -64,11 +75,14 @@ class Classifier:
         resolve: Path | None,
         metrics: Metrics,
         hash_of: Callable[[str], str],
+        objects: ObjectsAsked | None = None,
     ) -> None:
         """Args:
         out, resolve: see `ServeRequest`.
         hash_of: keyed, of a text that no row may hold.
+        objects: what leaves as DICOM, if anything does.
         """
+        self._asked = objects
         self._hash = hash_of
         self._ensemble, self._config, self._metrics = ensemble, config, metrics
         self._outputs, self._resolve = Outputs(out), resolve
@@ -101,6 +115,7 @@ class Classifier:
         self._changed = bool(earlier)
         self._ensemble.load()
         self._pool = Workers(self._config.workers, share_of_memory(self._config.workers))
+        self.objects.mkdir()
         self._maker = RowMaker(self._ensemble, self._config, self._journal.scratch, pool=self._pool)
         return self
 
@@ -120,7 +135,7 @@ class Classifier:
 
     def classify(
         self, studies: Sequence[Study], stop: Callable[[], bool]
-    ) -> Iterator[tuple[Study, Finished]]:
+    ) -> Iterator[tuple[Study, list[ResultRow]]]:
         """Classify studies; each comes when all of its rows are on the disk, and may then be forgotten.
 
         Args:
@@ -130,7 +145,7 @@ class Classifier:
             SsclfError: what is no fault of a study.
         """
         waiting: dict[str, dict[Key, Scan]] = {}
-        made: dict[str, Finished] = {}
+        made: dict[str, list[ResultRow]] = {}
         by_name = {study.name: study for study in studies}
         for study in studies:
             scans = {key_of(scan): scan for scan in self._scans(study)}
@@ -147,16 +162,33 @@ class Classifier:
             for scans in waiting.values()
             for key, scan in scans.items()
         }
-        for row in self._maker.rows([scan for scans in waiting.values() for scan in scans.values()], stop):
+        todo = [scan for scans in waiting.values() for scan in scans.values()]
+        for row in self._with_objects(todo).rows(todo, stop):
             name = owner[row.key]
             row = replace(row, fingerprint=prints[row.key], error=_without_names(row.error, by_name[name]))
             self._journal.append(row)
             self._rows[row.key] = row
             self._changed = True
             self._metrics.add("ssclf_rows_total", f'status="{row.status}"')
-            made[name].append((row, waiting[name].pop(row.key)))
+            made[name].append(row)
+            del waiting[name][row.key]
             if not waiting[name]:
                 yield by_name[name], made.pop(name)
+
+    def _with_objects(self, scans: Sequence[Scan]) -> RowMaker:
+        """What makes rows of some studies, and the DICOM objects that were asked for."""
+        if self._asked is None:
+            return self._maker
+        plan = plan_studies(scans, self._asked.rules, self._journal.scratch)
+        made = DicomOut(
+            self.objects, plan, self._ensemble, self._config, self._journal.scratch, self._asked.picture
+        )
+        return replace(self._maker, dicom=made)
+
+    @property
+    def objects(self) -> Path:
+        """Where DICOM objects lie until somebody takes them; a row names its own."""
+        return self._journal.scratch / "objects"
 
     def _scans(self, study: Study) -> list[Scan]:
         """What of a study is a volume, named by the study."""

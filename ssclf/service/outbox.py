@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,14 +42,13 @@ class Outbox:
         sweep(folder)
         self._folder = folder
 
-    def put(self, name: str, source: Path) -> None:
-        """Add an object; one of the same name takes its place.
+    def put(self, source: Path) -> None:
+        """Add an object; one of the same name, which is the same object, takes its place.
 
         Raises:
             OutputError: it cannot be written.
         """
-        with whole_file(self._folder / f"{name}.dcm", binary=True, private=True) as file:
-            file.write(source.read_bytes())
+        copy_whole(source, self._folder / source.name, private=True)
 
     def waiting(self) -> list[Path]:
         with os.scandir(self._folder) as entries:
@@ -61,6 +61,16 @@ class Outbox:
             with contextlib.suppress(OSError):
                 times.append(path.stat().st_mtime)
         return max(0.0, time.time() - min(times)) if times else 0.0
+
+
+def copy_whole(source: Path, place: Path, *, private: bool) -> None:
+    """Copy a file so that it is there whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(place, binary=True, private=private) as file, source.open("rb") as original:
+        shutil.copyfileobj(original, file)
 
 
 class Courier(threading.Thread):

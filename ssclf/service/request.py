@@ -177,6 +177,8 @@ class ServeRequest:
         out: the table.
         resolve: private table of what the names in `out` stand for.
         send, stow, dicom_out: where DICOM results go.
+        series_rules: file that says which series of a study is answered; None: the model says.
+        dicom_picture: whether DICOM results show the evidence as a picture instead of a map.
         keep: whether received images stay.
         health: where counts can be asked for.
     """
@@ -193,6 +195,8 @@ class ServeRequest:
     send: Node | None = None
     stow: Stow | None = None
     dicom_out: Path | None = None
+    series_rules: Path | None = None
+    dicom_picture: bool = False
     keep: bool = False
     health: Address | None = None
 
@@ -206,6 +210,10 @@ class ServeRequest:
         if self.listen is None and self.senders.hosts:
             raise ConfigError("--allow: goes with --listen.")
         ae_title(self.ae_title, "--ae-title")
+        if (self.series_rules or self.dicom_picture) and not self.makes_objects:
+            raise ConfigError(
+                "--series-rules and --dicom-picture go with --send, --stow or --dicom-out, which take DICOM results."
+            )
         if not self.quiet_s > 0:
             raise ConfigError(f"--quiet: expected seconds above 0, found {self.quiet_s:g}.")
         if self.spool_bytes < 1 << 20:

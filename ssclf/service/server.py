@@ -18,16 +18,21 @@ from pathlib import Path
 
 from ssclf.config import PredictConfig
 from ssclf.errors import OutputError, ResourceError
+from ssclf.io.dicom_out.write import check_extra
 from ssclf.io.models.ensemble import Ensemble
-from ssclf.service.classifying import Classifier, Finished, Study
+from ssclf.io.records.results import ResultRow
+from ssclf.io.records.series_rules import read_series_rules
+from ssclf.service.classifying import Classifier, ObjectsAsked, Study
 from ssclf.service.health import Health
 from ssclf.service.listener import Listener
 from ssclf.service.metrics import Metrics
-from ssclf.service.outbox import Courier, Outbox, Send
+from ssclf.service.outbox import Courier, Outbox, Send, copy_whole
 from ssclf.service.request import ServeRequest
 from ssclf.service.spool import Spool
 from ssclf.service.watching import Arrival, Watch
+from ssclf.workflows.dicom_out import OBJECTS
 from ssclf.workflows.interruption import note_signals
+from ssclf.workflows.outputs import Outputs
 from ssclf.workflows.predict import open_models
 
 log = logging.getLogger(__name__)
@@ -62,8 +67,9 @@ def serve(
             Spool(request.spool, limit=request.spool_bytes, quiet_s=request.quiet_s, keep=request.keep)
         )
         ensemble: Ensemble = open_models(models, config)
+        objects = _objects_asked(request, ensemble)
         classifier = stack.enter_context(
-            Classifier(ensemble, config, request.out, request.resolve, metrics, spool.name)
+            Classifier(ensemble, config, request.out, request.resolve, metrics, spool.name, objects)
         )
         outboxes, couriers = _start_couriers(request, spool, stop, metrics)
         stack.callback(_end, couriers, stop)
@@ -122,15 +128,28 @@ class _Service:
         studies += [Study(a.name, a.path, source=os.fspath(a.path)) for a in arrivals.values()]
         return studies, arrivals
 
-    def _finish(self, study: Study, rows: Finished, arrival: Arrival | None) -> None:
-        """A study has its rows: make what leaves as DICOM, then let it go."""
-        del rows
+    def _finish(self, study: Study, rows: Sequence[ResultRow], arrival: Arrival | None) -> None:
+        """A study has its rows: put what leaves as DICOM on its way, then let it go."""
+        for row in rows:
+            made = row.extra.get(OBJECTS, {})
+            if "problem" in made:
+                self.metrics.add("ssclf_objects_failed_total")
+            for name in made.get("files", ()):
+                self._hand_on(self.classifier.objects / name)
         if arrival is not None:
             self.spool.note_seen(arrival.name, arrival.digest)
         else:
             self.spool.finish(study.name)
         self.metrics.add("ssclf_studies_total", f'source="{"watch" if arrival else "listen"}"')
         log.info("study %s: done", study.name)
+
+    def _hand_on(self, made: Path) -> None:
+        for outbox in self.outboxes.values():
+            outbox.put(made)
+        if self.request.dicom_out is not None:
+            copy_whole(made, self.request.dicom_out / made.name, private=False)
+        made.unlink()
+        self.metrics.add("ssclf_objects_made_total")
 
     def trouble(self) -> str:
         """Which part has ended, "" while all run."""
@@ -151,6 +170,23 @@ class _Service:
             found["ssclf_outbox_objects", f'to="{way}"'] = len(outbox.waiting())
             found["ssclf_outbox_oldest_seconds", f'to="{way}"'] = outbox.oldest_s()
         return found
+
+
+def _objects_asked(request: ServeRequest, ensemble: Ensemble) -> ObjectsAsked | None:
+    """Raises:
+    SsclfError: objects cannot be made here, or not be written where they should go.
+    """
+    if not request.makes_objects:
+        return None
+    check_extra()
+    if request.dicom_out is not None:
+        Outputs(request.out, dicom=request.dicom_out).check()
+    rules = (
+        read_series_rules(request.series_rules)
+        if request.series_rules
+        else ensemble.bundles[0].spec.answered_series
+    )
+    return ObjectsAsked(rules, request.dicom_picture)
 
 
 def _start_couriers(
