@@ -38,6 +38,36 @@ Maps = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="NIfTI maps of where the evidence lies, one a scan."),
 ]
+DicomFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--dicom-out",
+        metavar="FOLDER",
+        help="A DICOM Structured Report of every study, and the evidence as a parametric map; they name the patient.",
+        rich_help_panel="DICOM",
+    ),
+]
+DicomPicture = Annotated[
+    bool,
+    typer.Option(
+        "--dicom-picture",
+        help="With --dicom-out: the evidence as a picture (secondary capture) instead of a map.",
+        rich_help_panel="DICOM",
+    ),
+]
+SeriesRules = Annotated[
+    Path | None,
+    typer.Option(
+        "--series-rules",
+        metavar="FILE",
+        help="Which series of a study is answered: TOML or JSON, instead of the model's own rules.",
+        rich_help_panel="DICOM",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what was found and which series are answered, and do nothing."),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -72,6 +102,10 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     out: Table = "results.csv",
     report: Report = None,
     maps: Maps = None,
+    dicom_out: DicomFolder = None,
+    dicom_picture: DicomPicture = False,
+    series_rules: SeriesRules = None,
+    dry_run: DryRun = False,
     skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
     assume_stripped: opt.AssumeStripped = False,
     pattern: opt.Pattern = opt.PREDICT.pattern,
@@ -100,26 +134,34 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     config = _config(ctx, workers, timeout_s, assume_stripped)
     if ray is not None:
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
+        unfit |= {"--dicom-out": dicom_out, "--dry-run": dry_run}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
         _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
+    _check_dicom(dicom_out, dicom_picture, series_rules, dry_run)
     if csv:
         raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     from ssclf.domain.shards import parse_shard
     from ssclf.io.models.bundle import choose_bundles
-    from ssclf.reporting.console import PredictDisplay
+    from ssclf.reporting.console import PredictDisplay, foreseen_lines
+    from ssclf.workflows.predict import DicomRequest, foresee
     from ssclf.workflows.predict import predict as run
 
     part = parse_shard(shard, os.environ) if shard else None
+    places, bundles = [Path(scan) for scan in scans], choose_bundles(model or [], os.environ)
+    if dry_run:
+        say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=part, rules=series_rules))))
+        return
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            [Path(scan) for scan in scans],
+            places,
             table,
-            choose_bundles(model or [], os.environ),
+            bundles,
             config,
             shard=part,
             report=part.file(report) if part and report else report,
             maps=maps,
+            dicom=DicomRequest(dicom_out, series_rules, dicom_picture) if dicom_out else None,
             on_start=display.start,
             on_row=display.row,
         )
@@ -127,11 +169,23 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     raise typer.Exit(summary.exit_code)
 
 
+def _check_dicom(folder: Path | None, picture: bool, rules: Path | None, dry_run: bool) -> None:
+    """Raises:
+    ConfigError: an option that says nothing without another.
+    """
+    if picture and not folder:
+        raise ConfigError("--dicom-picture: goes with --dicom-out, which names the folder.")
+    if rules and not folder and not dry_run:
+        raise ConfigError("--series-rules: goes with --dicom-out, which answers studies, or --dry-run.")
+
+
 def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
     """What the user set, and the options that say something else than the field of their name."""
     settings = opt.given(ctx, PredictConfig)
-    if "map_method" in settings and not (ctx.params["maps"] or ctx.params["report"]):
-        raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
+    if "map_method" in settings and not any(ctx.params[name] for name in ("maps", "report", "dicom_out")):
+        raise ConfigError(
+            "--map-method: goes with --maps, --report or --dicom-out, which hold what it finds."
+        )
     settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
     if assume_stripped:
         settings["skull_strip"] = "none"

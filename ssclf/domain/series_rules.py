@@ -30,7 +30,7 @@ _T1 = r"(?<![a-z0-9])(?:t1\w*|mp2?rage|bravo|f?spgr|tfl\w*|vibe|lava|flash|mdeft
 _WORDS = {
     "t1": _T1,
     "t1ce": _T1,
-    "t2": r"(?<![a-z0-9])t2(?!\*|-?star|-?flair|f)",
+    "t2": r"(?<![a-z0-9])t2(?!\*|f|.{0,2}(?:star|flair|tirm))",
     "flair": r"flair|tirm|dark.?fluid",
     "pd": r"(?<![a-z0-9])(?:pdw?|proton)(?![a-z])",
 }
@@ -105,6 +105,8 @@ class SeriesRule:
             )
         if self.thickness_mm is not None and not 0 < self.thickness_mm < 1000:
             raise ConfigError(f"rule {self.name!r}: thickness_mm: expected a positive number.")
+        if not isinstance(self.slices, int):
+            raise ConfigError(f"rule {self.name!r}: slices: expected a whole number.")
 
     def unmet(self, facts: SeriesFacts) -> str:
         """Which condition a series does not meet, "" where it meets all."""
@@ -131,11 +133,21 @@ class SeriesRule:
 
 @dataclass(frozen=True)
 class OtherSeries:
-    """A series of the study that is not answered, and why."""
+    """A series of the study that is not answered, and why.
+
+    Attributes:
+        key: of its row, for people who look for it; no part of a report.
+    """
 
     uid: str
     number: int
     reason: str
+    key: tuple[str, str] = ("", "")
+
+    @property
+    def said(self) -> tuple[str, int, str]:
+        """What a report says of it."""
+        return self.uid, self.number, self.reason
 
 
 @dataclass(frozen=True)
@@ -183,14 +195,14 @@ def _choose(study: str, series: Sequence[SeriesFacts], rules: Sequence[SeriesRul
     rank = ranks[first.key]
     if rank == len(rules):
         told = tuple(
-            OtherSeries(facts.uid, facts.number, _unmet(facts, rules))
+            OtherSeries(facts.uid, facts.number, _unmet(facts, rules), facts.key)
             for facts in sorted(series, key=lambda facts: (facts.number, facts.uid, facts.key))
         )
         return StudyChoice(
             study, min(series, key=lambda facts: (facts.number, facts.uid, facts.key)).key, "", told
         )
     others = tuple(
-        OtherSeries(facts.uid, facts.number, _why_not(facts, first, ranks[facts.key], rank, rules))
+        OtherSeries(facts.uid, facts.number, _why_not(facts, first, ranks[facts.key], rank, rules), facts.key)
         for facts in sorted(ordered[1:], key=lambda facts: (facts.number, facts.uid, facts.key))
     )
     return StudyChoice(study, first.key, rules[rank].name, others)

@@ -111,6 +111,7 @@ class StudyReport:
         """What UIDs are made from beside the images and the kind of object: equal for the same scan, models, version
         and settings. Probabilities are not among it: they follow from these, up to rounding on another machine."""
         said = {name: value for name, value in asdict(self).items() if name != "probabilities"}
+        said["others"] = [other.said for other in self.others]
         return (json.dumps(said, sort_keys=True),)
 
 

@@ -14,7 +14,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from ssclf.config import PredictConfig
 from ssclf.domain.series_rules import SeriesFacts, SeriesRule, StudyChoice, choose_series
 from ssclf.domain.study_report import study_report
+from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, VolumeError
 from ssclf.io.dicom_out.source import read_facts, read_source
 from ssclf.io.dicom_out.write import OWN_NAME, Evidence, write_objects
@@ -127,13 +128,14 @@ class DicomOut:
             return False
         return "problem" in written or all(is_file(self.folder / name) for name in written["files"])
 
-    def write(self, scan: Scan, row: ResultRow, evidence: Evidence | None = None) -> ResultRow:
+    def write(self, scan: Scan, row: ResultRow, heat: Volume | None = None, thumbnail: str = "") -> ResultRow:
         """Write the objects of a finished row; the same row again writes the same files.
 
         Args:
             scan: that the row is about.
             row: classified or failed.
-            evidence: where it lies, for a classified row.
+            heat: data (1, D, H, W), where its evidence lies, on the voxels of the scan as it was read.
+            thumbnail: or a picture of that, a data URI, where pictures were asked for.
 
         Returns:
             the row, which says what was written, or why nothing was; as it is where no report is due.
@@ -153,7 +155,7 @@ class DicomOut:
                 probabilities=row.probabilities,
                 prediction=row.prediction,
                 status=row.status,
-                error=row.error,
+                error=row.error.removeprefix(f"{row.path.rpartition('/')[2]}: "),
                 flags=row.flags,
                 models=[(bundle.spec.name, bundle.sha256) for bundle in bundles],
                 version=row.ssclf_version,
@@ -162,6 +164,10 @@ class DicomOut:
                 rule=choice.rule,
                 others=choice.others,
             )
+            if self.picture:
+                evidence = _picture_of(thumbnail)
+            else:
+                evidence = Evidence(heat.data[0], heat.affine) if heat is not None else None
             written["files"] = list(write_objects(report, sources, self.folder, evidence))
         except VolumeError as exc:
             written["problem"] = " ".join(str(exc).split())
@@ -209,15 +215,16 @@ class DicomOut:
         )
 
     def _digest(self, key: Key) -> str:
-        choice = asdict(self.plan.choices[key])
-        text = json.dumps([choice["rule"], choice["others"], self._settings(), self.picture])
+        choice = self.plan.choices[key]
+        others = [other.said for other in choice.others]
+        text = json.dumps([choice.rule, others, self._settings(), self.picture])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _NONE_ANSWERED = "studies have a DICOM report without a class: no series meets a rule"
 
 
-def picture_of(uri: str) -> Evidence | None:
+def _picture_of(uri: str) -> Evidence | None:
     """A row's picture (a data URI, see `thumbnail`) with a band that says what it is for; None without one."""
     if not uri:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from highdicom import PlanePositionSequence, VOILUTTransformation
@@ -16,6 +17,7 @@ from ssclf.domain.study_report import NOTICE, StudyReport, class_concept
 from ssclf.io.dicom_out.report import (
     MANUFACTURER,
     MAP_SERIES,
+    MODEL,
     PICTURE_SERIES,
     SERIES_DESCRIPTION,
     serial_number,
@@ -44,50 +46,27 @@ def parametric_map(
         VolumeError: the volume does not lie on the slices of the series.
     """
     frames, positions = source.on_slices(values, affine)
-    inside: NDArray[np.bool_] = np.array([frame.any() for frame in frames])
-    first, last = (
-        (int(inside.argmax()), len(inside) - int(inside[::-1].argmax())) if inside.any() else (0, len(inside))
-    )
-    frames, positions = np.ascontiguousarray(frames[first:last]), positions[first:last]
-    low, high = float(frames.min()), float(frames.max())
+    inside = np.flatnonzero([frame.any() for frame in frames])
+    if len(inside):
+        brain = slice(int(inside[0]), int(inside[-1]) + 1)
+        frames, positions = frames[brain], positions[brain]
     several = len(source.images) > 1 and "PerFrameFunctionalGroupsSequence" in source.first
     made = ParametricMap(
         source_images=list(source.images[:1] if several else source.images),
         further_source_images=list(source.images[1:]) if several else None,
-        pixel_array=frames,
+        pixel_array=np.ascontiguousarray(frames),
         series_instance_uid=uids["series"],
         series_number=MAP_SERIES,
         sop_instance_uid=uids["instance"],
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="Spatiospatial classifier",
-        software_versions=report.version,
-        device_serial_number=serial_number(report),
-        contains_recognizable_visual_features=False,
-        real_world_value_mappings=[
-            RealWorldValueMapping(
-                lut_label="EVIDENCE",
-                lut_explanation="Logits that speak for the predicted class",
-                unit=codes.UCUM.NoUnits,
-                value_range=(low, high),
-                slope=1.0,
-                intercept=0.0,
-                quantity_definition=codes.DCM.ClassActivation,
-            )
-        ],
-        voi_lut_transformations=[
-            VOILUTTransformation(window_center=(low + high) / 2, window_width=max(high - low, 1e-3))
-        ],
         plane_positions=[
             PlanePositionSequence(CoordinateSystemNames.PATIENT, [float(text) for text in decimals(position)])
             for position in positions
         ],
         content_label="SSCLF_EVIDENCE",
         content_description=_description(report),
-        content_qualification="RESEARCH",
-        series_description=SERIES_DESCRIPTION,
-        content_date=date_time[0],
-        content_time=date_time[1],
+        contains_recognizable_visual_features=False,
+        **_scale(float(frames.min()), float(frames.max())),
+        **_common(report, date_time),
     )
     made.BodyPartExamined = _BODY_PART
     # highdicom draws this UID, and two runs would not write the same bytes
@@ -119,15 +98,7 @@ def secondary_capture(
         series_instance_uid=uids["series"],
         series_number=PICTURE_SERIES,
         sop_instance_uid=uids["instance"],
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="Spatiospatial classifier",
-        software_versions=report.version,
-        device_serial_number=serial_number(report),
-        series_description=SERIES_DESCRIPTION,
-        content_qualification="RESEARCH",
-        content_date=date_time[0],
-        content_time=date_time[1],
+        **_common(report, date_time),
     )
     made.copy_patient_and_study_information(source.first)
     described = {
@@ -141,6 +112,36 @@ def secondary_capture(
     for keyword, value in described.items():
         setattr(made, keyword, value)
     return made
+
+
+def _common(report: StudyReport, date_time: tuple[str, str]) -> dict[str, Any]:
+    """What map and picture say alike of how they came to be."""
+    return {
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MODEL,
+        "software_versions": report.version,
+        "device_serial_number": serial_number(report),
+        "series_description": SERIES_DESCRIPTION,
+        "content_qualification": "RESEARCH",
+        "content_date": date_time[0],
+        "content_time": date_time[1],
+    }
+
+
+def _scale(low: float, high: float) -> dict[str, Any]:
+    """What a map's values are, and how to show them: as they are, from the lowest to the highest."""
+    mapping = RealWorldValueMapping(
+        lut_label="EVIDENCE",
+        lut_explanation="Logits that speak for the predicted class",
+        unit=codes.UCUM.NoUnits,
+        value_range=(low, high),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=codes.DCM.ClassActivation,
+    )
+    window = VOILUTTransformation(window_center=(low + high) / 2, window_width=max(high - low, 1e-3))
+    return {"real_world_value_mappings": [mapping], "voi_lut_transformations": [window]}
 
 
 def _description(report: StudyReport) -> str:

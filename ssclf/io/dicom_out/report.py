@@ -41,7 +41,7 @@ SERIES_DESCRIPTION = "ssclf RESEARCH USE ONLY"
 SR_SERIES, MAP_SERIES, PICTURE_SERIES = 9901, 9902, 9903
 _CONTAINS = RelationshipTypeValues.CONTAINS
 _LONGEST_TEXT = 1024  # of UT, for readers that show a line
-_MODEL = "Spatiospatial classifier"
+MODEL = "Spatiospatial classifier"
 
 
 def coding_schemes() -> list[CodingSchemeIdentificationItem]:
@@ -95,7 +95,7 @@ def structured_report(
         sop_instance_uid=uids["instance"],
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name=_MODEL,
+        manufacturer_model_name=MODEL,
         software_versions=report.version,
         device_serial_number=serial_number(report),
         series_description=SERIES_DESCRIPTION,
@@ -127,7 +127,7 @@ def _device(report: StudyReport) -> ObserverContext:
             uid=stable_uid("device", report.version, *identity),
             name="ssclf",
             manufacturer_name=MANUFACTURER,
-            model_name=_MODEL,
+            model_name=MODEL,
             serial_number=serial_number(report),
         ),
     )
