@@ -76,7 +76,7 @@ _EXTRAS = {
         "torchio", "torchvision",
     },
     "ray": {"ray", "pyarrow", "fsspec", "s3fs"},
-    "dicom": {"pynetdicom", "dicomweb_client", "requests"},
+    "dicom": {"dicomweb_client", "highdicom", "pynetdicom", "requests"},
 }  # fmt: skip
 
 app = typer.Typer(

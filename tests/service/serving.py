@@ -146,9 +146,16 @@ class Service:
 
     def memory(self) -> int:
         """Bytes of this process in memory, the greatest so far."""
+        return self._status("VmHWM:")
+
+    def memory_now(self) -> int:
+        """Bytes of this process in memory."""
+        return self._status("VmRSS:")
+
+    def _status(self, line: str) -> int:
         assert self.process is not None
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+        return 1024 * int(status.partition(line)[2].split()[0])
 
     def send(self, *folders: Path, check: bool = True, title: str = "SENDER") -> int:
         """Send all files below folders with DCMTK's storescu, in one association; returns its exit code."""
