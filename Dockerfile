@@ -24,8 +24,8 @@ COPY constraints.txt pyproject.toml ./
 # attention and NVRTC's second build are left out (400 MB): no network of ssclf comes near them. So are the
 # packages' own tests.
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
-    python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-      > requirements.txt \
+    python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+      print(*project["dependencies"], *project["optional-dependencies"]["dicom"], sep="\n")' > requirements.txt \
  && /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet \
       -c constraints.txt -r requirements.txt -r container/engine-${VARIANT}.txt \
  && find /opt/venv \( -name 'libcudnn_adv.so.*' -o -name 'libnvrtc*.alt.so.*' \) -delete \

@@ -13,8 +13,21 @@ import ssclf
 
 PACKAGE = Path(ssclf.__file__).parent
 #: Each layer may import those behind it, never one before it.
-LAYERS = ["cli", "cluster", "workflows", "learning", "reporting", "io", "domain", "config", "errors"]
+LAYERS = [
+    "cli",
+    "cluster",
+    "service",
+    "workflows",
+    "learning",
+    "reporting",
+    "io",
+    "domain",
+    "config",
+    "errors",
+]
 SIDE_BY_SIDE = {("learning", "reporting"), ("reporting", "learning")}
+#: Rooms of one command each, which only the command line knows.
+ROOMS_OF_COMMANDS = ("cluster", "service")
 HEAVY = {
     "torch", "torchvision", "torchio", "lightning_fabric", "onnx", "onnxscript", "scipy", "sklearn", "SimpleITK",
     "matplotlib", "pandas", "deepbet", "tensorboard", "mlflow", "wandb",
@@ -70,16 +83,24 @@ def test_what_prediction_needs_imports_nothing_heavy(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_prediction_on_a_cluster_needs_a_cluster(path: Path) -> None:
     cluster = {"ray", "pyarrow", "fsspec", "s3fs"}
-    own = {p.name for p in (PACKAGE / "cluster").glob("[a-z]*.py")}
     needed = {name.split(".")[0] for name in imports(path)} & cluster
-    through = {name.rpartition(".")[2] + ".py" for name in imports(path, top_only=True)} & own
-    assert path.name in own or not (needed or through)
+    through = {name for name in imports(path, top_only=True) if name.startswith("ssclf.cluster.")}
+    assert path.relative_to(PACKAGE).parts[0] == "cluster" or not (needed or through)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_the_command_line_knows_the_cluster(path: Path) -> None:
-    if path.relative_to(PACKAGE).parts[0] not in ("cli", "cluster"):
-        assert not {name for name in imports(path) if name.startswith("ssclf.cluster")}
+def test_only_the_service_speaks_to_peers(path: Path) -> None:
+    speakers = {"pynetdicom", "dicomweb_client", "requests"}
+    if path.relative_to(PACKAGE).parts[0] != "service":
+        assert not {name.split(".")[0] for name in imports(path)} & speakers
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_command_line_knows_rooms_of_commands(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0]
+    for room in ROOMS_OF_COMMANDS:
+        if own not in ("cli", room):
+            assert not {name for name in imports(path) if name.startswith(f"ssclf.{room}")}
 
 
 def calls(path: Path) -> set[str]:

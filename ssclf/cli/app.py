@@ -16,6 +16,7 @@ from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
 from ssclf.cli.saying import say
+from ssclf.cli.serve import serve
 from ssclf.cli.train import cv, evaluate, export, pretrain, train, weights_app
 from ssclf.errors import OutputError, SsclfError
 from ssclf.io.files import disk_trouble
@@ -45,7 +46,7 @@ class ErrorsAsMessages(TyperGroup):
             raise typer.Exit(130) from exc
         except ModuleNotFoundError as exc:
             package = (exc.name or "").split(".")[0]
-            extra = "train" if package in _TRAIN_PACKAGES else "ray" if package in _RAY_PACKAGES else ""
+            extra = next((name for name, packages in _EXTRAS.items() if package in packages), "")
             if not extra:
                 raise
             say(
@@ -68,11 +69,15 @@ def _check_working_folder() -> None:
         ) from exc
 
 
-_TRAIN_PACKAGES = {
-    "deepbet", "lightning_fabric", "matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch",
-    "torchio", "torchvision",
+#: Extra → packages that it brings.
+_EXTRAS = {
+    "train": {
+        "deepbet", "lightning_fabric", "matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch",
+        "torchio", "torchvision",
+    },
+    "ray": {"ray", "pyarrow", "fsspec", "s3fs"},
+    "dicom": {"dicomweb_client", "highdicom", "pynetdicom", "requests"},
 }  # fmt: skip
-_RAY_PACKAGES = {"ray", "pyarrow", "fsspec", "s3fs"}
 
 app = typer.Typer(
     cls=ErrorsAsMessages,
@@ -103,6 +108,6 @@ def _options(
     del version
 
 
-for command in (predict, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo):
+for command in (predict, serve, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo):
     app.command()(command)
 app.add_typer(weights_app, name="weights")

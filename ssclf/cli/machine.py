@@ -12,6 +12,23 @@ from ssclf.cli import options as opt
 from ssclf.cli.saying import say
 from ssclf.errors import ConfigError
 
+Typical = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="SCAN",
+        help="With --json: stripped scan like those to come, one or several. Default: synthetic ones.",
+        rich_help_panel="Speed",
+    ),
+]
+ServiceAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Ask a running ssclf serve instead, at what it was given as --health.",
+        rich_help_panel="Service",
+    ),
+]
+
 
 def doctor(
     model: Annotated[
@@ -31,14 +48,8 @@ def doctor(
             rich_help_panel="Speed",
         ),
     ] = None,
-    typical: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="SCAN",
-            help="With --json: stripped scan like those to come, one or several. Default: synthetic ones.",
-            rich_help_panel="Speed",
-        ),
-    ] = None,
+    typical: Typical = None,
+    service: ServiceAddress = None,
 ) -> None:
     """Show what this machine can do; fails where something that was asked for is not there."""
     if (json or typical) and not (bench and json):
@@ -48,6 +59,12 @@ def doctor(
 
         check_output_file("json", json)
     from ssclf.reporting.console import print_checks
+
+    if service:
+        from ssclf.service.health import ask_service
+        from ssclf.service.request import Address
+
+        raise typer.Exit(1 if print_checks(ask_service(Address.parse(service, "--service"))) else 0)
     from ssclf.workflows.doctor import bundles_at_hand, examine
 
     models = bundles_at_hand(model or [], os.environ)

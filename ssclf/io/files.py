@@ -48,14 +48,19 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+def whole_file(path: Path, *, binary: bool = False, private: bool = False) -> Iterator[IO[Any]]:
     """A file to write, which takes its place when the block ends well, and leaves nothing otherwise.
+
+    Args:
+        private: nobody but this user may read it.
 
     Raises:
         OutputError: it cannot be written.
     """
     try:
         with _partial_file(path) as raw:
+            if private:
+                os.fchmod(raw.fileno(), 0o600)
             if binary:
                 yield raw
             else:
@@ -68,6 +73,29 @@ def whole_file(path: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
             os.fsync(raw.fileno())
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written ({exc.strerror or exc}).") from exc
+
+
+def move(path: Path, place: Path) -> None:
+    """Give what is whole its place on the same file system; there it is, or not at all, when the power goes.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    _take_place(path, place)
+    sync(place.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a file's bytes, or a folder's names, are on the disk.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

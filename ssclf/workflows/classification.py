@@ -36,7 +36,7 @@ from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.workers import Outcome, run_in_batches
+from ssclf.io.workers import Outcome, Workers, run_in_batches
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
@@ -148,6 +148,7 @@ class RowMaker:
         maps: folder for a map per scan, if any.
         pictures: whether rows carry a thumbnail.
         dicom: what writes the DICOM objects of a row, if any.
+        pool: workers that go on after a call; None: each call of `rows` has its own.
         lent: providers of ONNX Runtime on which this process runs brain extraction for its workers, none of them where
             they do it themselves; None: CUDA, where it is and the settings let it be.
     """
@@ -158,6 +159,7 @@ class RowMaker:
     maps: Path | None = None
     pictures: bool = False
     dicom: DicomOut | None = None
+    pool: Workers | None = None
     lent: Sequence[Any] | None = None
 
     @property
@@ -194,6 +196,7 @@ class RowMaker:
                 workers=self.config.workers,
                 timeout_s=self.config.timeout_s,
                 stop=stop,
+                pool=self.pool,
                 memory=share_of_memory(self.config.workers),
             )
             # while the first volumes are being read

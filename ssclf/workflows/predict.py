@@ -135,7 +135,7 @@ def predict(
     """
     begin = time.perf_counter()
     outputs, rules = Outputs(out, report, maps, dicom.folder if dicom else None), _series_rules(dicom)
-    ensemble = _open_models(models, config)
+    ensemble = open_models(models, config)
     outputs.check()
     found, everything = _find_scans(paths, ensemble, config, shard)
     fingerprints = _fingerprints(found.scans, ensemble, config)
@@ -159,7 +159,7 @@ def predict(
             **(objects.outcome(rows.values()) if objects else {}),
         )
         if not interrupted:
-            _report(summary, outputs, _describe_run(summary, ensemble, config, shard), reuse.gone, journal)
+            _report(summary, outputs, describe_run(summary, ensemble, config, shard), reuse.gone, journal)
             if objects:
                 objects.remove_stale(earlier, summary.rows)
     return summary
@@ -181,13 +181,13 @@ def iterate(
         SsclfError: nothing can be done at all.
     """
     config = config or PredictConfig()
-    ensemble = _open_models(models, config)
+    ensemble = open_models(models, config)
     found, _ = _find_scans([Path(path) for path in paths], ensemble, config, None)
     with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
         yield from RowMaker(ensemble, config, Path(scratch)).rows(found.scans, lambda: False)
 
 
-def _open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
+def open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
     bundles = [open_bundle(Path(path)) for path in models]
     for bundle in bundles:
         if bundle.spec.pretrained_on_lesions:
@@ -278,7 +278,7 @@ def foresee(
     Raises:
         SsclfError: see `predict`.
     """
-    ensemble = _open_models(models, config)
+    ensemble = open_models(models, config)
     chosen = read_series_rules(rules) if rules else ensemble.bundles[0].spec.answered_series
     found, everything = _find_scans(paths, ensemble, config, shard)
     return Foreseen(found, chosen, plan_studies(everything, chosen))
@@ -370,7 +370,7 @@ def _report(
     """Write what people asked for.
 
     Args:
-        about: see `_describe_run`.
+        about: see `describe_run`.
         gone: rows of scans that are no longer there, whose maps go too.
     """
     write_csv(outputs.out, summary.rows, summary.class_names)
@@ -391,7 +391,7 @@ def _remove_maps(maps: Path, gone: Iterable[ResultRow], *, kept: Iterable[Result
             path.unlink(missing_ok=True)
 
 
-def _describe_run(
+def describe_run(
     summary: PredictSummary, ensemble: Ensemble, config: PredictConfig, shard: Shard | None
 ) -> dict[str, Any]:
     """Everything about a run but its rows, for `results.json` and the report."""

@@ -46,7 +46,7 @@ def discover(
     contrasts: tuple[str, ...],
     pattern: str | None = None,
     series: str | None = None,
-    limits: Limits | None = None,
+    limits: Limits | HeaderWorkers | None = None,
 ) -> Discovery:
     """Find the scans to classify.
 
@@ -60,7 +60,8 @@ def discover(
             differ in the contrast only, or from a manifest.
         pattern: shell pattern on file names, or on paths below the folder; takes matching files only.
         series: regular expression on the series description of DICOM.
-        limits: of worker processes that look at DICOM headers; None: this process does.
+        limits: of worker processes that look at DICOM headers, or these themselves, which go on; None: this process
+            does.
 
     A volume, slice or archive that was named and is not there becomes a scan with a `problem`, as one that goes
     while it is being read does. Where nothing that was named is there, or a name is that of a manifest or of what
@@ -70,7 +71,7 @@ def discover(
         DatasetError: none of the paths can be looked at, or one that may be a folder or is a manifest cannot.
         ConfigError: `series` is no regular expression.
     """
-    with HeaderWorkers(limits) if limits else nullcontext() as workers:
+    with HeaderWorkers(limits) if isinstance(limits, Limits) else nullcontext(limits) as workers:
         return _discover(paths, contrasts, pattern, series, workers)
 
 

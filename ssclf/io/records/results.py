@@ -264,6 +264,18 @@ class Journal:
                 "run the same command again to continue."
             ) from exc
 
+    def empty(self) -> None:
+        """Forget the rows that are in their table by now, for runs without an end.
+
+        Raises:
+            OutputError: the disk is gone.
+        """
+        assert self._file is not None
+        try:
+            self._file.truncate(0)
+        except OSError as exc:
+            raise OutputError(f"{self.folder}: cannot be written ({exc.strerror or exc}).") from exc
+
     def close(self, *, finished: bool) -> None:
         """Give the lock back; a finished run leaves nothing behind, an interrupted one its rows."""
         if self._lock is None:

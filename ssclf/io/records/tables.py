@@ -120,6 +120,7 @@ def write_table(
     rows: Iterable[Sequence[Cell]],
     *,
     formats: Mapping[str, str] = MappingProxyType({}),
+    private: bool = False,
 ) -> None:
     """Write a CSV file whole: UTF-8, RFC 4180, no cell that a spreadsheet would run.
 
@@ -128,12 +129,13 @@ def write_table(
     Args:
         rows: one cell a column: text, a number, or None for an empty one; taken one after the other.
         formats: column → how its numbers are written, as in `format`; elsewhere with eight digits that count.
+        private: nobody but this user may read it.
 
     Raises:
         OutputError: it cannot be written.
     """
     digits = [formats.get(column, ".8g") for column in columns]
-    with whole_file(path) as file:
+    with whole_file(path, private=private) as file:
         # plain names stand as they are: `ssclf.io.own_output` knows a table of ours by them
         csv.writer(file, lineterminator="\r\n").writerow(map(defuse, columns))
         for row in rows:
