@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssclf import __version__
+from ssclf.cli.bids import bids
 from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
@@ -103,6 +104,6 @@ def _options(
     del version
 
 
-for command in (predict, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo):
+for command in (predict, bids, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo):
     app.command()(command)
 app.add_typer(weights_app, name="weights")

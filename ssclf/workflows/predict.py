@@ -36,6 +36,7 @@ from ssclf.workflows.outputs import Outputs
 
 log = logging.getLogger(__name__)
 Progress = Callable[[ResultRow], None]
+Find = Callable[..., Discovery]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def predict(
     shard: Shard | None = None,
     report: Path | None = None,
     maps: Path | None = None,
+    find: Find = discover,
     on_start: Callable[[Discovery, int], None] = lambda discovery, todo: None,
     on_row: Progress = lambda row: None,
 ) -> PredictSummary:
@@ -98,6 +100,7 @@ def predict(
         report: HTML page with a picture and the scores of every volume.
         maps: folder for a map per scan, in the scan's own space, of where the evidence lies; the map of a scan that
             is gone goes too.
+        find: what is there to classify.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
 
@@ -109,7 +112,7 @@ def predict(
     outputs = Outputs(out, report, maps)
     ensemble = _open_models(models, config)
     outputs.check()
-    found = _find_scans(paths, ensemble, config, shard)
+    found = _find_scans(paths, ensemble, config, shard, find)
     fingerprints = _fingerprints(found.scans, ensemble, config)
     with Journal(out) as journal:
         maker = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
@@ -167,14 +170,18 @@ def _open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensembl
 
 
 def _find_scans(
-    paths: Sequence[Path], ensemble: Ensemble, config: PredictConfig, shard: Shard | None
+    paths: Sequence[Path],
+    ensemble: Ensemble,
+    config: PredictConfig,
+    shard: Shard | None,
+    find: Find = discover,
 ) -> Discovery:
     """What is there for these models to classify, of this shard.
 
     Raises:
         DatasetError: nothing is, in any shard.
     """
-    found = discover(
+    found = find(
         paths,
         contrasts=ensemble.contrasts,
         pattern=config.pattern,

@@ -47,6 +47,7 @@ def discover(
     pattern: str | None = None,
     series: str | None = None,
     limits: Limits | None = None,
+    begin: Sequence[str] = ("",),
 ) -> Discovery:
     """Find the scans to classify.
 
@@ -61,6 +62,7 @@ def discover(
         pattern: shell pattern on file names, or on paths below the folder; takes matching files only.
         series: regular expression on the series description of DICOM.
         limits: of worker processes that look at DICOM headers; None: this process does.
+        begin: the folders below each of `paths` that are looked into, "" for all of it.
 
     A volume, slice or archive that was named and is not there becomes a scan with a `problem`, as one that goes
     while it is being read does. Where nothing that was named is there, or a name is that of a manifest or of what
@@ -71,7 +73,7 @@ def discover(
         ConfigError: `series` is no regular expression.
     """
     with HeaderWorkers(limits) if limits else nullcontext() as workers:
-        return _discover(paths, contrasts, pattern, series, workers)
+        return _discover(paths, contrasts, pattern, series, workers, begin)
 
 
 def _discover(
@@ -80,6 +82,7 @@ def _discover(
     pattern: str | None,
     series: str | None,
     workers: HeaderWorkers | None,
+    begin: Sequence[str],
 ) -> Discovery:
     missing = {path: why for path in paths if (why := why_missing(path))}
     for path, why in missing.items():
@@ -92,7 +95,7 @@ def _discover(
         if path in missing:
             scans.append(Scan(path.as_posix(), (path,), problem=_missing(path, missing[path])))
         elif is_folder(path):
-            content = walk_folder(path, pattern)
+            content = walk_folder(path, pattern, begin)
             inside = list(folder_scans(path, content, contrasts, series, workers))
             scans += _keyed(path.as_posix(), inside, alone=len(paths) == 1)
             other += content.other
