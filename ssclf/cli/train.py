@@ -385,7 +385,7 @@ def export(
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
-    names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
+    names = opt.chosen(formats or ("onnx", "torchscript"), ExportFormat, "--format")
     opt.start_log(False, log_level)
     from ssclf.reporting.console import StepLines
     from ssclf.workflows.export import ExportConfig

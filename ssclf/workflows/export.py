@@ -16,6 +16,7 @@ from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
+from ssclf.io.models.monai_configs import MONAI_MODEL, write_monai_configs
 from ssclf.io.paths import check_output_folder, is_file, is_there
 from ssclf.io.records.training_run import (
     CHOSEN,
@@ -42,6 +43,7 @@ class ExportConfig:
     """What a bundle is made of.
 
     Attributes:
+        formats: monai-bundle adds the files that make the folder a MONAI bundle too; alone, it brings model.onnx.
         precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
             TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
@@ -55,7 +57,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise ConfigError("format: expected onnx, torchscript or both, found none.")
+            raise ConfigError("format: expected onnx, torchscript or monai-bundle, found none.")
         for name in self.formats:
             check_choice("format", name, ExportFormat)
         check_choice("precision", self.precision, ExportPrecision)
@@ -110,11 +112,14 @@ def _fill(folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportC
     channels = len(spec.preprocess.contrasts)
     metadata = {SPEC: spec.to_json()}
     (folder / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
-    if "onnx" in config.formats:
+    if {"onnx", "torchscript"}.isdisjoint(config.formats) or "onnx" in config.formats:
         planar, half = spec.architecture in PLANAR, config.precision == "fp16"
         export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
     if "torchscript" in config.formats:
         export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)
+    if "monai-bundle" in config.formats:
+        write_monai_configs(folder, spec)
+        export_torchscript(network, channels, folder / MONAI_MODEL, metadata)
     if config.brain_extraction:
         for path in cached_brain_extraction():
             shutil.copyfile(path, folder / path.name)
