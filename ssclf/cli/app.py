@@ -46,7 +46,7 @@ class ErrorsAsMessages(TyperGroup):
             raise typer.Exit(130) from exc
         except ModuleNotFoundError as exc:
             package = (exc.name or "").split(".")[0]
-            extra = "train" if package in _TRAIN_PACKAGES else "ray" if package in _RAY_PACKAGES else ""
+            extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), "")
             if not extra:
                 raise
             say(
@@ -69,11 +69,14 @@ def _check_working_folder() -> None:
         ) from exc
 
 
-_TRAIN_PACKAGES = {
-    "deepbet", "lightning_fabric", "matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch",
-    "torchio", "torchvision",
+_EXTRAS = {
+    "train": {
+        "deepbet", "lightning_fabric", "matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch",
+        "torchio", "torchvision",
+    },
+    "ray": {"ray", "pyarrow", "fsspec", "s3fs"},
+    "dicomweb": {"dicomweb_client"},
 }  # fmt: skip
-_RAY_PACKAGES = {"ray", "pyarrow", "fsspec", "s3fs"}
 
 app = typer.Typer(
     cls=ErrorsAsMessages,

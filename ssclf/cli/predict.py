@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from ssclf.cli import options as opt
 from ssclf.cli.saying import say
 from ssclf.config import ClusterConfig, PredictConfig
+from ssclf.domain.server_query import SERVER, parse_server
 from ssclf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssclf.workflows.predict import Find
 
 Scans = Annotated[
     list[str],  # not paths, which would fold the slashes of s3://
     typer.Argument(
         metavar="SCANS",
-        help="Files, folders, DICOM, zips or a manifest CSV.",
+        help="Files, folders, DICOM, zips or a manifest CSV; or dicomweb+https://HOST/PATH?KEYWORD=VALUE, see "
+        "docs/ecosystem.md.",
         show_default=False,
     ),
 ]
@@ -109,22 +115,40 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     from ssclf.reporting.console import PredictDisplay
     from ssclf.workflows.predict import predict as run
 
+    paths, find = _places(scans)
     part = parse_shard(shard, os.environ) if shard else None
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            [Path(scan) for scan in scans],
+            paths,
             table,
             choose_bundles(model or [], os.environ),
             config,
             shard=part,
             report=part.file(report) if part and report else report,
             maps=maps,
+            find=find,
             on_start=display.start,
             on_row=display.row,
         )
     display.summary(summary, table)
     raise typer.Exit(summary.exit_code)
+
+
+def _places(scans: list[str]) -> tuple[list[Path], Find]:
+    """What to look into, and how."""
+    from ssclf.io.discovery.sources import discover
+
+    servers = [scan for scan in scans if scan.startswith(SERVER)]
+    if not servers:
+        return [Path(scan) for scan in scans], discover
+    if len(servers) < len(scans):
+        raise ConfigError(
+            "SCANS: expected servers or files and folders, found both; give each a run of its own."
+        )
+    from ssclf.io.discovery.dicomweb import discover_servers
+
+    return [], partial(discover_servers, [parse_server(server) for server in servers])
 
 
 def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
@@ -148,6 +172,8 @@ def _predict_on_ray(
     unfit: Mapping[str, object],
 ) -> NoReturn:
     """`predict --ray`."""
+    if any(scan.startswith(SERVER) for scan in scans):
+        raise ConfigError("--ray: reads no DICOMweb server; retrieve the series first, or leave --ray out.")
     from ssclf.cluster.request import check_request
 
     source, folder = check_request(scans, out, unfit)

@@ -29,6 +29,7 @@ from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, 
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
 from ssclf.workflows.interruption import exit_code, note_signals
@@ -251,6 +252,7 @@ def _classify(
         rows by key, those that stood among them; and the signal that came before they were all there, or 0.
     """
     rows = dict(reuse.rows)
+    remote = {key_of(scan) for scan in reuse.todo if scan.is_remote}
     # a folder that was empty all along has not gone
     given = {watched_folder(path) for path in paths if not why_missing(path)}
     given = {folder for folder in given if holds_something(folder)}
@@ -260,7 +262,9 @@ def _classify(
             if made.status == "failed":
                 # when a file server goes, every volume fails: that is no property of the volumes, and no row
                 _check_still_there(given)
-            row = replace(made, fingerprint=fingerprints[made.key])
+            # what a server did not give today it may give tomorrow: no fingerprint, so that the next run asks again
+            again = made.status == "failed" and made.key in remote
+            row = replace(made, fingerprint="" if again else fingerprints[made.key])
             journal.append(row)
             rows[row.key] = row
             on_row(row)
@@ -350,7 +354,7 @@ def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -
     if config.keep_uids:
         mine = [
             replace(scan, series=scan.contrasts[0].uid)
-            if scan.series and scan.contrasts and isinstance(scan.contrasts[0], DicomSeries)
+            if scan.series and scan.contrasts and isinstance(scan.contrasts[0], DicomSeries | ServerSeries)
             else scan
             for scan in mine
         ]

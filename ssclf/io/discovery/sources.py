@@ -26,6 +26,7 @@ from ssclf.io.records.tables import Table, TableRow, read_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
 from ssclf.io.volumes.dicom_series import DicomSeries, SeriesSearch, find_series
+from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 
@@ -352,6 +353,8 @@ def source_identity(source: VoxelSource) -> str:
     """Equal for two names of one file or series."""
     if isinstance(source, DicomSeries):
         return f"{source_identity(source.root / source.files[0])} {source.name}"
+    if isinstance(source, ServerSeries):
+        return f"{source.server} {source.uid}"
     if is_link(source):
         return str(real_path(source))
     return f"{_real_folder(str(source.parent))}/{source.name}"
