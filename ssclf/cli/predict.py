@@ -44,6 +44,44 @@ Maps = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="NIfTI maps of where the evidence lies, one a scan."),
 ]
+DicomFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--dicom-out",
+        metavar="FOLDER",
+        help="A DICOM Structured Report of every study, and the evidence as a parametric map; they name the patient.",
+        rich_help_panel="DICOM",
+    ),
+]
+DicomPicture = Annotated[
+    bool,
+    typer.Option(
+        "--dicom-picture",
+        help="With --dicom-out: the evidence as a picture (secondary capture) instead of a map.",
+        rich_help_panel="DICOM",
+    ),
+]
+Fhir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="With --dicom-out: each report as FHIR R4B, too, with the patient's identifiers.",
+        rich_help_panel="DICOM",
+    ),
+]
+SeriesRules = Annotated[
+    Path | None,
+    typer.Option(
+        "--series-rules",
+        metavar="FILE",
+        help="Which series of a study is answered: TOML or JSON, instead of the model's own rules.",
+        rich_help_panel="DICOM",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what was found and which series are answered, and do nothing."),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -78,6 +116,11 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     out: Table = "results.csv",
     report: Report = None,
     maps: Maps = None,
+    dicom_out: DicomFolder = None,
+    dicom_picture: DicomPicture = False,
+    fhir: Fhir = None,
+    series_rules: SeriesRules = None,
+    dry_run: DryRun = False,
     skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
     assume_stripped: opt.AssumeStripped = False,
     pattern: opt.Pattern = opt.PREDICT.pattern,
@@ -106,27 +149,35 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     config = _config(ctx, workers, timeout_s, assume_stripped)
     if ray is not None:
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
+        unfit |= {"--dicom-out": dicom_out, "--dry-run": dry_run}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
         _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
+    _check_dicom(dicom_out, dicom_picture, fhir, series_rules, dry_run)
     if csv:
         raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     from ssclf.domain.shards import parse_shard
     from ssclf.io.models.bundle import choose_bundles
-    from ssclf.reporting.console import PredictDisplay
+    from ssclf.reporting.console import PredictDisplay, foreseen_lines
+    from ssclf.workflows.predict import DicomRequest, foresee
     from ssclf.workflows.predict import predict as run
 
-    paths, find = _places(scans)
+    paths, find = _places(scans, {"--dicom-out": dicom_out, "--dry-run": dry_run})
     part = parse_shard(shard, os.environ) if shard else None
+    bundles = choose_bundles(model or [], os.environ)
+    if dry_run:
+        say("\n".join(foreseen_lines(foresee(paths, bundles, config, shard=part, rules=series_rules))))
+        return
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
             paths,
             table,
-            choose_bundles(model or [], os.environ),
+            bundles,
             config,
             shard=part,
             report=part.file(report) if part and report else report,
             maps=maps,
+            dicom=DicomRequest(dicom_out, series_rules, dicom_picture, fhir) if dicom_out else None,
             find=find,
             on_start=display.start,
             on_row=display.row,
@@ -135,8 +186,12 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     raise typer.Exit(summary.exit_code)
 
 
-def _places(scans: list[str]) -> tuple[list[Path], Find]:
-    """What to look into, and how."""
+def _places(scans: list[str], unfit: Mapping[str, object]) -> tuple[list[Path], Find]:
+    """What to look into, and how.
+
+    Args:
+        unfit: options that need files, by name.
+    """
     from ssclf.io.discovery.sources import discover
 
     servers = [scan for scan in scans if scan.startswith(SERVER)]
@@ -146,16 +201,34 @@ def _places(scans: list[str]) -> tuple[list[Path], Find]:
         raise ConfigError(
             "SCANS: expected servers or files and folders, found both; give each a run of its own."
         )
+    for option in (name for name, value in unfit.items() if value):
+        raise ConfigError(f"{option}: needs the files of a series; retrieve them from the server first.")
     from ssclf.io.discovery.dicomweb import discover_servers
 
     return [], partial(discover_servers, [parse_server(server) for server in servers])
 
 
+def _check_dicom(
+    folder: Path | None, picture: bool, fhir: Path | None, rules: Path | None, dry_run: bool
+) -> None:
+    """Raises:
+    ConfigError: an option that says nothing without another.
+    """
+    if picture and not folder:
+        raise ConfigError("--dicom-picture: goes with --dicom-out, which names the folder.")
+    if fhir and not folder:
+        raise ConfigError("--fhir: goes with --dicom-out, whose reports it holds in FHIR's form.")
+    if rules and not folder and not dry_run:
+        raise ConfigError("--series-rules: goes with --dicom-out, which answers studies, or --dry-run.")
+
+
 def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
     """What the user set, and the options that say something else than the field of their name."""
     settings = opt.given(ctx, PredictConfig)
-    if "map_method" in settings and not (ctx.params["maps"] or ctx.params["report"]):
-        raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
+    if "map_method" in settings and not any(ctx.params[name] for name in ("maps", "report", "dicom_out")):
+        raise ConfigError(
+            "--map-method: goes with --maps, --report or --dicom-out, which hold what it finds."
+        )
     settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
     if assume_stripped:
         settings["skull_strip"] = "none"

@@ -11,6 +11,7 @@ from typing import Any
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
 from ssclf.domain.provenance import Provenance
 from ssclf.domain.reference import Reference
+from ssclf.domain.series_rules import SeriesRule, default_rules, rules_from_list, rules_to_list
 from ssclf.errors import ConfigError, ModelError
 
 #: Raised when a bundle written before cannot be read any more, or one written now not by older versions.
@@ -27,6 +28,7 @@ class ModelSpec:
     temperature: logits are divided by it before the softmax (1: not calibrated).
     training: provenance, for people and for the trust flags: plain JSON; `provenance` is the same with names.
     versions: packages that wrote the bundle.
+    series_rules: which series of a study it answers; () where it brings no rules of its own, see `answered_series`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelSpec:
     temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    series_rules: tuple[SeriesRule, ...] = ()
 
     def __post_init__(self) -> None:
         texts = (self.name, self.architecture, *self.class_names)
@@ -59,6 +62,11 @@ class ModelSpec:
     @cached_property
     def provenance(self) -> Provenance:
         return Provenance.from_dict(self.training)
+
+    @property
+    def answered_series(self) -> tuple[SeriesRule, ...]:
+        """The rules by which a study's series is chosen: its own, or those of its contrasts."""
+        return self.series_rules or default_rules(self.preprocess.contrasts)
 
     @property
     def synthetic(self) -> bool:
@@ -97,6 +105,8 @@ class ModelSpec:
                 "calibration": {"temperature": self.temperature},
                 "training": dict(self.training),
                 "versions": dict(self.versions),
+                # without them a spec stays what it was, and with it every row that was made by it
+                **({"series_rules": rules_to_list(self.series_rules)} if self.series_rules else {}),
             },
             indent=2,
             sort_keys=True,
@@ -130,6 +140,9 @@ class ModelSpec:
                 temperature=float(values["calibration"]["temperature"]),
                 training=values["training"],
                 versions=values["versions"],
+                series_rules=rules_from_list(values["series_rules"], source)
+                if values.get("series_rules")
+                else (),
             )
             written = values["preprocess_hash"]
             known = preprocess.hashes(values["preprocess"])

@@ -6,7 +6,7 @@ import logging
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ssclf.workflows.doctor import Check
     from ssclf.workflows.evaluate import Evaluation
     from ssclf.workflows.plan import Estimate
-    from ssclf.workflows.predict import PredictSummary
+    from ssclf.workflows.predict import Foreseen, PredictSummary
     from ssclf.workflows.preprocess import PreprocessSummary
     from ssclf.workflows.train import TrainResult
 
@@ -168,7 +168,30 @@ class PredictDisplay(Counting):
         if summary.dropped:
             notes.append(f"{summary.dropped} rows dropped, their volumes are gone")
         self.console.print("; ".join(notes))
+        for note in summary.notes:
+            self.console.print(note)
         self.console.print(NOTICE, style="bold")
+
+
+def foreseen_lines(foreseen: Foreseen) -> Iterator[str]:
+    """What `predict --dry-run` says; no header text is in it."""
+    scans = foreseen.found.scans
+    yield f"{len(scans)} volumes found, of which {sum(bool(scan.problem) for scan in scans)} cannot be read"
+    for reason, count in sorted(foreseen.found.other_files.items()):
+        yield f"left out: {count} {reason}"
+    plan = foreseen.plan
+    if not plan.choices:
+        return
+    yield f"DICOM studies: {len(plan.choices)}; rules, in their order: {', '.join(r.name for r in foreseen.rules)}"
+    for number, (key, choice) in enumerate(sorted(plan.choices.items()), start=1):
+        said = (
+            f"answered is {' '.join(key)}, by rule {choice.rule}" if choice.rule else "no series is answered"
+        )
+        yield f"study {number}: {said}"
+        for other in choice.others:
+            yield f"  {' '.join(other.key)}: {other.reason}"
+    for key, reason in sorted(plan.unread.items()):
+        yield f"no study: {' '.join(key)}: {reason}"
 
 
 class PreprocessDisplay(Counting):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import run_in_processes
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from ssclf.workflows.dicom_out import DicomOut
 
 Key = tuple[str, str]
 
@@ -134,6 +137,7 @@ class RowMaker:
         scratch: existing folder, by the time that rows are made, for what has to be unpacked or converted.
         maps: folder for a map per scan, if any.
         pictures: whether rows carry a thumbnail.
+        dicom: what writes the DICOM objects of a row, if any.
     """
 
     ensemble: Ensemble
@@ -141,6 +145,7 @@ class RowMaker:
     scratch: Path
     maps: Path | None = None
     pictures: bool = False
+    dicom: DicomOut | None = None
 
     @property
     def origin(self) -> Origin:
@@ -155,7 +160,7 @@ class RowMaker:
         readable = [scan for scan in scans if not scan.problem]
         for scan in scans:
             if scan.problem:
-                yield self.origin.failed(scan, scan.problem)
+                yield self._failed(scan, scan.problem)
         if not readable:  # no network is loaded for nothing: it would go on loading behind the end of the run
             return
         work = partial(
@@ -164,7 +169,7 @@ class RowMaker:
             skull_strip=self.config.skull_strip,
             extraction=self.ensemble.bundles[0].extraction,
             scratch=self.scratch,
-            with_grid=self.maps is not None,
+            with_grid=self.maps is not None or (self.dicom is not None and not self.dicom.picture),
         )
         outcomes = run_in_processes(
             work,
@@ -178,12 +183,14 @@ class RowMaker:
         for outcome in outcomes:
             loading.result()
             if outcome.result is None:
-                yield self.origin.failed(outcome.item, outcome.error)
+                yield self._failed(outcome.item, outcome.error)
             else:
                 yield self.classified(outcome.item, outcome.result)
 
     def is_explained(self, row: ResultRow) -> bool:
-        """Whether a row of an earlier run has the map and the picture that this run was asked for."""
+        """Whether a row of an earlier run has the map, picture and DICOM objects that this run was asked for."""
+        if self.dicom is not None and not self.dicom.stands(row):
+            return False
         if row.status != "ok":
             return True
         has_map = self.maps is None or is_file(self.maps / row.extra.get("map", "absent"))
@@ -198,14 +205,15 @@ class RowMaker:
         begin = time.perf_counter()
         try:
             verdict = self.ensemble.judge(inputs.volumes)
-            explain = self.maps is not None or self.pictures
+            shown_in_dicom = self.dicom is not None and self.dicom.wants(scan)
+            explain = self.maps is not None or self.pictures or shown_in_dicom
             evidence = self.ensemble.evidence(verdict) if explain else []
         except VolumeError as exc:
-            return self.origin.failed(scan, str(exc))
+            return self._failed(scan, str(exc))
         except (SsclfError, KeyboardInterrupt):
             raise
         except Exception as exc:  # an engine's own: a volume that does not fit a GPU's memory, mostly
-            return self.origin.failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
+            return self._failed(scan, f"the network cannot take it ({type(exc).__name__}: {exc}).")
         flags = list(inputs.first.flags)
         for bundle, views in zip(self.ensemble.bundles, verdict.views, strict=True):
             prepared = inputs.volumes[bundle.spec.preprocess]
@@ -213,9 +221,12 @@ class RowMaker:
             features = None if output.features is None else output.features[0]
             flags += trust_flags(bundle.spec, prepared, inputs.extraction, features)
         try:
-            extra = self._explain(scan, inputs, evidence)
+            heat = None
+            if evidence and inputs.grid is not None:
+                heat = Volume(map_to_scan(evidence, inputs.grid)[None], inputs.grid.affine)
+            extra = self._explain(scan, inputs, evidence, heat)
         except VolumeError as exc:
-            return self.origin.failed(scan, str(exc))
+            return self._failed(scan, str(exc))
         row = self.origin.row(
             scan,
             "ok",
@@ -226,18 +237,33 @@ class RowMaker:
             seconds=inputs.seconds + time.perf_counter() - begin,
             extra=extra,
         )
-        return reviewed(row, self.config.review_below)
+        row = reviewed(row, self.config.review_below)
+        if self.dicom is None:
+            return row
+        picture = extra.get(THUMBNAIL, "")
+        if self.dicom.picture and not self.pictures and evidence:
+            picture = self._picture(inputs, evidence)
+        return self.dicom.write(scan, row, heat, picture)
 
-    def _explain(self, scan: Scan, inputs: NetworkInputs, evidence: Sequence[Volume]) -> dict[str, Any]:
-        """Write the map, draw the picture: what was asked for."""
+    def _failed(self, scan: Scan, reason: str) -> ResultRow:
+        """The row of a scan without a class, with its DICOM report where one is due."""
+        row = self.origin.failed(scan, reason)
+        return row if self.dicom is None else self.dicom.write(scan, row)
+
+    def _explain(
+        self, scan: Scan, inputs: NetworkInputs, evidence: Sequence[Volume], heat: Volume | None
+    ) -> dict[str, Any]:
+        """Write the map, draw the picture: what was asked for.
+
+        Args:
+            heat: data (1, D, H, W), the evidence on the scan's own voxels.
+        """
         extra: dict[str, Any] = {}
-        if self.maps is not None and inputs.grid is not None:
-            grid = inputs.grid
-            heat = map_to_scan(evidence, grid)
+        if self.maps is not None and heat is not None:
             name = map_name(scan.path, scan.series)
             path = self.maps / name
             try:
-                write_nifti(Volume(heat[None], grid.affine), path, mark=MAP_MARK)
+                write_nifti(heat, path, mark=MAP_MARK)
             except OSError as exc:
                 if is_about_the_name(exc):
                     raise VolumeError(f"{name}: the map cannot be written ({exc.strerror or exc}).") from exc
@@ -247,11 +273,15 @@ class RowMaker:
                 ) from exc
             extra["map"] = name
         if self.pictures:
-            prepared = inputs.first
-            _, d, h, w = prepared.data.shape
-            grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
-            extra[THUMBNAIL] = thumbnail(prepared, map_to_scan(evidence, grid))
+            extra[THUMBNAIL] = self._picture(inputs, evidence)
         return extra
+
+    def _picture(self, inputs: NetworkInputs, evidence: Sequence[Volume]) -> str:
+        """See `thumbnail`."""
+        prepared = inputs.first
+        _, d, h, w = prepared.data.shape
+        grid = BrainGrid((d, h, w), prepared.affine, np.packbits(prepared.data.any(axis=0)))
+        return thumbnail(prepared, map_to_scan(evidence, grid))
 
 
 def key_of(scan: Scan) -> Key:

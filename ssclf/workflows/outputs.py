@@ -19,11 +19,15 @@ class Outputs:
         out: the CSV.
         report: HTML page, if any.
         maps: folder for a map per scan, if any.
+        dicom: folder for DICOM objects, if any.
+        fhir: folder for reports in FHIR's form, if any.
     """
 
     out: Path
     report: Path | None = None
     maps: Path | None = None
+    dicom: Path | None = None
+    fhir: Path | None = None
 
     def __post_init__(self) -> None:
         check_output_file("out", self.out)
@@ -48,7 +52,9 @@ class Outputs:
         for option, path in (("out", self.details), ("report", self.report)):
             if path is not None:
                 check_output_file(option, path)
-        for option, folder in (("report", self.report and self.report.parent), ("maps", self.maps)):
+        folders = {"report": self.report and self.report.parent, "maps": self.maps}
+        folders |= {"dicom-out": self.dicom, "fhir": self.fhir}
+        for option, folder in folders.items():
             if folder is not None:
                 _check_writable(option, folder)
         # with its results.json a table is ours, whatever a user has made of it since

@@ -18,8 +18,11 @@ from typing import Any
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, config_to_dict
+from ssclf.domain.series_rules import SeriesRule
 from ssclf.domain.shards import Shard
 from ssclf.errors import DatasetError
+from ssclf.io.dicom_out.fhir import check_fhir_extra
+from ssclf.io.dicom_out.write import check_extra
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.inside import is_inside
@@ -27,11 +30,13 @@ from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
+from ssclf.io.records.series_rules import read_series_rules
 from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.reporting.results_page import write_results_page
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
+from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
 from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.outputs import Outputs
 
@@ -42,7 +47,13 @@ Find = Callable[..., Discovery]
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What a run did. `interrupted` is the signal that stopped it, 0 when it ran to its end."""
+    """What a run did.
+
+    Attributes:
+        interrupted: the signal that stopped it, 0 when it ran to its end.
+        notes: what else is to be said, a line each.
+        lacking: DICOM reports that were due and could not be written.
+    """
 
     rows: tuple[ResultRow, ...]
     class_names: tuple[str, ...]
@@ -52,6 +63,8 @@ class PredictSummary:
     seconds: float
     device: str
     interrupted: int = 0
+    notes: tuple[str, ...] = ()
+    lacking: int = 0
 
     @property
     def failed(self) -> int:
@@ -60,7 +73,24 @@ class PredictSummary:
     @property
     def exit_code(self) -> int:
         """Contract, "Exit codes"."""
-        return exit_code(failed=bool(self.failed), interrupted=self.interrupted)
+        return exit_code(failed=bool(self.failed or self.lacking), interrupted=self.interrupted)
+
+
+@dataclass(frozen=True)
+class DicomRequest:
+    """DICOM objects that a user asked for.
+
+    Attributes:
+        folder: where they go.
+        rules: file that says which series of a study is answered; None: the model says.
+        picture: whether the evidence is a picture instead of a map.
+        fhir: where the reports go in FHIR's form, if anywhere.
+    """
+
+    folder: Path
+    rules: Path | None = None
+    picture: bool = False
+    fhir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +117,7 @@ def predict(
     shard: Shard | None = None,
     report: Path | None = None,
     maps: Path | None = None,
+    dicom: DicomRequest | None = None,
     find: Find = discover,
     on_start: Callable[[Discovery, int], None] = lambda discovery, todo: None,
     on_row: Progress = lambda row: None,
@@ -101,6 +132,7 @@ def predict(
         report: HTML page with a picture and the scores of every volume.
         maps: folder for a map per scan, in the scan's own space, of where the evidence lies; the map of a scan that
             is gone goes too.
+        dicom: a DICOM report of every study found, see docs/dicom-out.md.
         find: what is there to classify.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
@@ -110,15 +142,18 @@ def predict(
             What one volume cannot do is a row.
     """
     begin = time.perf_counter()
-    outputs = Outputs(out, report, maps)
+    outputs = Outputs(out, report, maps, *((dicom.folder, dicom.fhir) if dicom else ()))
+    rules = _series_rules(dicom) if dicom else ()
     ensemble = _open_models(models, config)
     outputs.check()
-    found = _find_scans(paths, ensemble, config, shard, find)
+    found, everything = _find_scans(paths, ensemble, config, shard, find)
     fingerprints = _fingerprints(found.scans, ensemble, config)
     with Journal(out) as journal:
         maker = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
         # the table before the journal: of one volume, what an interrupted run did later counts
         earlier = [*read_rows(outputs.details), *journal.open()]
+        if dicom:
+            maker = replace(maker, dicom=_dicom_out(dicom, rules, everything, maker))
         reuse = _decide_reuse(earlier, found.scans, fingerprints, maker)
         on_start(found, len(reuse.todo))
         rows, interrupted = _classify(reuse, maker, fingerprints, journal, paths, on_row)
@@ -132,8 +167,16 @@ def predict(
             device=ensemble.device,
             interrupted=interrupted,
         )
+        if maker.dicom:
+            summary = replace(
+                summary,
+                notes=tuple(maker.dicom.notes(summary.rows)),
+                lacking=maker.dicom.failures(summary.rows),
+            )
         if not interrupted:
             _report(summary, outputs, _describe_run(summary, ensemble, config, shard), reuse.gone, journal)
+            if maker.dicom:
+                maker.dicom.remove_stale(earlier, summary.rows)
     return summary
 
 
@@ -154,7 +197,7 @@ def iterate(
     """
     config = config or PredictConfig()
     ensemble = _open_models(models, config)
-    found = _find_scans([Path(path) for path in paths], ensemble, config, None)
+    found, _ = _find_scans([Path(path) for path in paths], ensemble, config, None)
     with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
         yield from RowMaker(ensemble, config, Path(scratch)).rows(found.scans, lambda: False)
 
@@ -176,8 +219,8 @@ def _find_scans(
     config: PredictConfig,
     shard: Shard | None,
     find: Find = discover,
-) -> Discovery:
-    """What is there for these models to classify, of this shard.
+) -> tuple[Discovery, tuple[Scan, ...]]:
+    """What is there for these models to classify, of this shard; and the scans of all shards.
 
     Raises:
         DatasetError: nothing is, in any shard.
@@ -191,7 +234,69 @@ def _find_scans(
     )
     if not found.scans:
         raise DatasetError(_nothing_found(paths, found))
-    return replace(found, scans=_chosen(found.scans, shard, config))
+    everything = _chosen(found.scans, None, config)
+    return replace(found, scans=_chosen(found.scans, shard, config)), everything
+
+
+def _series_rules(dicom: DicomRequest) -> tuple[SeriesRule, ...]:
+    """Of the user's file, () where the models say; what an extra lacks is found before anything is begun."""
+    check_extra()
+    if dicom.fhir:
+        check_fhir_extra()
+    return read_series_rules(dicom.rules) if dicom.rules else ()
+
+
+def _dicom_out(
+    dicom: DicomRequest, rules: Sequence[SeriesRule], everything: Sequence[Scan], maker: RowMaker
+) -> DicomOut:
+    """What writes the DICOM objects of a run.
+
+    Args:
+        everything: the scans of all shards: a study may lie in several, and one of them writes its report.
+    """
+    rules = rules or maker.ensemble.bundles[0].spec.answered_series
+    plan = plan_studies(everything, rules, maker.scratch)
+    return DicomOut(
+        dicom.folder, plan, maker.ensemble, maker.config, maker.scratch, dicom.picture, dicom.fhir
+    )
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a run would do.
+
+    Attributes:
+        found: of this shard.
+        rules: by which a study's series is chosen.
+        plan: which series are answered.
+    """
+
+    found: Discovery
+    rules: tuple[SeriesRule, ...]
+    plan: StudyPlan
+
+
+def foresee(
+    paths: Sequence[Path],
+    models: Sequence[Path],
+    config: PredictConfig,
+    *,
+    shard: Shard | None = None,
+    rules: Path | None = None,
+) -> Foreseen:
+    """Find what there is to classify, and choose the series of every DICOM study; nothing is classified or written.
+
+    Args:
+        paths, models, shard: see `predict`.
+        rules: see `DicomRequest`.
+
+    Raises:
+        SsclfError: see `predict`.
+    """
+    ensemble = _open_models(models, config)
+    chosen = read_series_rules(rules) if rules else ensemble.bundles[0].spec.answered_series
+    found, everything = _find_scans(paths, ensemble, config, shard)
+    return Foreseen(found, chosen, plan_studies(everything, chosen))
 
 
 def _fingerprints(scans: Sequence[Scan], ensemble: Ensemble, config: PredictConfig) -> dict[Key, str]:

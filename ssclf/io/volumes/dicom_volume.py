@@ -89,7 +89,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
         source, target = Path(folder, "in"), Path(folder, "out")
         source.mkdir()
         target.mkdir()
-        files = _gather(series, source)
+        files = gather(series, source)
         with quiet_pydicom():
             values: dict[Path, dict[str, str]] = {}
             found = list(_read_slices(series, files, values))
@@ -111,7 +111,7 @@ def read_series(series: DicomSeries, work: Path) -> Volume:
     return Volume(volume.data, volume.affine, tuple(flags))
 
 
-def _gather(series: DicomSeries, target: Path) -> list[Path]:
+def gather(series: DicomSeries, target: Path) -> list[Path]:
     """Link the files of a series, or extract them from their archive, under names of our own."""
     files = [target / f"{index:06d}.dcm" for index in range(len(series.files))]
     if not series.in_archive:
@@ -154,7 +154,7 @@ def _read_slices(
         if not series.holds(str(get(header, "SeriesInstanceUID", ""))):
             raise VolumeError("a file of the series is one of another series by now; run again.")
         values[file] = parting_values(header)
-        for index, (piece, scaling) in enumerate(_slices_of(header, rest)):
+        for index, (piece, scaling) in enumerate(slices_of(header, rest)):
             yield Frame(file, index, *scaling), piece
 
 
@@ -186,7 +186,7 @@ def _number_along_stack(found: list[tuple[Frame, Slice]]) -> list[Frame]:
     return frames
 
 
-def _slices_of(header: pydicom.Dataset, rest: int) -> list[tuple[Slice, tuple[float, float]]]:
+def slices_of(header: pydicom.Dataset, rest: int) -> list[tuple[Slice, tuple[float, float]]]:
     """The slices in one file, of which `rest` bytes follow the header; each with its slope and intercept."""
     frames = _whole(header, "NumberOfFrames", 1)
     rows, columns = _whole(header, "Rows"), _whole(header, "Columns")
