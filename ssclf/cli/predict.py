@@ -17,6 +17,7 @@ from ssclf.domain.server_query import SERVER, parse_server
 from ssclf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ssclf.domain.shards import Shard
     from ssclf.workflows.predict import Find
 
 Scans = Annotated[
@@ -148,40 +149,25 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     opt.start_log(quiet, log_level)
     config = _config(ctx, workers, timeout_s, assume_stripped)
     if ray is not None:
-        unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
-        unfit |= {"--dicom-out": dicom_out, "--dry-run": dry_run}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
-        _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
-    _check_dicom(dicom_out, dicom_picture, fhir, series_rules, dry_run)
-    if csv:
-        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
-    from ssclf.domain.shards import parse_shard
-    from ssclf.io.models.bundle import choose_bundles
-    from ssclf.reporting.console import PredictDisplay, foreseen_lines
-    from ssclf.workflows.predict import DicomRequest, foresee
+        _predict_on_ray(ctx, scans, out, model, config, cluster, csv)
+    _check_unfit(dicom_out, dicom_picture, fhir, series_rules, dry_run, csv)
+    paths, find = _places(scans, {"--dicom-out": dicom_out, "--dry-run": dry_run})
+    part, bundles = _part(shard), _bundles(model)
+    if dry_run:
+        _tell_what_would_be_done(paths, bundles, config, part, series_rules)
+        return
+    from ssclf.reporting.console import PredictDisplay
+    from ssclf.workflows.predict import DicomRequest
     from ssclf.workflows.predict import predict as run
 
-    paths, find = _places(scans, {"--dicom-out": dicom_out, "--dry-run": dry_run})
-    part = parse_shard(shard, os.environ) if shard else None
-    bundles = choose_bundles(model or [], os.environ)
-    if dry_run:
-        say("\n".join(foreseen_lines(foresee(paths, bundles, config, shard=part, rules=series_rules))))
-        return
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            paths,
-            table,
-            bundles,
-            config,
-            shard=part,
-            report=part.file(report) if part and report else report,
-            maps=maps,
-            dicom=DicomRequest(dicom_out, series_rules, dicom_picture, fhir) if dicom_out else None,
-            find=find,
-            on_start=display.start,
-            on_row=display.row,
-        )
+            paths, table, bundles, config, shard=part, report=part.file(report) if part and report else report,
+            maps=maps, dicom=DicomRequest(dicom_out, series_rules, dicom_picture, fhir) if dicom_out else None,
+            find=find, on_start=display.start, on_row=display.row,
+        )  # fmt: skip
     display.summary(summary, table)
     raise typer.Exit(summary.exit_code)
 
@@ -208,12 +194,41 @@ def _places(scans: list[str], unfit: Mapping[str, object]) -> tuple[list[Path], 
     return [], partial(discover_servers, [parse_server(server) for server in servers])
 
 
-def _check_dicom(
-    folder: Path | None, picture: bool, fhir: Path | None, rules: Path | None, dry_run: bool
+def _part(shard: str | None) -> Shard | None:
+    from ssclf.domain.shards import parse_shard
+
+    return parse_shard(shard, os.environ) if shard else None
+
+
+def _bundles(model: list[Path] | None) -> list[Path]:
+    from ssclf.io.models.bundle import choose_bundles
+
+    return list(choose_bundles(model or [], os.environ))
+
+
+def _tell_what_would_be_done(
+    places: list[Path], bundles: list[Path], config: PredictConfig, shard: Shard | None, rules: Path | None
+) -> None:
+    """`predict --dry-run`."""
+    from ssclf.reporting.console import foreseen_lines
+    from ssclf.workflows.predict import foresee
+
+    say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=shard, rules=rules))))
+
+
+def _check_unfit(
+    folder: Path | None,
+    picture: bool,
+    fhir: Path | None,
+    rules: Path | None,
+    dry_run: bool,
+    csv: Path | None,
 ) -> None:
     """Raises:
     ConfigError: an option that says nothing without another.
     """
+    if csv:
+        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     if picture and not folder:
         raise ConfigError("--dicom-picture: goes with --dicom-out, which names the folder.")
     if fhir and not folder:
@@ -236,28 +251,29 @@ def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped:
 
 
 def _predict_on_ray(
+    ctx: typer.Context,
     scans: list[str],
     out: str,
     model: list[Path] | None,
     config: PredictConfig,
     cluster: ClusterConfig,
     csv: Path | None,
-    unfit: Mapping[str, object],
 ) -> NoReturn:
     """`predict --ray`."""
     if any(scan.startswith(SERVER) for scan in scans):
         raise ConfigError("--ray: reads no DICOMweb server; retrieve the series first, or leave --ray out.")
     from ssclf.cluster.request import check_request
 
+    names = ("report", "maps", "shard", "workers", "dicom_out", "dry_run")
+    unfit = {f"--{name.replace('_', '-')}": ctx.params[name] for name in names}
     source, folder = check_request(scans, out, unfit)
     from ssclf.cluster.driver import predict_on_ray
-    from ssclf.io.models.bundle import choose_bundles
     from ssclf.reporting.console import cluster_lines, tell_part, tell_partitions
 
     summary = predict_on_ray(
         source,
         folder,
-        choose_bundles(model or [], os.environ),
+        _bundles(model),
         config,
         cluster,
         csv=csv,
@@ -296,10 +312,9 @@ def plan(
     if rates:
         found = read_rates(rates)
     else:
-        from ssclf.io.models.bundle import choose_bundles
         from ssclf.workflows.bench import measure_rates
 
-        found = measure_rates(choose_bundles(model or [], os.environ)[0])
+        found = measure_rates(_bundles(model)[0])
     per = opt.cores(cores)
     need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
     hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")

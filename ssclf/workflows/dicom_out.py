@@ -186,8 +186,13 @@ class DicomOut:
             ) from exc
         return replace(row, extra={**row.extra, OBJECTS: written})
 
-    def notes(self, rows: Iterable[ResultRow]) -> list[str]:
-        """What a run says in the end, a line each."""
+    def outcome(self, rows: Iterable[ResultRow]) -> dict[str, Any]:
+        """What a run says in the end: `notes`, a line each, and how many reports are `lacking`."""
+        rows = list(rows)
+        lacking = sum("problem" in row.extra.get(OBJECTS, {}) for row in rows)
+        return {"notes": tuple(self._notes(rows)), "lacking": lacking}
+
+    def _notes(self, rows: Iterable[ResultRow]) -> list[str]:
         said: Counter[str] = Counter()
         for row in rows:
             choice = self.plan.choices.get(row.key)
@@ -211,10 +216,6 @@ class DicomOut:
                 (self.folder / name).unlink(missing_ok=True)
             elif self.fhir is not None and FHIR_NAME.fullmatch(name):
                 (self.fhir / name).unlink(missing_ok=True)
-
-    def failures(self, rows: Iterable[ResultRow]) -> int:
-        """How many reports were due and could not be written."""
-        return sum("problem" in row.extra.get(OBJECTS, {}) for row in rows)
 
     def _settings(self) -> str:
         config = self.config

@@ -120,8 +120,9 @@ def date_time(source: SourceSeries) -> tuple[str, str]:
 
 def _save(made: Dataset, path: Path) -> None:
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):  # highdicom's now
-        if keyword in made:
-            delattr(made, keyword)
+        made.pop(keyword, None)
+    for item in get(made, "ContributingEquipmentSequence", ()):
+        item.pop("ContributionDateTime", None)
     if all(str(element.value).isascii() for element in made.iterall() if element.VR in _TEXTS):
         made.pop("SpecificCharacterSet", None)  # the one repertoire that every reader knows
     with whole_file(path, binary=True) as file:
