@@ -92,6 +92,10 @@ class DicomRequest:
     picture: bool = False
     fhir: Path | None = None
 
+    @property
+    def folders(self) -> tuple[Path | None, ...]:
+        return self.folder, self.fhir
+
 
 @dataclass(frozen=True)
 class Reuse:
@@ -133,16 +137,13 @@ def predict(
         maps: folder for a map per scan, in its own space, of where the evidence lies; those of scans that are gone go.
         dicom: a DICOM report of every study found.
         find: what is there to classify.
-        on_start: called once with what was found and how many volumes are still to do.
-        on_row: called with each new row.
+        on_start, on_row: called once with what was found and how many are still to do; with each new row.
 
     Raises:
-        SsclfError: nothing can be done at all: no such path, unusable model, output not writable. What one volume
-            cannot do is a row.
+        SsclfError: nothing can be done at all: no such path, unusable model. What one volume cannot do is a row.
     """
     begin = time.perf_counter()
-    outputs = Outputs(out, report, maps, *((dicom.folder, dicom.fhir) if dicom else ()))
-    rules = _series_rules(dicom)
+    outputs, rules = Outputs(out, report, maps, *(dicom.folders if dicom else ())), _series_rules(dicom)
     ensemble = _open_models(models, config)
     outputs.check()
     found, everything = _find_scans(paths, ensemble, config, shard, find)
