@@ -8,7 +8,7 @@ if [ ! -e "$stamp" ]; then
   echo "installing ssclf with what training and testing need into $venv (once; a few minutes)"
   # torch first and by its pinned version: torchvision's own requirement could bring another build of it
   "$venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt torch
-  extras=cpu,train,ray,dev
+  extras=cpu,train,ray,dicom,dev
   "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && extras=$extras,docs
   "$venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
   touch "$stamp"

@@ -39,6 +39,10 @@ _NEVER_MISSING = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+#: By what an archive files an object: as it stands, or it would be filed elsewhere.
+_IDENTITY = frozenset(
+    {"PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyInstanceUID"}
+)
 _SEXES = ("M", "F", "O")
 #: Where a slice may lie beside the even steps of its stack and still keep its own position.
 _SAME_PLACE_MM = 0.05
@@ -222,8 +226,9 @@ def _whole_image(header: pydicom.Dataset) -> Dataset:
         if tag.group in _GROUPS:
             try:
                 element = header[tag]
-                for value in element.value if element.VM > 1 else [element.value]:
-                    validate_value(element.VR, value, pydicom.config.RAISE)
+                if element.keyword not in _IDENTITY:
+                    for value in element.value if element.VM > 1 else [element.value]:
+                        validate_value(element.VR, value, pydicom.config.RAISE)
                 kept.add(element)
             except Exception:  # noqa: S112 - what cannot be converted or breaks its rules is as if it were not there
                 continue
