@@ -356,7 +356,8 @@ Formats = Annotated[
     typer.Option(
         "--format",
         metavar=f"[{'|'.join(get_args(ExportFormat))}]",
-        help="File of the bundle; give it twice for both. Default: both.",
+        help="What the bundle holds; give it again for several. monai-bundle: what MONAI runs, too. "
+        "Default: onnx and torchscript.",
         autocompletion=_offer(get_args(ExportFormat)),
     ),
 ]

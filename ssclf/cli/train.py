@@ -399,7 +399,7 @@ def export(
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
-    names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
+    names = opt.chosen(formats or ("onnx", "torchscript"), ExportFormat, "--format")
     opt.start_log(False, log_level)
     from ssclf.io.records.series_rules import read_series_rules
     from ssclf.reporting.console import StepLines

@@ -51,7 +51,7 @@ def scan_to_json(scan: Scan, base: Path) -> str:
 
     contrasts = [
         {**asdict(one), "root": place(one.root)} if isinstance(one, DicomSeries) else place(one)
-        for one in scan.contrasts
+        for one in scan.stored
     ]
     return json.dumps(
         {"path": scan.path, "series": scan.series, "contrasts": contrasts, "problem": scan.problem}

@@ -12,7 +12,7 @@ from pathlib import Path
 from ssclf.config import PredictConfig
 from ssclf.domain.series_rules import SeriesRule
 from ssclf.errors import DatasetError, OutputError, VolumeError
-from ssclf.io.discovery.scans import Scan, with_own_keys
+from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.discovery.sources import discover
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble
@@ -272,7 +272,7 @@ def _is_of(name: str, path: str) -> bool:
     return path == name or path.startswith((f"{name}#", f"{name}/"))
 
 
-def _with_lost(source: DicomSeries | Path, missing: int) -> DicomSeries | Path:
+def _with_lost(source: VoxelSource, missing: int) -> VoxelSource:
     """A series of which images have been deleted since is as incomplete as one of which they never came."""
     return (
         replace(source, lost=source.lost + missing) if missing and isinstance(source, DicomSeries) else source

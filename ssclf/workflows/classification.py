@@ -35,6 +35,7 @@ from ssclf.io.preparation import brain_extractor, prepare_scan
 from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.io.volumes.nifti import write_nifti
 from ssclf.io.workers import Outcome, Workers, run_in_batches
 from ssclf.reporting.results_page import THUMBNAIL
@@ -377,6 +378,9 @@ def scan_fingerprint(scan: Scan, method: bytes) -> str:
             continue
         name = path.name.encode("utf-8", "surrogateescape")
         digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for source in scan.contrasts:
+        if isinstance(source, ServerSeries):
+            digest.update(f"{source.server} {source.study} {source.uid} {source.images}\n".encode())
     digest.update(json.dumps(scan.problem).encode())
     if lost := sum(source.lost for source in scan.contrasts if isinstance(source, DicomSeries)):
         digest.update(f"{lost} lost\n".encode())

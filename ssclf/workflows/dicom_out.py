@@ -27,6 +27,7 @@ from ssclf.domain.series_rules import SeriesFacts, SeriesRule, StudyChoice, choo
 from ssclf.domain.study_report import study_report
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, VolumeError
+from ssclf.io.dicom_out.fhir import FHIR_NAME, write_fhir
 from ssclf.io.dicom_out.source import read_facts, read_source
 from ssclf.io.dicom_out.write import OWN_NAME, Evidence, write_objects
 from ssclf.io.discovery.scans import Scan
@@ -105,6 +106,7 @@ class DicomOut:
         config: of the run; part of what makes a report the same again.
         work: existing private folder.
         picture: whether the evidence is a picture instead of a map.
+        fhir: existing folder for the reports in FHIR's form, if any.
     """
 
     folder: Path
@@ -113,6 +115,7 @@ class DicomOut:
     config: PredictConfig
     work: Path
     picture: bool = False
+    fhir: Path | None = None
 
     def wants(self, scan: Scan) -> bool:
         """Whether the row of a scan will show where its evidence lies."""
@@ -126,7 +129,10 @@ class DicomOut:
         written = row.extra.get(OBJECTS, {})
         if written.get("report") != self._digest(row.key):
             return False
-        return "problem" in written or all(is_file(self.folder / name) for name in written["files"])
+        if "problem" in written:
+            return True
+        in_fhir = self.fhir is None or is_file(self.fhir / written.get("fhir", ""))
+        return in_fhir and all(is_file(self.folder / name) for name in written["files"])
 
     def current(self, row: ResultRow) -> ResultRow:
         """A row that stands, without the objects of a study that another series answers by now."""
@@ -175,6 +181,8 @@ class DicomOut:
             else:
                 evidence = Evidence(heat.data[0], heat.affine) if heat is not None else None
             written["files"] = list(write_objects(report, sources, self.folder, evidence))
+            if self.fhir is not None:
+                written["fhir"] = write_fhir(report, sources, self.fhir)
         except VolumeError as exc:
             written["problem"] = " ".join(str(exc).split())
             log.warning("%s: no DICOM report: %s", row.path, exc)
@@ -207,12 +215,13 @@ class DicomOut:
 
     def remove_stale(self, earlier: Iterable[ResultRow], kept: Iterable[ResultRow]) -> None:
         """Remove what runs before have written with rows that are gone or were made anew."""
-        there = {name for row in kept for name in row.extra.get(OBJECTS, {}).get("files", ())}
-        for row in earlier:
-            for name in row.extra.get(OBJECTS, {}).get("files", ()):
-                # the name comes from a file that anybody may have edited
-                if name not in there and OWN_NAME.fullmatch(name):
-                    (self.folder / name).unlink(missing_ok=True)
+        there = {name for row in kept for name in _names(row)}
+        for name in (name for row in earlier for name in _names(row) if name not in there):
+            # the name comes from a file that anybody may have edited
+            if OWN_NAME.fullmatch(name):
+                (self.folder / name).unlink(missing_ok=True)
+            elif self.fhir is not None and FHIR_NAME.fullmatch(name):
+                (self.fhir / name).unlink(missing_ok=True)
 
     def _settings(self) -> str:
         config = self.config
@@ -229,6 +238,12 @@ class DicomOut:
 
 
 _NONE_ANSWERED = "studies have a DICOM report without a class: no series meets a rule"
+
+
+def _names(row: ResultRow) -> list[str]:
+    """Of all files that were written with a row."""
+    written = row.extra.get(OBJECTS, {})
+    return [*written.get("files", ()), *filter(None, [written.get("fhir")])]
 
 
 def _picture_of(uri: str) -> Evidence | None:

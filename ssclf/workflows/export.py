@@ -17,6 +17,7 @@ from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
+from ssclf.io.models.monai_configs import MONAI_MODEL, write_monai_configs
 from ssclf.io.paths import check_output_folder, is_file, is_there
 from ssclf.io.records.preprocessed import Folders
 from ssclf.io.records.training_run import (
@@ -45,6 +46,7 @@ class ExportConfig:
     """What a bundle is made of.
 
     Attributes:
+        formats: monai-bundle adds the files that make the folder a MONAI bundle too; alone, it brings model.onnx.
         precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
             TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
@@ -62,7 +64,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise ConfigError("format: expected onnx, torchscript or both, found none.")
+            raise ConfigError("format: expected onnx, torchscript or monai-bundle, found none.")
         for name in self.formats:
             check_choice("format", name, ExportFormat)
         check_choice("precision", self.precision, ExportPrecision)
@@ -134,7 +136,7 @@ def _fill(
     channels = len(spec.preprocess.contrasts)
     spec = replace(spec, series_rules=config.series_rules)
     metadata = {SPEC: spec.to_json()}
-    if "onnx" in config.formats:
+    if {"onnx", "torchscript"}.isdisjoint(config.formats) or "onnx" in config.formats:
         half = config.precision == "fp16"  # for GPUs; planar is for CPUs
         planar = spec.architecture in PLANAR and not half
         export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
@@ -143,6 +145,9 @@ def _fill(
     if volumes:
         spec = add_eight_bits(folder, network, spec, volumes)
     (folder / SPEC).write_text(spec.to_json() + "\n", "utf-8")
+    if "monai-bundle" in config.formats:
+        write_monai_configs(folder, spec)
+        export_torchscript(network, channels, folder / MONAI_MODEL, metadata)
     if config.brain_extraction:
         for path in cached_brain_extraction():
             shutil.copyfile(path, folder / path.name)
