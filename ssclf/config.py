@@ -43,7 +43,7 @@ Engine = Literal["auto", "onnx", "torchscript"]
 Device = Literal["auto", "cpu", "cuda"]
 #: Files of a bundle that hold the network, and the numbers of its ONNX file.
 ExportFormat = Literal["onnx", "torchscript"]
-ExportPrecision = Literal["fp32", "fp16"]
+ExportPrecision = Literal["fp32", "fp16", "fp16-storage"]
 #: What removes a skull; "none" takes a volume as it is.
 StripEngine = Literal["deepbet", "bet", "hd-bet", "synthstrip", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]

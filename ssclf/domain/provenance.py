@@ -72,6 +72,11 @@ class Provenance:
     cross_validation: Mapping[str, Any] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def pretrained_on_lesions(self) -> bool:
+        """Whether it was trained on synthetic lesions in healthy brains (`ssclf pretrain`), and so on no patient."""
+        return bool(self.config.get("lesions"))
+
     @cached_property
     def seen(self) -> SeenVolumes:
         """The volumes of which a score says nothing, to look one up in."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,12 +19,14 @@ import numpy as np
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
 from ssclf.domain.explanation import BrainGrid, map_to_scan
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.memory import share_of_memory
+from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.own_output import MAP_MARK
 from ssclf.io.paths import is_about_the_name, is_file
@@ -37,6 +40,7 @@ from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
 Key = tuple[str, str]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,22 @@ def make_network_inputs(
 
 @dataclass(frozen=True)
 class Origin:
-    """What every row of a run says of the models: known without opening one."""
+    """What every row of a run says of the models: known without opening one.
+
+    Attributes:
+        flags: that every row has, failed ones too.
+    """
 
     model: str
     model_sha256: str
     ssclf_version: str = __version__
+    flags: tuple[str, ...] = ()
 
     @staticmethod
     def of(ensemble: Ensemble) -> Origin:
-        return Origin(ensemble.name, ensemble.sha256)
+        return Origin(ensemble.name, ensemble.sha256, flags=_model_flags(ensemble))
 
-    def row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
+    def row(self, scan: Scan, status: str, *, flags: Iterable[str] = (), **values: Any) -> ResultRow:
         """A row without a fingerprint: whoever planned it knows that, and adds it before the row is kept."""
         return ResultRow(
             path=scan.path,
@@ -118,6 +127,7 @@ class Origin:
             model=self.model,
             model_sha256=self.model_sha256,
             ssclf_version=self.ssclf_version,
+            flags=tuple(dict.fromkeys((*self.flags, *flags))),
             **values,
         )
 
@@ -220,7 +230,7 @@ class RowMaker:
             "ok",
             prediction=self.ensemble.class_names[verdict.best],
             probabilities=tuple(float(p) for p in verdict.probabilities),
-            flags=tuple(dict.fromkeys(flags)),
+            flags=flags,
             brain_ml=inputs.first.brain_ml,
             seconds=inputs.seconds + time.perf_counter() - begin,
             extra=extra,
@@ -253,6 +263,25 @@ class RowMaker:
         return extra
 
 
+def open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
+    """The models that are to judge together; says of each that has seen no patient that it has not.
+
+    Raises:
+        ModelError: see `open_bundle` and `Ensemble`.
+    """
+    bundles = [open_bundle(Path(path)) for path in models]
+    for bundle in bundles:
+        if bundle.spec.pretrained_on_lesions:
+            log.warning("%s: %s; every row is flagged", bundle.spec.name, FLAGS[REFERENCE_MODEL])
+    return Ensemble(bundles, config)
+
+
+def _model_flags(ensemble: Ensemble) -> tuple[str, ...]:
+    """What the models themselves say against every row."""
+    lesions_alone = any(bundle.spec.pretrained_on_lesions for bundle in ensemble.bundles)
+    return (REFERENCE_MODEL,) if lesions_alone else ()
+
+
 def key_of(scan: Scan) -> Key:
     """The key that a scan's row will have."""
     return scan.path, scan.series
@@ -277,7 +306,7 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
     settings = config_to_dict(relevant)
     if config.map_method == "cam":  # as when there was no other: rows of earlier versions stay
         del settings["map_method"]
-    text = json.dumps([ensemble.sha256, specs, settings])
+    text = json.dumps([ensemble.sha256, specs, settings, *_model_flags(ensemble)])
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ssclf import __version__
 from ssclf.config import Device, Engine, PreprocessConfig
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.errors import SsclfError
 from ssclf.io.extraction.engines import available_engines
 from ssclf.io.image_hints import image_hint
@@ -84,6 +85,8 @@ def examine(
             continue
         bundles.append(bundle)
         origin = "trained on synthetic volumes" if bundle.spec.synthetic else "intact"
+        if bundle.spec.pretrained_on_lesions:
+            origin = FLAGS[REFERENCE_MODEL]
         yield Check(
             f"model {bundle.spec.name}",
             True,

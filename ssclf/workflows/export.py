@@ -16,6 +16,7 @@ from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
+from ssclf.io.models.reference_model import find_start
 from ssclf.io.paths import check_output_folder, is_file, is_there
 from ssclf.io.records.training_run import (
     CHOSEN,
@@ -43,7 +44,7 @@ class ExportConfig:
 
     Attributes:
         precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
-            TorchScript keeps 32 bits.
+            fp16-storage is half the size and computes in 32 bits; TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
     """
@@ -111,8 +112,8 @@ def _fill(folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportC
     metadata = {SPEC: spec.to_json()}
     (folder / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
     if "onnx" in config.formats:
-        planar, half = spec.architecture in PLANAR, config.precision == "fp16"
-        export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
+        planar = spec.architecture in PLANAR
+        export_onnx(network, channels, folder / ONNX, metadata, planar=planar, precision=config.precision)
     if "torchscript" in config.formats:
         export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)
     if config.brain_extraction:
@@ -183,11 +184,13 @@ def _check_meaning(
 
 
 def open_start(path: Path) -> Start:
-    """What `ssclf train --from` goes on from. Open a finished run, or a bundle with a TorchScript file.
+    """What `ssclf train --from` goes on from. Open a finished run, or a bundle with a TorchScript file; "reference" is
+    the reference model's name.
 
     Raises:
         ModelError: neither, unfinished, or damaged.
     """
+    path = find_start(path)
     if (path / CONFIG).is_file():
         network, spec = read_run(path, name=path.name)
         return Start(spec, network.state_dict(), file_sha256(path / CHOSEN))
