@@ -82,7 +82,7 @@ def _package_for(path: Path) -> Path | None:
         )
     if not package and not own:
         raise ModelError(
-            f"{path}: expected a model here, or the reference model ({_ABOUT}), found neither; {_GET} brings the latter."
+            f"{path}: expected a model here, or the reference model ({_ABOUT}), found neither; {_GET} brings the last."
         )
     return package
 
