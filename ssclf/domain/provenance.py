@@ -31,7 +31,8 @@ class Provenance:
     """Counts and hashes, never subjects or paths. A bundle of another version may lack any of it.
 
     Attributes:
-        synthetic: whether some training volumes, or those of the model it began with, were made by ssclf's generator.
+        synthetic: whether some training volumes, or those of the model it began with, were made by ssclf's generator;
+            a model that only began with weights from synthetic lesions is none of these.
         settings_hash: of the preprocessing.
         volumes: part ("train", "validation", "test") → class → number.
         subjects: part → number.
