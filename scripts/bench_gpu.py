@@ -156,7 +156,7 @@ def export(folder: Path, model: str) -> Iterator[tuple[tuple[str, str], Path]]:
     for graph in dict.fromkeys(("3-D", exported(model))):
         for number in ("fp32", "fp16"):
             path = folder / f"{model}-{graph}-{number}.onnx"
-            export_onnx(network, 1, path, {}, planar=graph == "planar", half=number == "fp16")
+            export_onnx(network, 1, path, {}, planar=graph == "planar", precision=number)
             yield (graph, number), path
 
 

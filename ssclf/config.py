@@ -43,7 +43,7 @@ Engine = Literal["auto", "onnx", "torchscript"]
 Device = Literal["auto", "cpu", "cuda"]
 #: Files of a bundle that hold the network, and the numbers of its ONNX file.
 ExportFormat = Literal["onnx", "torchscript", "monai-bundle"]
-ExportPrecision = Literal["fp32", "fp16"]
+ExportPrecision = Literal["fp32", "fp16", "fp16-storage"]
 #: Which of a bundle's networks predicts: model.onnx as it was exported, or the one in 8 bits beside it.
 PredictPrecision = Literal["fp32", "int8"]
 #: What removes a skull; "none" takes a volume as it is.

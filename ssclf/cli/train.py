@@ -368,7 +368,10 @@ def export(
     formats: opt.Formats = None,
     precision: Annotated[
         ExportPrecision,
-        typer.Option(help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs."),
+        typer.Option(
+            help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs; fp16-storage halves it and "
+            "computes in 32 bits."
+        ),
     ] = "fp32",
     int8: Annotated[
         bool,

@@ -79,8 +79,8 @@ class ModelSpec:
 
     @property
     def pretrained_on_lesions(self) -> bool:
-        """Whether `ssclf pretrain` made it, which is no model of any patient."""
-        return bool(self.provenance.config.get("lesions"))
+        """Whether `ssclf pretrain` made it, which is no model of any patient: raises the flag `reference_model`."""
+        return self.provenance.pretrained_on_lesions
 
     @cached_property
     def feature_reference(self) -> Reference | None:

@@ -25,7 +25,10 @@ def write_model_card(spec: ModelSpec) -> str:
     if training.initial_weights:
         start = _describe_weights(training)
     if parent := training.started_from:
-        start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…)"
+        lesions = (
+            ", learnt from synthetic lesions in healthy brains" if parent.get("pretrained_on_lesions") else ""
+        )
+        start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…{lesions})"
     few = 0 < training.calibration.volumes < ENOUGH_TO_CALIBRATE
     return environment.get_template("model_card.md.j2").render(
         spec=spec, training=training, start=start, few=few, tolerance=TOLERANCE, sure=SURE

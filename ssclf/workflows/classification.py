@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, SkullStrip, config_to_dict
 from ssclf.domain.explanation import BrainGrid, map_to_scan
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
@@ -27,6 +29,7 @@ from ssclf.io.discovery.scans import Scan, stored_files
 from ssclf.io.extraction.deepbet import MASK_SIZE
 from ssclf.io.extraction.owner import NetworkOwner, OwnerAddress, lend
 from ssclf.io.memory import share_of_memory
+from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble, Verdict
 from ssclf.io.models.runtime import cuda_if_built
 from ssclf.io.own_output import MAP_MARK
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from ssclf.workflows.dicom_out import DicomOut
 
 Key = tuple[str, str]
+log = logging.getLogger(__name__)
 
 #: How long a volume waits for others, where a network takes several at once. A GPU that would wait has time.
 _PATIENCE_S = 0.05
@@ -112,18 +116,25 @@ def make_network_inputs(
 
 @dataclass(frozen=True)
 class Origin:
-    """What every row of a run says of the models: known without opening one."""
+    """What every row of a run says of the models: known without opening one.
+
+    Attributes:
+        flags: that every row has, failed ones too.
+    """
 
     model: str
     model_sha256: str
     ssclf_version: str = __version__
     precision: str = "fp32"
+    flags: tuple[str, ...] = ()
 
     @staticmethod
     def of(ensemble: Ensemble) -> Origin:
-        return Origin(ensemble.name, ensemble.sha256, precision=ensemble.precision)
+        return Origin(
+            ensemble.name, ensemble.sha256, precision=ensemble.precision, flags=_model_flags(ensemble)
+        )
 
-    def row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
+    def row(self, scan: Scan, status: str, *, flags: Iterable[str] = (), **values: Any) -> ResultRow:
         """A row without a fingerprint: whoever planned it knows that, and adds it before the row is kept."""
         return ResultRow(
             path=scan.path,
@@ -133,6 +144,7 @@ class Origin:
             model_sha256=self.model_sha256,
             ssclf_version=self.ssclf_version,
             precision=self.precision,
+            flags=tuple(dict.fromkeys((*self.flags, *flags))),
             **values,
         )
 
@@ -285,7 +297,7 @@ class RowMaker:
             "ok",
             prediction=self.ensemble.class_names[verdict.best],
             probabilities=tuple(float(p) for p in verdict.probabilities),
-            flags=tuple(dict.fromkeys(flags)),
+            flags=flags,
             brain_ml=inputs.first.brain_ml,
             seconds=inputs.seconds + time.perf_counter() - begin,
             extra=extra,
@@ -337,6 +349,25 @@ class RowMaker:
         return thumbnail(prepared, map_to_scan(evidence, grid))
 
 
+def open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
+    """The models that are to judge together; says of each that has seen no patient that it has not.
+
+    Raises:
+        ModelError: see `open_bundle` and `Ensemble`.
+    """
+    bundles = [open_bundle(Path(path)) for path in models]
+    for bundle in bundles:
+        if bundle.spec.pretrained_on_lesions:
+            log.warning("%s: %s; every row is flagged", bundle.spec.name, FLAGS[REFERENCE_MODEL])
+    return Ensemble(bundles, config)
+
+
+def _model_flags(ensemble: Ensemble) -> tuple[str, ...]:
+    """What the models themselves say against every row."""
+    lesions_alone = any(bundle.spec.pretrained_on_lesions for bundle in ensemble.bundles)
+    return (REFERENCE_MODEL,) if lesions_alone else ()
+
+
 def key_of(scan: Scan) -> Key:
     """The key that a scan's row will have."""
     return scan.path, scan.series
@@ -363,7 +394,7 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
         del settings["map_method"]
     if config.precision == "fp32":  # likewise; in 8 bits the checksum is another, too
         del settings["precision"]
-    text = json.dumps([ensemble.sha256, specs, settings])
+    text = json.dumps([ensemble.sha256, specs, settings, *_model_flags(ensemble)])
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ssclf import __version__
 from ssclf.config import Device, Engine, PreprocessConfig
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.errors import SsclfError
 from ssclf.io.extraction.deepbet import BOX_MODEL, BOX_SIZE, MASK_MODEL, MASK_SIZE
 from ssclf.io.extraction.engines import available_engines
@@ -90,6 +91,8 @@ def examine(
             continue
         bundles.append(bundle)
         origin = "trained on synthetic volumes" if bundle.spec.synthetic else "intact"
+        if bundle.spec.pretrained_on_lesions:
+            origin = FLAGS[REFERENCE_MODEL]
         yield Check(
             f"model {bundle.spec.name}",
             True,

@@ -18,6 +18,7 @@ from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
 from ssclf.io.models.checksums import file_sha256, write_checksums
 from ssclf.io.models.monai_configs import MONAI_MODEL, write_monai_configs
+from ssclf.io.models.reference_model import find_start
 from ssclf.io.paths import check_output_folder, is_file, is_there
 from ssclf.io.records.preprocessed import Folders
 from ssclf.io.records.training_run import (
@@ -48,7 +49,7 @@ class ExportConfig:
     Attributes:
         formats: monai-bundle adds the files that make the folder a MONAI bundle too; alone, it brings model.onnx.
         precision: of model.onnx: fp16 is half the size and for GPUs (a CPU takes it too, and gains nothing);
-            TorchScript keeps 32 bits.
+            fp16-storage is half the size and computes in 32 bits; TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
         int8: a network in 8 bits beside model.onnx, for CPUs.
@@ -137,9 +138,10 @@ def _fill(
     spec = replace(spec, series_rules=config.series_rules)
     metadata = {SPEC: spec.to_json()}
     if {"onnx", "torchscript"}.isdisjoint(config.formats) or "onnx" in config.formats:
-        half = config.precision == "fp16"  # for GPUs; planar is for CPUs
-        planar = spec.architecture in PLANAR and not half
-        export_onnx(network, channels, folder / ONNX, metadata, planar=planar, half=half)
+        planar = (
+            spec.architecture in PLANAR and config.precision != "fp16"
+        )  # which is for GPUs; planar is for CPUs
+        export_onnx(network, channels, folder / ONNX, metadata, planar=planar, precision=config.precision)
     if "torchscript" in config.formats:
         export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)
     if volumes:
@@ -216,11 +218,13 @@ def _check_meaning(
 
 
 def open_start(path: Path) -> Start:
-    """What `ssclf train --from` goes on from. Open a finished run, or a bundle with a TorchScript file.
+    """What `ssclf train --from` goes on from. Open a finished run, or a bundle with a TorchScript file; "reference" is
+    the reference model's name.
 
     Raises:
         ModelError: neither, unfinished, or damaged.
     """
+    path = find_start(path)
     if (path / CONFIG).is_file():
         network, spec = read_run(path, name=path.name)
         return Start(spec, network.state_dict(), file_sha256(path / CHOSEN))

@@ -26,7 +26,6 @@ from ssclf.io.dicom_out.write import check_extra
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.inside import is_inside
-from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
@@ -35,7 +34,15 @@ from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.reporting.results_page import write_results_page
-from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
+from ssclf.workflows.classification import (
+    Key,
+    RowMaker,
+    key_of,
+    method_digest,
+    open_models,
+    reviewed,
+    scan_fingerprint,
+)
 from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
 from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.outputs import Outputs
@@ -194,17 +201,6 @@ def iterate(
     found, _ = _find_scans([Path(path) for path in paths], ensemble, config, None)
     with tempfile.TemporaryDirectory(prefix="ssclf-") as scratch:
         yield from RowMaker(ensemble, config, Path(scratch)).rows(found.scans, lambda: False)
-
-
-def open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
-    bundles = [open_bundle(Path(path)) for path in models]
-    for bundle in bundles:
-        if bundle.spec.pretrained_on_lesions:
-            log.warning(
-                "%s: was pretrained on synthetic lesions, for `ssclf train --from`; it is no model of any patient",
-                bundle.spec.name,
-            )
-    return Ensemble(bundles, config)
 
 
 def _find_scans(

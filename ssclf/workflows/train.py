@@ -671,10 +671,13 @@ def _describe(
 ) -> Provenance:
     """What the bundle says about its data and training: counts and hashes, never subjects or paths."""
     train = parts["train"]
+    parent = progress.started_from
     seen = SeenVolumes.of(progress.seen)
     described = {sample.describe() for role in ("train", "validation") for sample in parts[role]} - {""}
     return Provenance(
-        synthetic=cohort.synthetic or bool(progress.started_from.get("synthetic")),
+        # a start from lesions in real brains is a start, as Kinetics is, and makes no synthetic model of a real cohort
+        synthetic=cohort.synthetic
+        or bool(parent.get("synthetic") and not parent.get("pretrained_on_lesions")),
         settings_hash=cohort.preprocess.hash,
         volumes={
             role: dict(zip(cohort.class_names, cohort.counts(samples), strict=True))

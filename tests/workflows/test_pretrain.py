@@ -52,7 +52,10 @@ def test_weights_learnt_from_lesions_begin_another_training(
     ssclf("export", "pre", "--out", "bundle", "--no-brain-extraction", "--format", "onnx")
     assert "no model of any patient" in Path("bundle", "MODEL_CARD.md").read_text()
     assert "has finished" in ssclf("pretrain", "--resume", "--out", "pre")
-    ssclf("train", "--data", preprocessed(), "--from", "pre", "--out", "fine", "--freeze", "4", *SHORT)
+    cohort = preprocessed()
+    settings = json.loads((cohort / "settings.json").read_text())
+    (cohort / "settings.json").write_text(json.dumps({**settings, "synthetic": False}))  # as of patients
+    ssclf("train", "--data", cohort, "--from", "pre", "--out", "fine", "--freeze", "4", *SHORT)
     assert read_config(Path("fine")).architecture == "small" and not read_config(Path("fine")).lesions
     before, after = (
         torch.load(f"{run}/checkpoints/chosen.pt", weights_only=True)["network"] for run in ("pre", "fine")
@@ -60,7 +63,9 @@ def test_weights_learnt_from_lesions_begin_another_training(
     same = {key.split(".")[0] for key in before if torch.equal(before[key], after[key])}
     assert same >= {"stem", "layer1", "layer2", "layer3"}
     assert not torch.equal(before["layer4.0.weight"], after["layer4.0.weight"])
-    assert json.loads(Path("fine", PROVENANCE).read_text())["training"]["started_from"]["name"] == "pre"
+    told = json.loads(Path("fine", PROVENANCE).read_text())["training"]
+    assert told["started_from"]["name"] == "pre" and told["started_from"]["pretrained_on_lesions"] is True
+    assert told["synthetic"] is False and not told["config"]["lesions"]  # such a model is no reference model
 
 
 def test_every_epoch_draws_other_brains_and_the_same_ones_again(preprocessed: Callable[..., Path]) -> None:

@@ -15,6 +15,7 @@ from ssclf.io.image_hints import image_hint
 from ssclf.io.models.checksums import file_sha256, open_regular, verify_checksums
 from ssclf.io.models.onnx_graph import OnnxSummary
 from ssclf.io.models.onnx_session import describe
+from ssclf.io.models.reference_model import find_model, reference_hint
 from ssclf.io.models.torchscript_archive import read_entry
 
 ONNX = "model.onnx"
@@ -71,11 +72,12 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open a bundle folder or a lone `model.onnx` / TorchScript file.
+    """Open a bundle folder or a lone `model.onnx` / TorchScript file; "reference" is the reference model's name.
 
     Raises:
         ModelError: missing, incomplete, changed since its export, or of an incompatible version.
     """
+    path = find_model(path)
     try:
         if path.is_file():
             return _open_file(path)
@@ -187,7 +189,7 @@ def _check_same(spec: ModelSpec, inside: str, path: Path) -> None:
     """Hold a bundle's spec.json against the one that its export put into the model file.
 
     Raises:
-        ModelError: they give a score another meaning.
+        ModelError: they give a score another meaning, or one hides that the model has seen no patient.
     """
     if not inside:
         log.warning("%s: holds no description of its own, spec.json is taken for it", path)
@@ -198,6 +200,7 @@ def _check_same(spec: ModelSpec, inside: str, path: Path) -> None:
         "class_names",
         "preprocess",
         "temperature",
+        "pretrained_on_lesions",
         *(("int8",) * (path.name == INT8)),
     ):
         if getattr(true, name) != getattr(spec, name):
@@ -222,6 +225,7 @@ def choose_bundles(
         if (hint := image_hint("model")) and _is_nothing(Path(named)):
             raise ModelError(
                 f"{named}: this image holds no model, since none trained on patients ships with ssclf.{hint}"
+                + reference_hint()
             )
         return [Path(named)]
     # hidden ones are being made, or were left by who was killed while it made them
@@ -236,6 +240,7 @@ def choose_bundles(
             if found
             else "No model trained on patients ships with ssclf: make one with `ssclf train` and `ssclf export`, "
             "then pass it with --model or set SSCLF_MODEL. `ssclf demo` makes one from synthetic volumes."
+            + reference_hint()
         )
     )
 
