@@ -15,26 +15,36 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ssclf.config import PreprocessConfig, TrainConfig
+from ssclf.domain.generator.draw import draw_brain
 from ssclf.domain.generator.views import see_again
 from ssclf.domain.geometry import reorient
+from ssclf.domain.metrics import fit_temperature, score_predictions
+from ssclf.domain.provenance import Calibration
+from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split
 from ssclf.domain.volume import Mask, Volume
 from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.extraction.deepbet import BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.files import whole_folder
-from ssclf.io.records.preprocessed import PreparedCohort, is_prepared
+from ssclf.io.records.preprocessed import PreparedCohort, Sample, is_prepared
 from ssclf.io.records.tables import write_table
-from ssclf.io.records.training_run import CONFIG, is_finished
-from ssclf.io.volumes.nifti import read_nifti, write_nifti
+from ssclf.io.records.training_run import CHOSEN, CONFIG, is_finished, read_config, read_record, write_record
+from ssclf.io.volumes.nifti import read_nifti, read_written, write_nifti
+from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.extraction_export import cached_brain_extraction
+from ssclf.workflows.export import ExportConfig, export_run, read_run
 from ssclf.workflows.preprocess import preprocess_cohort
 from ssclf.workflows.train import Machine, Watch, read_cohort, train
 
@@ -42,6 +52,12 @@ HEAD = "_T1.nii.gz"
 SOURCE = "IXI"
 #: Heads of either held-out part, and the seed that draws them.
 HELD_OUT, SEED = 6, 18
+#: Seeds of the volumes that networks are compared on and calibrated on, apart from those of any training; draws of each
+#: view and class.
+COMPARE, CALIBRATE, DRAWS = 1_000_001, 1_000_002, 4
+#: Share of the healthy volumes drawn of held-out heads that the shipped thresholds call healthy.
+SPECIFICITY = 0.95
+HEALTHY, HGG, LGG = "healthy", "HGG", "LGG"
 
 
 @dataclass(frozen=True)
@@ -110,8 +126,8 @@ def prepare(heads: dict[str, Path], work: Path, spacing: float, views: int, log:
                     least = np.float32(1e-3 * head.data.max())
                     plain = np.where(brain, np.maximum(head.data, least), 0).astype(np.float32)
                     seen = see_again(head, brain, (SEED, number, k)) if k else Volume(plain, head.affine)
-                    write_nifti(seen, folder / f"{name}_{k}.nii.gz")
-                    rows.append((name, f"{k}", "healthy", SOURCE, f"{name}_{k}.nii.gz"))
+                    write_nifti(seen, folder / f"{name}_{k}.nii")
+                    rows.append((name, f"{k}", "healthy", SOURCE, f"{name}_{k}.nii"))
             write_table(folder / "views.csv", ("subject", "session", "label", "source", "t1"), rows)
         log(f"{len(rows)} views of {len(heads)} heads")
     config = PreprocessConfig(spacing=(spacing,) * 3, crop="brain", contrasts=("t1",))
@@ -127,12 +143,21 @@ def keys_of(cohort: PreparedCohort, heads: Sequence[str]) -> tuple[str, ...]:
 
 def learn(prepared: Path, run: Path, parts: Parts, steps: int, seed: int, workers: int, log: Log) -> None:
     """What `ssclf pretrain --model small` does, on the heads that are not held out."""
-    given = {"lesions": True, "holdout": 0.0, "precision": "bf16-mixed-cpu", "channels_last": True, "seed": seed}
+    given = {
+        "lesions": True,
+        "holdout": 0.0,
+        "precision": "bf16-mixed-cpu",
+        "channels_last": True,
+        "seed": seed,
+    }
     config = TrainConfig.preset("default", architecture="small", **given)
     cohort = read_cohort(prepared, config)
     split = Split(keys_of(cohort, parts.train))
     config = TrainConfig.preset(
-        "default", architecture="small", epochs=-(-steps // -(-len(split.train) // config.batch_size)), **given
+        "default",
+        architecture="small",
+        epochs=-(-steps // -(-len(split.train) // config.batch_size)),
+        **given,
     )
     begun = (run / CONFIG).is_file()
     if begun and is_finished(run):
@@ -146,6 +171,131 @@ def learn(prepared: Path, run: Path, parts: Parts, steps: int, seed: int, worker
         raise SystemExit(f"{run}: saved; the same command goes on")
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Volumes drawn of held-out heads, and what a network says of them.
+
+    Attributes:
+        logits: (N, K).
+        targets: (N,) class indices.
+        lesion_ml: (N,) size of the lesion, 0 without.
+    """
+
+    logits: NDArray[np.float64]
+    targets: NDArray[np.int64]
+    lesion_ml: NDArray[np.float64]
+
+
+def score_drawn(run: Path, samples: Sequence[Sample], class_names: Sequence[str], seed: int) -> Drawn:
+    """Draw each sample `DRAWS` times, and ask the network of a finished run."""
+    network, _ = read_run(run, name=run.name)
+    logits, targets, sizes = [], [], []
+    for index, sample in enumerate(samples):
+        brain = read_written(sample.path)
+        label: Any = sample.label
+        for number in range(DRAWS):
+            volume, where = draw_brain(brain, label, (seed, number, index))
+            with torch.inference_mode():
+                logits.append(network(torch.from_numpy(volume.data[None]))[0].double().numpy())
+            targets.append(class_names.index(sample.label))
+            sizes.append(float(where.sum()) * brain.voxel_ml)
+    return Drawn(np.array(logits), np.array(targets), np.array(sizes))
+
+
+def fit_shift(drawn: Drawn, class_names: Sequence[str]) -> NDArray[np.float64]:
+    """What is added to the logits, one a class: HGG and LGG are found alike often, and `SPECIFICITY` of the healthy."""
+    healthy, hgg, lgg = (class_names.index(name) for name in (HEALTHY, HGG, LGG))
+    shift = np.zeros(len(class_names))
+    apart = drawn.logits[:, hgg] - drawn.logits[:, lgg]
+    steps = np.linspace(-5, 5, 2001)
+    found = [(apart[drawn.targets == hgg] + step > 0).mean() for step in steps]
+    missed = [(apart[drawn.targets == lgg] + step < 0).mean() for step in steps]
+    shift[hgg] = steps[np.abs(np.subtract(found, missed)).argmin()]
+    shifted = drawn.logits[drawn.targets == healthy] + shift
+    tumour = shifted[:, [hgg, lgg]].max(axis=1) - shifted[:, healthy]
+    shift[healthy] = np.quantile(tumour, SPECIFICITY)
+    return shift
+
+
+def describe(drawn: Drawn, class_names: Sequence[str]) -> dict[str, Any]:
+    """Scores on volumes drawn of held-out heads: SYNTHETIC, as everything here."""
+    from sklearn.metrics import roc_auc_score
+
+    healthy, hgg, lgg = (class_names.index(name) for name in (HEALTHY, HGG, LGG))
+    probabilities = softmax(drawn.logits)
+    called = probabilities.argmax(axis=1) != healthy
+    ill = drawn.targets != healthy
+    large = drawn.lesion_ml >= np.median(drawn.lesion_ml[ill])
+    return {
+        "macro_f1": score_predictions(drawn.targets, probabilities, class_names).macro_f1,
+        "auc_tumour": float(roc_auc_score(ill, 1 - probabilities[:, healthy])),
+        "auc_large_tumour": float(roc_auc_score(ill[large | ~ill], 1 - probabilities[large | ~ill, healthy])),
+        "auc_grade": float(
+            roc_auc_score(drawn.targets[ill] == hgg, drawn.logits[ill, hgg] - drawn.logits[ill, lgg])
+        ),
+        "sensitivity": float(called[ill].mean()),
+        "sensitivity_large": float(called[ill & large].mean()),
+        "specificity": float((~called[~ill]).mean()),
+        "healthy_volumes": int((~ill).sum()),
+        "volumes": len(ill),
+    }
+
+
+def calibrate(prepared: Path, run: Path, parts: Parts, log: Log) -> Path:
+    """The same run with its linear layer's bias shifted, and a temperature; and what it does on the other heads."""
+    out = run.with_name(f"{run.name}-calibrated")
+    if out.is_dir():
+        return out
+    record = read_record(run)
+    cohort = read_cohort(prepared, read_config(run))
+    names = record.class_names
+    fitted, other = (
+        score_drawn(run, cohort.select(keys_of(cohort, heads)), names, seed)
+        for heads, seed in ((parts.calibrate, CALIBRATE), (parts.compare, COMPARE))
+    )
+    log(f"{run.name}: as trained, drawn of heads to compare: {rounded(describe(other, names))}")
+    shift = fit_shift(fitted, names)
+    fitted, other = (replace(d, logits=d.logits + shift) for d in (fitted, other))
+    temperature = fit_temperature(fitted.logits, fitted.targets)
+    log(
+        f"{run.name}: shift {dict(zip(names, np.round(shift, 3).tolist(), strict=True))}, temperature {temperature:.3f}"
+    )
+    log(f"{run.name}: calibrated, drawn of heads to compare: {rounded(describe(other, names))}")
+    checkpoint = load_checkpoint(run / CHOSEN)
+    checkpoint["network"]["fc.bias"] += torch.from_numpy(shift).to(checkpoint["network"]["fc.bias"].dtype)
+    checkpoint["temperature"] = temperature
+    scores = {
+        kind: score_predictions(other.targets, softmax(other.logits, t), names).to_dict()
+        for kind, t in (("raw", 1.0), ("calibrated", temperature))
+    }
+    calibration = Calibration(temperature=temperature, fitted_on="validation", volumes=len(fitted.targets))
+    training = record.training
+    counted = {
+        part: {name: int(n) for name, n in zip(names, np.bincount(d.targets), strict=True)}
+        for part, d in (("validation", fitted), ("test", other))
+    }
+    training = replace(
+        training,
+        calibration=calibration,
+        volumes={**training.volumes, **counted},
+        subjects={**training.subjects, "validation": len(parts.calibrate), "test": len(parts.compare)},
+        scores={"test": scores},
+        other={**training.other, "thresholds": {"shift": shift.tolist(), "specificity": SPECIFICITY}},
+    )
+    with whole_folder(out) as folder:
+        shutil.copytree(run, folder, dirs_exist_ok=True)
+        save_checkpoint(checkpoint, folder / CHOSEN)
+        write_record(folder, replace(record, calibration=calibration, training=training))
+    return out
+
+
+def rounded(scores: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in scores.items()
+    )
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,10 +304,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/reference"))
     parser.add_argument("--name", default="small", help="of the run, below the work folder")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--views", type=int, default=8, help="of each head")
+    parser.add_argument("--views", type=int, default=6, help="of each head")
     parser.add_argument("--spacing", type=float, default=6, help="of the network's input in mm")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="bundle to export")
     return parser.parse_args()
 
 
@@ -169,6 +320,10 @@ def main() -> None:
     parts = Parts.of(list(heads))
     run = options.work / options.name
     learn(prepared, run, parts, options.steps, options.seed, options.workers, log)
+    calibrated = calibrate(prepared, run, parts, log)
+    if options.out:
+        config = ExportConfig(formats=("onnx", "torchscript"), replace=True)
+        log(f"{export_run(calibrated, options.out, config)}: exported")
 
 
 if __name__ == "__main__":

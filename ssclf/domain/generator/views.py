@@ -22,7 +22,7 @@ from ssclf.errors import ConfigError
 
 Range = tuple[float, float]
 #: What is cut away around the brain before anything is computed, in mm: more than a mask can be too large.
-_MARGIN_MM = 14.0
+_MARGIN_MM = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ViewSettings:
 
     Attributes:
         pitch_degrees, turn_degrees: how the head lies, about the left-right axis and about the others, either sign.
-        scale: of the head's size along each axis.
+        scale, stretch: of the head's size, and apart from that of each axis.
         plane_mm: voxels of an isotropic volume, or within a slice.
         thick_chance, slice_mm, gap: two-dimensional slices along any axis; what lies between as a share of the
             thickness.
@@ -46,7 +46,8 @@ class ViewSettings:
     pitch_degrees: float = 18.0
     turn_degrees: float = 8.0
     scale: Range = (0.92, 1.1)
-    plane_mm: Range = (1.0, 2.0)
+    stretch: Range = (0.97, 1.03)
+    plane_mm: Range = (1.3, 2.2)
     thick_chance: float = 0.55
     slice_mm: Range = (2.5, 6.5)
     gap: Range = (0.0, 0.3)
@@ -62,9 +63,7 @@ class ViewSettings:
     peel_mm: Range = (4.0, 12.0)
 
 
-def see_again(
-    head: Volume, brain: Mask, seed: Sequence[int], settings: ViewSettings | None = None
-) -> Volume:
+def see_again(head: Volume, brain: Mask, seed: Sequence[int], settings: ViewSettings | None = None) -> Volume:
     """Draw a view.
 
     Args:
@@ -95,7 +94,9 @@ def see_again(
     data, outline = take(data), take(outline.astype(np.float32))
     affine = take.affine
     grid = grid_of(Volume(data[None], affine))
-    data *= np.exp(np.float32(machine.uniform(*settings.bias)) * smooth_noise(machine, grid, machine.uniform(60, 140)))
+    data *= np.exp(
+        np.float32(machine.uniform(*settings.bias)) * smooth_noise(machine, grid, machine.uniform(60, 140))
+    )
     sigma = np.float32(machine.uniform(*settings.noise) * machine.random() * white)
     real, imaginary = sigma * machine.standard_normal((2, *data.shape), np.float32)
     data = np.sqrt((data + real) ** 2 + imaginary**2)
@@ -143,7 +144,9 @@ def _outline(
 class _Taken:
     """Samples a field on another grid: (D, H, W) to (D', H', W')."""
 
-    def __init__(self, matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: tuple[int, ...]
+    ) -> None:
         self._matrix, self._offset, self._shape = matrix, offset, shape
         self.axis, self.parts, self.kept = 0, 1, 1
         self.affine = np.eye(4)
@@ -170,17 +173,17 @@ def _grid(rng: np.random.Generator, near: Volume, settings: ViewSettings) -> _Ta
         step[first, second], step[second, first] = -np.sin(angle), np.sin(angle)
         turn = turn @ step
     old, size = np.array(near.spacing), np.array(near.shape)
-    scale = rng.uniform(*settings.scale) * rng.uniform(0.97, 1.03, 3)
+    scale = rng.uniform(*settings.scale) * rng.uniform(*settings.stretch, 3)
     fine = np.full(3, rng.uniform(*settings.plane_mm))
     axis, parts, kept = int(rng.integers(3)), 1, 1
     if rng.random() < settings.thick_chance:
         thick = rng.uniform(*settings.slice_mm)
         pitch = thick * (1 + rng.uniform(*settings.gap))
-        parts = int(np.ceil(pitch / 1.8))
+        parts = int(np.ceil(pitch / 2.2))
         kept = max(round(parts * thick / pitch), 1)
         fine[axis] = pitch / parts
     extent = size * old * scale
-    counts = np.ceil(extent * 1.06 / fine).astype(int)
+    counts = np.ceil(extent * 1.04 / fine).astype(int)
     counts[axis] = -(-counts[axis] // parts) * parts
     # out index to mm about the middle, turned back and scaled back, to in index
     matrix = np.diag(1 / (old * scale)) @ turn @ np.diag(fine)
