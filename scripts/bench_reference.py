@@ -3,9 +3,10 @@
     python scripts/bench_reference.py BUNDLE DATA [--work FOLDER] [--maps]
 
 DATA holds `glioma/` (patients with `_T1`, `_T1ce` and `_mask`, and `cases.csv`), `healthy_ibsr/`, `brats18/` and single
-heads, as their README says. All go through `ssclf predict` as a user's would. Every table is Markdown, with counts
-beside rates and one source beside another, never pooled; no picture is made. Each look at these data is noted, with its
-date, in docs/reference-model.md.
+heads, as their README says. All go through `ssclf predict`; brains of patients are found once, by the same extraction,
+and kept, since patients are asked about several times. Every table is Markdown, with counts beside rates and one source
+beside another, never pooled; no picture is made. Each look at these data is noted, with its date, in
+docs/reference-model.md.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from sklearn.metrics import roc_auc_score
 
 from ssclf.config import MapMethod, PredictConfig
 from ssclf.domain.volume import Volume
+from ssclf.io.extraction.deepbet import BrainExtractor
+from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.volumes.nifti import read_nifti, write_nifti
+from ssclf.learning.extraction_export import cached_brain_extraction
 from ssclf.workflows.predict import predict
 
 HEALTHY, HGG, LGG = "healthy", "HGG", "LGG"
@@ -77,6 +81,18 @@ def ask(
     return found
 
 
+def stripped(path: Path, folder: Path) -> Path:
+    """The brain of a head, as `ssclf predict` would find it."""
+    out = folder / path.name
+    if not out.is_file():
+        head = read_nifti(path)
+        brain = extract_brain(head, "deepbet", extractor=BrainExtractor(cached_brain_extraction()))
+        least = np.float32(1e-3 * head.data.max())
+        data = np.where(brain, np.maximum(head.data, least), 0).astype(np.float32)
+        write_nifti(Volume(data, head.affine), out)
+    return out
+
+
 def auc_with_interval(ill: Sequence[float], well: Sequence[float]) -> str:
     """Area under the curve, and the middle 95 % of that of redrawn patients and healthy people."""
     rng = np.random.default_rng(0)
@@ -101,9 +117,9 @@ def share(count: int, of: int) -> str:
 
 
 def mirrored(head: Volume, tumour: Volume) -> tuple[Volume, float]:
-    """The head with the tumour replaced by the other side's tissue, and which share of that is tumour as well.
+    """The brain with the tumour replaced by the other side's tissue, and which share of that is tumour as well.
 
-    The middle plane is where a shifted mirror image is most like the head itself.
+    The middle plane is where a shifted mirror image is most like the brain itself.
     """
     from scipy import ndimage
 
@@ -123,6 +139,7 @@ def mirrored(head: Volume, tumour: Volume) -> tuple[Volume, float]:
     source = flipped(data, shift)
     level = np.median(data[ring]) / max(float(np.median(source[ring])), 1e-6)
     replaced = data + weight * (np.float32(level) * source - data)
+    replaced = np.where(data > 0, np.maximum(replaced, np.float32(1e-3 * data.max())), 0)  # the outline stays
     return Volume(replaced[None].astype(np.float32), head.affine), float((other & mask).sum() / mask.sum())
 
 
@@ -148,8 +165,8 @@ def main() -> None:
     print("\n| glioma | AUC against healthy_ibsr (95 %) | called tumour | of G2 | of G3 | AUC G3 against G2 | "
           "of those called tumour HGG: G2 | G3 |\n|" + "---|" * 8)  # fmt: skip
     for contrast in ("T1ce", "T1"):
-        files = [data / "glioma" / f"{name}_{contrast}.nii.gz" for name in cases]
-        answers = ask(bundle, files, work / contrast)
+        files = [stripped(data / "glioma" / f"{name}_{contrast}.nii.gz", work / "brains") for name in cases]
+        answers = ask(bundle, files, work / contrast, strip="none")
         print(
             f"| {contrast} | {_glioma_row(dict(zip(cases, answers.values(), strict=True)), cases, well)} |",
             flush=True,
@@ -184,12 +201,12 @@ def _replaced(bundle: Path, data: Path, work: Path, contrast: str, answers: dict
     """The same patients with the tumour replaced by the other side's tissue."""
     folder, files = work / f"replaced-{contrast}", {}
     for name in answers:
-        head = read_nifti(data / "glioma" / f"{name}_{contrast}.nii.gz")
+        head = read_nifti(work / "brains" / f"{name}_{contrast}.nii.gz")
         without, overlap = mirrored(head, read_nifti(data / "glioma" / f"{name}_mask.nii.gz"))
         if overlap <= 0.1:  # else the other side is ill too
             files[name] = folder / f"{name}.nii.gz"
             write_nifti(without, files[name])
-    found = ask(bundle, list(files.values()), folder / "results")
+    found = ask(bundle, list(files.values()), folder / "results", strip="none")
     before, after = [1 - answers[name].healthy for name in files], [1 - a.healthy for a in found.values()]
     ill = [name for name in files if answers[name].tumour]
     turned = sum(not found[files[name]].tumour for name in ill)
@@ -205,9 +222,9 @@ def _replaced(bundle: Path, data: Path, work: Path, contrast: str, answers: dict
 def _maps(bundle: Path, data: Path, work: Path, contrast: str, names: Sequence[str]) -> None:
     """Whether the strongest voxel of a map lies in the tumour."""
     for method in get_args(MapMethod):
-        files = [data / "glioma" / f"{name}_{contrast}.nii.gz" for name in names]
+        files = [work / "brains" / f"{name}_{contrast}.nii.gz" for name in names]
         hits, near, chances = 0, 0, []
-        answers = ask(bundle, files, work / f"{contrast}-{method}", maps=method)
+        answers = ask(bundle, files, work / f"{contrast}-{method}", strip="none", maps=method)
         for name, answer in zip(names, answers.values(), strict=True):
             heat = read_nifti(Path(answer.map)).data[0]
             volume = read_nifti(data / "glioma" / f"{name}_mask.nii.gz")

@@ -38,6 +38,8 @@ from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.extraction.deepbet import BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.files import whole_folder
+from ssclf.io.models.bundle import ONNX
+from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.preprocessed import PreparedCohort, Sample, is_prepared
 from ssclf.io.records.tables import write_table
 from ssclf.io.records.training_run import CHOSEN, CONFIG, is_finished, read_config, read_record, write_record
@@ -322,8 +324,11 @@ def main() -> None:
     learn(prepared, run, parts, options.steps, options.seed, options.workers, log)
     calibrated = calibrate(prepared, run, parts, log)
     if options.out:
-        config = ExportConfig(formats=("onnx", "torchscript"), replace=True)
-        log(f"{export_run(calibrated, options.out, config)}: exported")
+        # weights of 16 bits in the file, which compute in 32
+        config = ExportConfig(formats=("onnx",), precision="fp16-storage", replace=True)
+        export_run(calibrated, options.out, config)
+        onnx = options.out / ONNX
+        log(f"{options.out}: {onnx.stat().st_size / 1e6:.1f} MB, sha256 {file_sha256(onnx)}")
 
 
 if __name__ == "__main__":
