@@ -48,12 +48,13 @@ def test_a_spec_of_other_volumes_is_found() -> None:
         "initial_weights": "", "started_from": {},
     }  # fmt: skip
     assert strangers(good) == []
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"sources": {"IXI": 2, "BraTS": 1}},
         {"class_sources": {"healthy": {"IBSR": 1}}},
         {"started_from": {"name": "other"}},
         {"synthetic": False},
         {"voxels": []},
         {"voxels": ["a", "b", "c", "d"]},
-    ):
+    )
+    for change in changes:
         assert strangers({**good, **change}), change

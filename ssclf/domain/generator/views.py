@@ -89,9 +89,9 @@ def see_again(head: Volume, brain: Mask, seed: Sequence[int], settings: ViewSett
     near = crop(head, box)
     white = float(np.quantile(near.data[0][brain[box]], 0.85))
     data = _sharpened(machine, near.data[0].astype(np.float32), near.spacing, settings)
-    outline = _outline(mask, data, brain[box], near, settings)
+    wrong = _outline(mask, data, brain[box], near, settings)
     take = _grid(place, near, settings)
-    data, outline = take(data), take(outline.astype(np.float32))
+    data, outline = take(data), take(wrong.astype(np.float32))
     affine = take.affine
     grid = grid_of(Volume(data[None], affine))
     data *= np.exp(
