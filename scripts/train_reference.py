@@ -38,7 +38,6 @@ from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.extraction.deepbet import BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.files import whole_folder
-from ssclf.io.models.bundle import ONNX
 from ssclf.io.models.checksums import file_sha256
 from ssclf.io.records.preprocessed import PreparedCohort, Sample, is_prepared
 from ssclf.io.records.tables import write_table
@@ -282,6 +281,7 @@ def calibrate(prepared: Path, run: Path, parts: Parts, log: Log) -> Path:
         volumes={**training.volumes, **counted},
         subjects={**training.subjects, "validation": len(parts.calibrate), "test": len(parts.compare)},
         scores={"test": scores},
+        extraction={"deepbet": sum(training.extraction.values())},  # before the views were drawn
         other={**training.other, "thresholds": {"shift": shift.tolist(), "specificity": SPECIFICITY}},
     )
     with whole_folder(out) as folder:
@@ -289,6 +289,19 @@ def calibrate(prepared: Path, run: Path, parts: Parts, log: Log) -> Path:
         save_checkpoint(checkpoint, folder / CHOSEN)
         write_record(folder, replace(record, calibration=calibration, training=training))
     return out
+
+
+def export(run: Path, out: Path, log: Log) -> None:
+    """What the package holds: the bundle that predicts, and beside it one to start training from."""
+    # weights of 16 bits in the file, which compute in 32
+    model = ExportConfig(formats=("onnx",), precision="fp16-storage", replace=True)
+    weights = ExportConfig(formats=("torchscript",), brain_extraction=False, replace=True)
+    for name, config in (("model", model), ("weights", weights)):
+        bundle = export_run(run, run.parent / "exported" / "reference", config)  # named as the model is
+        with whole_folder(out / name, there="replace") as folder:
+            shutil.copytree(bundle, folder, dirs_exist_ok=True)
+        for path in sorted((out / name).iterdir()):
+            log(f"{name}/{path.name}: {path.stat().st_size / 1e6:.2f} MB, sha256 {file_sha256(path)}")
 
 
 def rounded(scores: dict[str, Any]) -> str:
@@ -310,7 +323,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--spacing", type=float, default=6, help="of the network's input in mm")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="bundle to export")
+    parser.add_argument("--out", type=Path, help="folder to write model/ and weights/ to")
     return parser.parse_args()
 
 
@@ -324,11 +337,7 @@ def main() -> None:
     learn(prepared, run, parts, options.steps, options.seed, options.workers, log)
     calibrated = calibrate(prepared, run, parts, log)
     if options.out:
-        # weights of 16 bits in the file, which compute in 32
-        config = ExportConfig(formats=("onnx",), precision="fp16-storage", replace=True)
-        export_run(calibrated, options.out, config)
-        onnx = options.out / ONNX
-        log(f"{options.out}: {onnx.stat().st_size / 1e6:.1f} MB, sha256 {file_sha256(onnx)}")
+        export(calibrated, options.out, log)
 
 
 if __name__ == "__main__":
