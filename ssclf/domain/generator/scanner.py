@@ -155,6 +155,8 @@ def normalised(
     if rng.random() < settings.saturated_chance:
         high = float(np.quantile(values, rng.uniform(0.93, 0.99)))
     bottom, top = percentile_range(head.data[head.inside], _PERCENTILES)
+    if rng.random() < settings.dimmed_chance:
+        top *= rng.uniform(*settings.dimmed)
     scale = (top - bottom) / max(high - low, 1e-6)
     result = np.zeros_like(data)
     result[inside] = ((values - np.float32(low)) * np.float32(scale) + np.float32(bottom)).clip(_LEAST, 1)

@@ -50,6 +50,8 @@ class GeneratorSettings:
         slices_chance, slice_mm, gap: thickness along a random axis, and what lies between as a share of it.
         ghost_chance, ghost, motion_chance, motion_mm: a shifted copy's strength; how far the head moved.
         saturated_chance: the brightest are cut off.
+        dimmed_chance, dimmed: all is darker by that factor, as where bright vessels of a few stored voxels set the
+            percentile and the coarser grid shows none of them.
         cut_chance, cut_mm: a brain that the field of view cuts off at the top or bottom.
         rim_chance, rim_mm: a brain mask that is too small or too large in places.
     """
@@ -92,15 +94,15 @@ class GeneratorSettings:
     cavity_chance: float = 0.06
     shading_chance: float = 0.2
 
-    remapped_chance: float = 0.7
+    remapped_chance: float = 0.8
     remapped: Range = (0.1, 0.4)
-    flat_chance: float = 0.1
+    flat_chance: float = 0.25
     gamma: Range = (0.0, 0.3)
     bias: Range = (0.0, 0.16)
     noise: Range = (0.0, 0.04)
     smooth_chance: float = 0.25
     smooth_mm: Range = (0.5, 2.5)
-    slices_chance: float = 0.3
+    slices_chance: float = 0.35
     slice_mm: Range = (2.0, 8.0)
     gap: Range = (0.0, 0.4)
     ghost_chance: float = 0.12
@@ -108,6 +110,8 @@ class GeneratorSettings:
     motion_chance: float = 0.12
     motion_mm: Range = (1.0, 5.0)
     saturated_chance: float = 0.12
+    dimmed_chance: float = 0.3
+    dimmed: Range = (0.6, 0.95)
     cut_chance: float = 0.12
     cut_mm: Range = (5.0, 35.0)
     rim_chance: float = 0.5
