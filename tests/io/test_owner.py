@@ -22,7 +22,7 @@ from ssclf.domain.volume import Volume
 from ssclf.io.extraction.deepbet import BOX_MODEL, MASK_MODEL, MASK_SIZE, BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.extraction.owner import Cube, NetworkOwner, OwnedNetworks, OwnerAddress
-from ssclf.io.models.onnx_session import import_onnxruntime
+from ssclf.io.models.onnx_session import import_onnxruntime, kept_quiet
 from ssclf.io.models.runtime import cuda_if_built
 from ssclf.io.workers import run_in_processes
 
@@ -129,6 +129,20 @@ def test_a_device_that_does_not_start_is_refused(doubling: Path, caplog: pytest.
 def test_a_build_for_cuda_is_known_without_importing_it() -> None:
     built = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
     assert bool(cuda_if_built()) == built
+
+
+def test_only_who_loads_a_network_is_kept_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks are loaded beside a run: what a script printed of its rows meanwhile was lost."""
+    with kept_quiet() as printed:
+        print("of the library")
+        other = threading.Thread(target=print, args=("of the script",))
+        other.start()
+        other.join()
+    print("afterwards")
+    assert (printed.getvalue(), capsys.readouterr().out) == (
+        "of the library\n",
+        "of the script\nafterwards\n",
+    )
 
 
 def test_strangers_are_not_let_in(owner: NetworkOwner) -> None:
