@@ -153,6 +153,13 @@ def test_strangers_are_not_let_in(owner: NetworkOwner) -> None:
     assert OwnedNetworks(owner.address).ask("doubling.onnx", cube(0)) is not None
 
 
+def test_it_ends_whatever_its_thread_does_just_then(doubling: Path) -> None:
+    """It waited for ever to be let in by a thread that had seen the end already."""
+    for _ in range(200):
+        with NetworkOwner([doubling], SIDE**3, CPU) as owner:
+            Client(owner.address.path, "AF_UNIX", owner.address.key).close()
+
+
 def test_nobody_is_answered_any_more(doubling: Path) -> None:
     with NetworkOwner([doubling], SIDE**3, CPU) as owner:
         networks = OwnedNetworks(owner.address)
