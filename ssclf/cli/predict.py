@@ -157,7 +157,6 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     part, bundles = _part(shard), _bundles(model)
     if dry_run:
         _tell_what_would_be_done(paths, bundles, config, part, series_rules)
-        return
     from ssclf.reporting.console import PredictDisplay
     from ssclf.workflows.predict import DicomRequest
     from ssclf.workflows.predict import predict as run
@@ -209,12 +208,13 @@ def _bundles(model: list[Path] | None) -> list[Path]:
 
 def _tell_what_would_be_done(
     places: list[Path], bundles: list[Path], config: PredictConfig, shard: Shard | None, rules: Path | None
-) -> None:
+) -> NoReturn:
     """`predict --dry-run`."""
     from ssclf.reporting.console import foreseen_lines
     from ssclf.workflows.predict import foresee
 
     say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=shard, rules=rules))))
+    raise typer.Exit
 
 
 def _check_unfit(

@@ -104,6 +104,27 @@ Only = Annotated[
         rich_help_panel="Folds",
     ),
 ]
+OnnxPrecision = Annotated[
+    ExportPrecision,
+    typer.Option(
+        help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs; fp16-storage halves it and "
+        "computes in 32 bits."
+    ),
+]
+EightBits = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="Add a network in 8 bits for predict --precision int8, compared on volumes that the run held out.",
+    ),
+]
+SeriesRules = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
+    ),
+]
 NetworkOption = Annotated[
     str | None,
     typer.Option(
@@ -366,20 +387,8 @@ def export(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle of that name.")] = False,
     formats: opt.Formats = None,
-    precision: Annotated[
-        ExportPrecision,
-        typer.Option(
-            help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs; fp16-storage halves it and "
-            "computes in 32 bits."
-        ),
-    ] = "fp32",
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Add a network in 8 bits for predict --precision int8, compared on volumes that the run held out.",
-        ),
-    ] = False,
+    precision: OnnxPrecision = "fp32",
+    int8: EightBits = False,
     brain_extraction: Annotated[
         bool,
         typer.Option(
@@ -387,13 +396,7 @@ def export(
             help="Put deepbet's networks into the bundle, so that predict can remove skulls.",
         ),
     ] = True,
-    series_rules: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
-        ),
-    ] = None,
+    series_rules: SeriesRules = None,
     network: NetworkOption = None,
     per_fold: PerFold = False,
     data: MovedData = None,

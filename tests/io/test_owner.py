@@ -22,7 +22,7 @@ from ssclf.domain.volume import Volume
 from ssclf.io.extraction.deepbet import BOX_MODEL, MASK_MODEL, MASK_SIZE, BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
 from ssclf.io.extraction.owner import Cube, NetworkOwner, OwnedNetworks, OwnerAddress
-from ssclf.io.models.onnx_session import import_onnxruntime
+from ssclf.io.models.onnx_session import import_onnxruntime, kept_quiet
 from ssclf.io.models.runtime import cuda_if_built
 from ssclf.io.workers import run_in_processes
 
@@ -131,12 +131,33 @@ def test_a_build_for_cuda_is_known_without_importing_it() -> None:
     assert bool(cuda_if_built()) == built
 
 
+def test_only_who_loads_a_network_is_kept_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks are loaded beside a run: what a script printed of its rows meanwhile was lost."""
+    with kept_quiet() as printed:
+        print("of the library")
+        other = threading.Thread(target=print, args=("of the script",))
+        other.start()
+        other.join()
+    print("afterwards")
+    assert (printed.getvalue(), capsys.readouterr().out) == (
+        "of the library\n",
+        "of the script\nafterwards\n",
+    )
+
+
 def test_strangers_are_not_let_in(owner: NetworkOwner) -> None:
     with pytest.raises(AuthenticationError):
         Client(owner.address.path, "AF_UNIX", b"guessed")
     assert Path(owner.address.path).parent.stat().st_mode & 0o077 == 0
     assert owner.address.key.hex() not in repr(owner.address) and "key" not in repr(owner.address)
     assert OwnedNetworks(owner.address).ask("doubling.onnx", cube(0)) is not None
+
+
+def test_it_ends_whatever_its_thread_does_just_then(doubling: Path) -> None:
+    """It waited for ever to be let in by a thread that had seen the end already."""
+    for _ in range(200):
+        with NetworkOwner([doubling], SIDE**3, CPU) as owner:
+            Client(owner.address.path, "AF_UNIX", owner.address.key).close()
 
 
 def test_nobody_is_answered_any_more(doubling: Path) -> None:

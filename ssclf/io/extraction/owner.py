@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import secrets
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,9 @@ class NetworkOwner:
     def __exit__(self, *_: object) -> None:
         """Nobody is let in or answered any more; a network that runs ends first."""
         self._closed.set()
-        with contextlib.suppress(*_GONE):  # the thread that waits for callers sees it with the next one
-            Client(self.address.path, "AF_UNIX", self.address.key).close()
+        # the thread that waits for callers sees it with the next one, who does not wait to be let in
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(self.address.path)
         self._listener.close()
         if self._turn.acquire(timeout=_END_S):
             self._sessions.clear()  # and with them their memory on the GPU

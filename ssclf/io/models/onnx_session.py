@@ -9,11 +9,12 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from ssclf.errors import MissingDependencyError, ModelError
 from ssclf.io.memory import free_memory, room_for
@@ -80,10 +81,21 @@ def open_session(model: Path | bytes, providers: list[Any], threads: int, *, kee
         ) from exc
 
 
+class _FromThisThread(io.StringIO):
+    """Keeps what this thread prints; what others print goes where it did."""
+
+    def __init__(self, others: TextIO) -> None:
+        super().__init__()
+        self._others, self._thread = others, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return super().write(text) if threading.get_ident() == self._thread else self._others.write(text)
+
+
 @contextlib.contextmanager
 def kept_quiet() -> Iterator[io.StringIO]:
     """What libraries print in the block, one thread at a time: two would leave each other's in place for good."""
-    with _REDIRECTED, contextlib.redirect_stdout(io.StringIO()) as printed:
+    with _REDIRECTED, contextlib.redirect_stdout(_FromThisThread(sys.stdout)) as printed:
         yield printed
 
 
