@@ -282,7 +282,9 @@ def test_a_killed_table_is_continued(ssclf: Ssclf) -> None:
     assert after["run"]["reused"] == len(done), "rows of the journal were done again"
     rows = {row["path"]: row for row in after["rows"]}
     assert as_before([rows[row["path"]] for row in done]) == as_before(done), "rows of the journal changed"
-    ours, theirs = (read_csv(work / name, without=TIMES + VERSIONS + LATER) for name in ("killed.csv", "whole.csv"))
+    ours, theirs = (
+        read_csv(work / name, without=TIMES + VERSIONS + LATER) for name in ("killed.csv", "whole.csv")
+    )
     assert ours == theirs, "the earlier version alone came to another table"
     assert not (work / ".killed.csv.ssclf-work").exists()
 
