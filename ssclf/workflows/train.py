@@ -211,6 +211,8 @@ def _train(
     """Train in a folder that is ours alone."""
     data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     split = _open_run(out, cohort, config, split, start, resume=resume)
+    if resume:
+        _refuse_other_draws(out, data)
     state = load_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
     weights = machine.weights or (Path(data.weights["file"]) if data.weights else None)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
@@ -587,15 +589,10 @@ def _compare_data(
 
     Raises:
         DatasetError: the run began with other data.
-        ModelError: it began with other weights, which it still needs, or with volumes drawn in another way.
+        ModelError: it began with other weights, which it still needs.
     """
     now = dataclasses.replace(describe_data(cohort), drawn_by=random_versions(config))
     stored = read_data(out) if resume else None
-    if resume and (other := other_versions(stored.drawn_by if stored else {}, now.drawn_by)):
-        raise ModelError(
-            f"{out}: a run goes on with the random volumes it began with, and this version of ssclf draws others "
-            f"({other}); go on with the version that began it, or start a new run."
-        )
     if stored is None:
         if resume:
             log.warning(
@@ -618,6 +615,18 @@ def _compare_data(
             "others; bring them back, or start a new run."
         )
     return dataclasses.replace(now, weights=stored.weights, start=stored.start)
+
+
+def _refuse_other_draws(out: Path, now: RunData) -> None:
+    """Raises:
+    ModelError: a run began with volumes that the same seed does not give any more.
+    """
+    stored = read_data(out)
+    if other := other_versions(stored.drawn_by if stored else {}, now.drawn_by):
+        raise ModelError(
+            f"{out}: a run goes on with the random volumes it began with, and this version of ssclf draws others "
+            f"({other}); go on with the version that began it, or start a new run."
+        )
 
 
 def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
