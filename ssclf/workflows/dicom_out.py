@@ -126,7 +126,9 @@ class DicomOut:
         written = row.extra.get(OBJECTS, {})
         if written.get("report") != self._digest(row.key):
             return False
-        return "problem" in written or all(is_file(self.folder / name) for name in written["files"])
+        if "problem" in written:  # the same headers fail the same way, unless the user knows better
+            return not self.config.retry_failed
+        return all(is_file(self.folder / name) for name in written["files"])
 
     def current(self, row: ResultRow) -> ResultRow:
         """A row that stands, without the objects of a study that another series answers by now."""
