@@ -36,6 +36,7 @@ REASON = Concept("104", SCHEME, "Reason for no classification")
 OTHER_SERIES = Concept("105", SCHEME, "Series that are not answered")
 OTHER_REASON = Concept("106", SCHEME, "Reason why the series is not answered")
 RULE = Concept("107", SCHEME, "Rule that chose the series")
+SERIES = Concept("108", SCHEME, "Series")
 #: A code stays with its flag for ever; a new flag gets the next.
 FLAG_CODES = {
     "stripped_by_ssclf": "F01",

@@ -129,8 +129,8 @@ class DicomOut:
         written = row.extra.get(OBJECTS, {})
         if written.get("report") != self._digest(row.key):
             return False
-        if "problem" in written:
-            return True
+        if "problem" in written:  # the same headers fail the same way, unless the user knows better
+            return not self.config.retry_failed
         in_fhir = self.fhir is None or is_file(self.fhir / written.get("fhir", ""))
         return in_fhir and all(is_file(self.folder / name) for name in written["files"])
 
