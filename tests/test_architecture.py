@@ -13,7 +13,18 @@ import ssclf
 
 PACKAGE = Path(ssclf.__file__).parent
 #: Each layer may import those behind it, never one before it.
-LAYERS = ["cli", "cluster", "service", "workflows", "learning", "reporting", "io", "domain", "config", "errors"]
+LAYERS = [
+    "cli",
+    "cluster",
+    "service",
+    "workflows",
+    "learning",
+    "reporting",
+    "io",
+    "domain",
+    "config",
+    "errors",
+]
 SIDE_BY_SIDE = {("learning", "reporting"), ("reporting", "learning")}
 #: Rooms of one command each, which only the command line knows.
 ROOMS_OF_COMMANDS = ("cluster", "service")

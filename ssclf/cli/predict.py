@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,6 +13,9 @@ from ssclf.cli import options as opt
 from ssclf.cli.saying import say
 from ssclf.config import ClusterConfig, PredictConfig
 from ssclf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssclf.domain.shards import Shard
 
 Scans = Annotated[
     list[str],  # not paths, which would fold the slashes of s3://
@@ -137,42 +140,56 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
         unfit |= {"--dicom-out": dicom_out, "--dry-run": dry_run}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
         _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
-    _check_dicom(dicom_out, dicom_picture, series_rules, dry_run)
-    if csv:
-        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
-    from ssclf.domain.shards import parse_shard
-    from ssclf.io.models.bundle import choose_bundles
-    from ssclf.reporting.console import PredictDisplay, foreseen_lines
-    from ssclf.workflows.predict import DicomRequest, foresee
+    _check_unfit(dicom_out, dicom_picture, series_rules, dry_run, csv)
+    part, places, bundles = _part(shard), [Path(scan) for scan in scans], _bundles(model)
+    if dry_run:
+        _tell_what_would_be_done(places, bundles, config, part, series_rules)
+        return
+    from ssclf.reporting.console import PredictDisplay
+    from ssclf.workflows.predict import DicomRequest
     from ssclf.workflows.predict import predict as run
 
-    part = parse_shard(shard, os.environ) if shard else None
-    places, bundles = [Path(scan) for scan in scans], choose_bundles(model or [], os.environ)
-    if dry_run:
-        say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=part, rules=series_rules))))
-        return
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            places,
-            table,
-            bundles,
-            config,
-            shard=part,
-            report=part.file(report) if part and report else report,
-            maps=maps,
-            dicom=DicomRequest(dicom_out, series_rules, dicom_picture) if dicom_out else None,
-            on_start=display.start,
-            on_row=display.row,
-        )
+            places, table, bundles, config, shard=part, report=part.file(report) if part and report else report,
+            maps=maps, dicom=DicomRequest(dicom_out, series_rules, dicom_picture) if dicom_out else None,
+            on_start=display.start, on_row=display.row,
+        )  # fmt: skip
     display.summary(summary, table)
     raise typer.Exit(summary.exit_code)
 
 
-def _check_dicom(folder: Path | None, picture: bool, rules: Path | None, dry_run: bool) -> None:
+def _part(shard: str | None) -> Shard | None:
+    from ssclf.domain.shards import parse_shard
+
+    return parse_shard(shard, os.environ) if shard else None
+
+
+def _bundles(model: list[Path] | None) -> list[Path]:
+    from ssclf.io.models.bundle import choose_bundles
+
+    return list(choose_bundles(model or [], os.environ))
+
+
+def _tell_what_would_be_done(
+    places: list[Path], bundles: list[Path], config: PredictConfig, shard: Shard | None, rules: Path | None
+) -> None:
+    """`predict --dry-run`."""
+    from ssclf.reporting.console import foreseen_lines
+    from ssclf.workflows.predict import foresee
+
+    say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=shard, rules=rules))))
+
+
+def _check_unfit(
+    folder: Path | None, picture: bool, rules: Path | None, dry_run: bool, csv: Path | None
+) -> None:
     """Raises:
     ConfigError: an option that says nothing without another.
     """
+    if csv:
+        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     if picture and not folder:
         raise ConfigError("--dicom-picture: goes with --dicom-out, which names the folder.")
     if rules and not folder and not dry_run:
@@ -206,13 +223,12 @@ def _predict_on_ray(
 
     source, folder = check_request(scans, out, unfit)
     from ssclf.cluster.driver import predict_on_ray
-    from ssclf.io.models.bundle import choose_bundles
     from ssclf.reporting.console import cluster_lines, tell_part, tell_partitions
 
     summary = predict_on_ray(
         source,
         folder,
-        choose_bundles(model or [], os.environ),
+        _bundles(model),
         config,
         cluster,
         csv=csv,
@@ -251,10 +267,9 @@ def plan(
     if rates:
         found = read_rates(rates)
     else:
-        from ssclf.io.models.bundle import choose_bundles
         from ssclf.workflows.bench import measure_rates
 
-        found = measure_rates(choose_bundles(model or [], os.environ)[0])
+        found = measure_rates(_bundles(model)[0])
     per = opt.cores(cores)
     need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
     hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")

@@ -377,6 +377,13 @@ def export(
             help="Put deepbet's networks into the bundle, so that predict can remove skulls.",
         ),
     ] = True,
+    series_rules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
+        ),
+    ] = None,
     network: NetworkOption = None,
     per_fold: PerFold = False,
     data: MovedData = None,
@@ -387,6 +394,7 @@ def export(
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
     names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
     opt.start_log(False, log_level)
+    from ssclf.io.records.series_rules import read_series_rules
     from ssclf.reporting.console import StepLines
     from ssclf.workflows.export import ExportConfig
     from ssclf.workflows.export_any import export_any
@@ -395,7 +403,13 @@ def export(
     made = export_any(
         run,
         out,
-        ExportConfig(formats=names, precision=precision, brain_extraction=brain_extraction, replace=replace),
+        ExportConfig(
+            formats=names,
+            precision=precision,
+            brain_extraction=brain_extraction,
+            replace=replace,
+            series_rules=read_series_rules(series_rules) if series_rules else (),
+        ),
         network=network,
         per_fold=per_fold,
         data=data,

@@ -136,8 +136,8 @@ class RowMaker:
         scratch: existing folder, by the time that rows are made, for what has to be unpacked or converted.
         maps: folder for a map per scan, if any.
         pictures: whether rows carry a thumbnail.
-        pool: workers that go on after a call; None: each call of `rows` has its own.
         dicom: what writes the DICOM objects of a row, if any.
+        pool: workers that go on after a call; None: each call of `rows` has its own.
     """
 
     ensemble: Ensemble
@@ -145,8 +145,8 @@ class RowMaker:
     scratch: Path
     maps: Path | None = None
     pictures: bool = False
-    pool: Workers | None = None
     dicom: DicomOut | None = None
+    pool: Workers | None = None
 
     @property
     def origin(self) -> Origin:

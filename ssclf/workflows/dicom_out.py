@@ -126,7 +126,15 @@ class DicomOut:
         written = row.extra.get(OBJECTS, {})
         if written.get("report") != self._digest(row.key):
             return False
-        return "problem" in written or all(is_file(self.folder / name) for name in written["files"])
+        if "problem" in written:  # the same headers fail the same way, unless the user knows better
+            return not self.config.retry_failed
+        return all(is_file(self.folder / name) for name in written["files"])
+
+    def current(self, row: ResultRow) -> ResultRow:
+        """A row that stands, without the objects of a study that another series answers by now."""
+        if row.key in self.plan.choices or OBJECTS not in row.extra:
+            return row
+        return replace(row, extra={name: value for name, value in row.extra.items() if name != OBJECTS})
 
     def write(self, scan: Scan, row: ResultRow, heat: Volume | None = None, thumbnail: str = "") -> ResultRow:
         """Write the objects of a finished row; the same row again writes the same files.
@@ -178,8 +186,13 @@ class DicomOut:
             ) from exc
         return replace(row, extra={**row.extra, OBJECTS: written})
 
-    def notes(self, rows: Iterable[ResultRow]) -> list[str]:
-        """What a run says in the end, a line each."""
+    def outcome(self, rows: Iterable[ResultRow]) -> dict[str, Any]:
+        """What a run says in the end: `notes`, a line each, and how many reports are `lacking`."""
+        rows = list(rows)
+        lacking = sum("problem" in row.extra.get(OBJECTS, {}) for row in rows)
+        return {"notes": tuple(self._notes(rows)), "lacking": lacking}
+
+    def _notes(self, rows: Iterable[ResultRow]) -> list[str]:
         said: Counter[str] = Counter()
         for row in rows:
             choice = self.plan.choices.get(row.key)
@@ -202,10 +215,6 @@ class DicomOut:
                 # the name comes from a file that anybody may have edited
                 if name not in there and OWN_NAME.fullmatch(name):
                     (self.folder / name).unlink(missing_ok=True)
-
-    def failures(self, rows: Iterable[ResultRow]) -> int:
-        """How many reports were due and could not be written."""
-        return sum("problem" in row.extra.get(OBJECTS, {}) for row in rows)
 
     def _settings(self) -> str:
         config = self.config

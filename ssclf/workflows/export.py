@@ -6,12 +6,13 @@ import logging
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssclf.config import ExportFormat, ExportPrecision, check_choice
 from ssclf.domain.model_spec import ModelSpec
+from ssclf.domain.series_rules import SeriesRule
 from ssclf.errors import ConfigError, ModelError, OutputError
 from ssclf.io.files import whole_folder
 from ssclf.io.models.bundle import ONNX, SPEC, TORCHSCRIPT, open_bundle
@@ -46,12 +47,14 @@ class ExportConfig:
             TorchScript keeps 32 bits.
         brain_extraction: put deepbet's networks into the bundle, so that predict can remove skulls.
         replace: put it in the place of a bundle that is there already.
+        series_rules: which series of a DICOM study the model answers; () for those of its contrasts.
     """
 
     formats: Sequence[ExportFormat] = ("onnx", "torchscript")
     precision: ExportPrecision = "fp32"
     brain_extraction: bool = True
     replace: bool = False
+    series_rules: tuple[SeriesRule, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.formats:
@@ -108,6 +111,7 @@ def check_bundle_place(out: Path, config: ExportConfig) -> None:
 def _fill(folder: Path, network: VolumeNetwork, spec: ModelSpec, config: ExportConfig) -> None:
     """Put every file of a bundle into its folder, each network behind the parity gate."""
     channels = len(spec.preprocess.contrasts)
+    spec = replace(spec, series_rules=config.series_rules)
     metadata = {SPEC: spec.to_json()}
     (folder / SPEC).write_text(metadata[SPEC] + "\n", "utf-8")
     if "onnx" in config.formats:

@@ -124,29 +124,26 @@ def predict(
         models: bundles; the probabilities of several are averaged.
         shard: which part of the volumes to take; the others are another job's.
         report: HTML page with a picture and the scores of every volume.
-        maps: folder for a map per scan, in the scan's own space, of where the evidence lies; the map of a scan that
-            is gone goes too.
-        dicom: a DICOM report of every study found, see docs/dicom-out.md.
+        maps: folder for a map per scan, in its own space, of where the evidence lies; those of scans that are gone go.
+        dicom: a DICOM report of every study found.
         on_start: called once with what was found and how many volumes are still to do.
         on_row: called with each new row.
 
     Raises:
-        SsclfError: nothing can be done at all: no such path, unusable model, output not writable.
-            What one volume cannot do is a row.
+        SsclfError: nothing can be done at all: no such path, unusable model, output not writable. What one volume
+            cannot do is a row.
     """
     begin = time.perf_counter()
-    outputs = Outputs(out, report, maps, dicom.folder if dicom else None)
-    rules = _series_rules(dicom) if dicom else ()
+    outputs, rules = Outputs(out, report, maps, dicom.folder if dicom else None), _series_rules(dicom)
     ensemble = open_models(models, config)
     outputs.check()
     found, everything = _find_scans(paths, ensemble, config, shard)
     fingerprints = _fingerprints(found.scans, ensemble, config)
     with Journal(out) as journal:
-        maker = RowMaker(ensemble, config, journal.scratch, maps=maps, pictures=report is not None)
         # the table before the journal: of one volume, what an interrupted run did later counts
         earlier = [*read_rows(outputs.details), *journal.open()]
-        if dicom:
-            maker = replace(maker, dicom=_dicom_out(dicom, rules, everything, maker))
+        objects = _dicom_out(dicom, rules, everything, ensemble, config, journal.scratch)
+        maker = RowMaker(ensemble, config, journal.scratch, maps, report is not None, objects)
         reuse = _decide_reuse(earlier, found.scans, fingerprints, maker)
         on_start(found, len(reuse.todo))
         rows, interrupted = _classify(reuse, maker, fingerprints, journal, paths, on_row)
@@ -159,17 +156,12 @@ def predict(
             seconds=time.perf_counter() - begin,
             device=ensemble.device,
             interrupted=interrupted,
+            **(objects.outcome(rows.values()) if objects else {}),
         )
-        if maker.dicom:
-            summary = replace(
-                summary,
-                notes=tuple(maker.dicom.notes(summary.rows)),
-                lacking=maker.dicom.failures(summary.rows),
-            )
         if not interrupted:
             _report(summary, outputs, describe_run(summary, ensemble, config, shard), reuse.gone, journal)
-            if maker.dicom:
-                maker.dicom.remove_stale(earlier, summary.rows)
+            if objects:
+                objects.remove_stale(earlier, summary.rows)
     return summary
 
 
@@ -227,23 +219,31 @@ def _find_scans(
     return replace(found, scans=_chosen(found.scans, shard, config)), everything
 
 
-def _series_rules(dicom: DicomRequest) -> tuple[SeriesRule, ...]:
+def _series_rules(dicom: DicomRequest | None) -> tuple[SeriesRule, ...]:
     """Of the user's file, () where the models say; what an extra lacks is found before anything is begun."""
+    if dicom is None:
+        return ()
     check_extra()
     return read_series_rules(dicom.rules) if dicom.rules else ()
 
 
 def _dicom_out(
-    dicom: DicomRequest, rules: Sequence[SeriesRule], everything: Sequence[Scan], maker: RowMaker
-) -> DicomOut:
-    """What writes the DICOM objects of a run.
+    dicom: DicomRequest | None,
+    rules: Sequence[SeriesRule],
+    everything: Sequence[Scan],
+    ensemble: Ensemble,
+    config: PredictConfig,
+    scratch: Path,
+) -> DicomOut | None:
+    """What writes the DICOM objects of a run, None where none were asked for.
 
     Args:
         everything: the scans of all shards: a study may lie in several, and one of them writes its report.
     """
-    rules = rules or maker.ensemble.bundles[0].spec.answered_series
-    plan = plan_studies(everything, rules, maker.scratch)
-    return DicomOut(dicom.folder, plan, maker.ensemble, maker.config, maker.scratch, dicom.picture)
+    if dicom is None:
+        return None
+    plan = plan_studies(everything, rules or ensemble.bundles[0].spec.answered_series, scratch)
+    return DicomOut(dicom.folder, plan, ensemble, config, scratch, dicom.picture)
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,8 @@ def _decide_reuse(
             again[why] += 1
         else:
             # whether a person should look is asked anew, with this run's limit: no network is needed for that
-            rows[key] = reviewed(row, maker.config.review_below)
+            kept = reviewed(row, maker.config.review_below)
+            rows[key] = maker.dicom.current(kept) if maker.dicom else kept
     for reason, count in again.items():
         log.info("done again: %d volumes %s", count, reason)
     return Reuse(rows, tuple(scan for scan in scans if key_of(scan) not in rows), tuple(gone))

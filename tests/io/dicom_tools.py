@@ -14,6 +14,8 @@ import pytest
 KNOWN_WARNINGS = (
     r"Unrecognized defined term <99SSCLF> for value 1 of attribute <Coding Scheme Designator>",
     r"Unrecognized defined term <QUANTITY> for value 4 of attribute <(?:Image|Frame) Type>",
+    # of the source's own header
+    r"Value dubious for this VR - \(0x0010,0x0010\) PN Patient's Name .* - Retired Person Name form",
     r"Missing attribute or value that would be needed to build DICOMDIR - .*",
 )
 

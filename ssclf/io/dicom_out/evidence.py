@@ -64,7 +64,8 @@ def parametric_map(
         ],
         content_label="SSCLF_EVIDENCE",
         content_description=_description(report),
-        contains_recognizable_visual_features=False,
+        # the map of a head that was taken as it is has its outline
+        contains_recognizable_visual_features="assumed_stripped" in report.flags,
         **_scale(float(frames.min()), float(frames.max())),
         **_common(report, date_time),
     )

@@ -16,7 +16,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, MRImageStorage
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import validate_value
 
 from ssclf.domain.series_rules import PLANES, SeriesFacts
 from ssclf.domain.slices import Slice, Stack, stack_slices
@@ -39,6 +39,10 @@ _NEVER_MISSING = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+#: By what an archive files an object: as it stands, or it would be filed elsewhere.
+_IDENTITY = frozenset(
+    {"PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyInstanceUID"}
+)
 _SEXES = ("M", "F", "O")
 #: Where a slice may lie beside the even steps of its stack and still keep its own position.
 _SAME_PLACE_MM = 0.05
@@ -221,8 +225,12 @@ def _whole_image(header: pydicom.Dataset) -> Dataset:
     for tag in list(header.keys()):
         if tag.group in _GROUPS:
             try:
-                kept.add(header[tag])
-            except Exception:  # noqa: S112 - lazily converted by pydicom: what cannot be is as if it were not there
+                element = header[tag]
+                if element.keyword not in _IDENTITY:
+                    for value in element.value if element.VM > 1 else [element.value]:
+                        validate_value(element.VR, value, pydicom.config.RAISE)
+                kept.add(element)
+            except Exception:  # noqa: S112 - what cannot be converted or breaks its rules is as if it were not there
                 continue
     try:
         kept.decode()
@@ -232,21 +240,10 @@ def _whole_image(header: pydicom.Dataset) -> Dataset:
     kept.update(_references(header))
     if get(kept, "PatientSex") not in _SEXES:
         kept.PatientSex = ""
-    for keyword in ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
-        _clear_unless(kept, keyword, DA)
-    for keyword in ("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"):
-        _clear_unless(kept, keyword, TM)
     for keyword in _NEVER_MISSING:
         if get(kept, keyword) is None:
             setattr(kept, keyword, "")
     return kept
-
-
-def _clear_unless(kept: Dataset, keyword: str, kind: type[DA] | type[TM]) -> None:
-    try:
-        kind(str(get(kept, keyword, "")))
-    except (ValueError, TypeError):
-        setattr(kept, keyword, "")
 
 
 def _with_all_of(first: Dataset, image: Dataset) -> Dataset:
