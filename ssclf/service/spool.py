@@ -36,6 +36,8 @@ _UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 _NAME, _SHORT = 32, 16
 #: A study whose senders have ended their associations waits for this share of the quiet time.
 _SHARE_AFTER_RELEASE = 0.1
+#: One whose sender broke off, or that was there when this process began, waits for so many: the sender tries again.
+_TIMES_AFTER_BREAK = 10
 #: Images of a classified study stay for so many quiet times, for those that come late.
 _STAY = 10
 #: What is on its way for longer has lost its sender.
@@ -85,11 +87,20 @@ class _Open:
         changed: when the last one came, on the monotonic clock.
         senders: associations that brought some and have not ended.
         released: whether the last of them ended in order.
+        broken: the association that broke off and has not come back, -1 where an earlier process had it.
     """
 
     changed: float
     senders: set[int] = field(default_factory=set)
     released: bool = False
+    broken: int | None = None
+
+    @property
+    def patience(self) -> float:
+        """Quiet times after which nothing more is expected."""
+        if self.released:
+            return _SHARE_AFTER_RELEASE
+        return 1 if self.broken is None else _TIMES_AFTER_BREAK
 
 
 class Spool:
@@ -140,7 +151,7 @@ class Spool:
                 "write."
             ) from exc
         now = time.monotonic()
-        self._open = {path.name: _Open(now) for path in self._studies("incoming")}
+        self._open = {path.name: _Open(now, broken=-1) for path in self._studies("incoming")}
         self.measure()
         return self
 
@@ -239,7 +250,7 @@ class Spool:
         move(path, place)
         self._bytes += size - before
         study_open = self._open.setdefault(study, _Open(0.0))
-        study_open.changed, study_open.released = time.monotonic(), False
+        study_open.changed, study_open.released, study_open.broken = time.monotonic(), False, None
         study_open.senders.add(sender)
         return Taken.KEPT
 
@@ -247,9 +258,10 @@ class Spool:
         """An association is over."""
         with self._guard:
             for study in self._open.values():
-                if sender in study.senders:
+                if sender in study.senders or sender == study.broken:
                     study.senders.discard(sender)
                     study.released = orderly and not study.senders
+                    study.broken = None if orderly else sender
 
     def close(self) -> None:
         """Close studies to which nothing more seems to come; they wait in `closed`.
@@ -260,9 +272,8 @@ class Spool:
         now = time.monotonic()
         for study, state in list(self._open.items()):
             with self._guard:
-                quiet = self._quiet * (_SHARE_AFTER_RELEASE if state.released else 1)
                 closed = self.folder / "closed" / study
-                if now - state.changed < quiet or closed.exists():
+                if now - state.changed < self._quiet * state.patience or closed.exists():
                     continue
                 try:
                     self._bring_back(study)
