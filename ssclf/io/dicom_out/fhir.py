@@ -70,7 +70,9 @@ def _bundle(report: StudyReport, sources: Sequence[SourceSeries]) -> dict[str, A
     study = _by_identifier("ImagingStudy", f"urn:oid:{first.StudyInstanceUID}", system="urn:dicom:uid")
     shared: dict[str, Any] = {"status": "preliminary", "code": {"text": CLASSIFICATION.meaning}}
     if patient := str(get(first, "PatientID", "")).strip():
-        shared["subject"] = _by_identifier("Patient", patient)
+        issuer = str(get(first, "IssuerOfPatientID", "")).strip()
+        of = {"assigner": {"display": issuer}} if issuer else {}
+        shared["subject"] = _by_identifier("Patient", patient, **of)
     if date := re.fullmatch(r"(\d{4})(\d\d)(\d\d)", str(get(first, "StudyDate", ""))):
         shared["effectiveDateTime"] = "-".join(date.groups())
     if order := str(get(first, "AccessionNumber", "")).strip():
