@@ -36,6 +36,7 @@ REASON = Concept("104", SCHEME, "Reason for no classification")
 OTHER_SERIES = Concept("105", SCHEME, "Series that are not answered")
 OTHER_REASON = Concept("106", SCHEME, "Reason why the series is not answered")
 RULE = Concept("107", SCHEME, "Rule that chose the series")
+SERIES = Concept("108", SCHEME, "Series")
 #: A code stays with its flag for ever; a new flag gets the next.
 FLAG_CODES = {
     "stripped_by_ssclf": "F01",
@@ -105,6 +106,24 @@ class StudyReport:
     synthetic: bool = False
     rule: str = ""
     others: tuple[OtherSeries, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the report says in words, for readers that show no codes; the notice first."""
+        said = [NOTICE]
+        if self.synthetic:
+            said.append("The model was trained on synthetic volumes.")
+        names = ", ".join(name for name, _ in self.models)
+        if self.withheld:
+            said.append(f"No classification by {names}: {self.withheld}")
+        else:
+            scores = ", ".join(
+                f"{name} {p:.2f}" for name, p in zip(self.class_names, self.probabilities, strict=True)
+            )
+            said.append(f"{names} finds {self.prediction} (probabilities: {scores}).")
+        if self.flags:
+            said.append(f"Reasons to look again: {', '.join(flag.replace('_', ' ') for flag in self.flags)}.")
+        return tuple(said)
 
     @property
     def identity(self) -> tuple[str, ...]:

@@ -129,10 +129,16 @@ class DicomOut:
         written = row.extra.get(OBJECTS, {})
         if written.get("report") != self._digest(row.key):
             return False
-        if "problem" in written:
-            return True
+        if "problem" in written:  # the same headers fail the same way, unless the user knows better
+            return not self.config.retry_failed
         in_fhir = self.fhir is None or is_file(self.fhir / written.get("fhir", ""))
         return in_fhir and all(is_file(self.folder / name) for name in written["files"])
+
+    def current(self, row: ResultRow) -> ResultRow:
+        """A row that stands, without the objects of a study that another series answers by now."""
+        if row.key in self.plan.choices or OBJECTS not in row.extra:
+            return row
+        return replace(row, extra={name: value for name, value in row.extra.items() if name != OBJECTS})
 
     def write(self, scan: Scan, row: ResultRow, heat: Volume | None = None, thumbnail: str = "") -> ResultRow:
         """Write the objects of a finished row; the same row again writes the same files.

@@ -325,7 +325,8 @@ def _decide_reuse(
             again[why] += 1
         else:
             # whether a person should look is asked anew, with this run's limit: no network is needed for that
-            rows[key] = reviewed(row, maker.config.review_below)
+            kept = reviewed(row, maker.config.review_below)
+            rows[key] = maker.dicom.current(kept) if maker.dicom else kept
     for reason, count in again.items():
         log.info("done again: %d volumes %s", count, reason)
     return Reuse(rows, tuple(scan for scan in scans if key_of(scan) not in rows), tuple(gone))

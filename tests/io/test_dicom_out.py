@@ -358,6 +358,16 @@ def test_real_series(name: str, real: Callable[[str], Written], tmp_path: Path) 
         check_with_tools(path)
 
 
+def test_a_series_without_a_frame_of_reference_has_a_report_and_no_map(tmp_path: Path) -> None:
+    slices = MADE["axial"].slices()
+    for index, ds in enumerate(slices):
+        del ds.FrameOfReferenceUID
+        write(ds, tmp_path / "in" / f"{index}")
+    made = read(tmp_path / "in", tmp_path)
+    (report,) = made.objects(a_report(), Evidence(marked(made.volume.shape, (1, 2, 3)), made.volume.affine))
+    assert "High grade glioma (HGG)" in text_of(report)
+
+
 def test_no_name_of_a_file_tells_of_the_patient(tmp_path: Path) -> None:
     made = read(stored(MADE["axial"], tmp_path, "along"), tmp_path)
     for path in made.objects(a_report(), None):

@@ -205,7 +205,6 @@ def test_a_dry_run_says_what_would_be_answered_and_writes_nothing(
         (["--dicom-picture"], "--dicom-out"),
         (["--series-rules", "x.toml"], "--dicom-out"),
         (["--dicom-out", "d", "--series-rules", "absent.toml"], "absent.toml"),
-        (["--dicom-out", "d", "--ray", "local"], "--dicom-out"),
     ],
 )
 def test_options_that_say_nothing_alone(

@@ -31,17 +31,19 @@ from pydicom.sr.codedict import codes
 
 from ssclf.domain import study_report as said
 from ssclf.domain.stable_uids import stable_uid
-from ssclf.domain.study_report import NOTICE, Concept, StudyReport
+from ssclf.domain.study_report import Concept, StudyReport
 from ssclf.io.dicom_out.source import SourceSeries
 
 #: What our objects say of the device that made them.
-MANUFACTURER = "ssclf"
+MANUFACTURER, MODEL = "ssclf", "Spatiospatial classifier"
 SERIES_DESCRIPTION = "ssclf RESEARCH USE ONLY"
 #: Where our series stand in a study; scanners number theirs below.
 SR_SERIES, MAP_SERIES, PICTURE_SERIES = 9901, 9902, 9903
 _CONTAINS = RelationshipTypeValues.CONTAINS
+_COMMENT = Concept("121106", "DCM", "Comment")
+_SERIES_UID = Concept("112002", "DCM", "Series Instance UID")
+_SERIES_NUMBER = Concept("113607", "DCM", "Series Number")
 _LONGEST_TEXT = 1024  # of UT, for readers that show a line
-MODEL = "Spatiospatial classifier"
 
 
 def coding_schemes() -> list[CodingSchemeIdentificationItem]:
@@ -77,9 +79,8 @@ def structured_report(
         imaging_measurements=[_group(report, sources, uids, shown)],
     )
     root = content[0].ContentSequence
-    root.append(_text(CodedConcept(*COMMENT), NOTICE))
-    if report.synthetic:
-        root.append(_text(CodedConcept(*COMMENT), "The model was trained on synthetic volumes."))
+    for text in report.sentences:  # before the measurements: readers show what comes first
+        root.insert(len(root) - 1, _text(CodedConcept(*_COMMENT), text))
     if report.rule:
         root.append(_text(CodedConcept(*said.RULE), report.rule))
     if report.withheld:
@@ -107,11 +108,6 @@ def structured_report(
         is_final=False,
         is_verified=False,
     )
-
-
-COMMENT = Concept("121106", "DCM", "Comment")
-_SERIES_UID = Concept("112002", "DCM", "Series Instance UID")
-_SERIES_NUMBER = Concept("113607", "DCM", "Series Number")
 
 
 def serial_number(report: StudyReport) -> str:
@@ -204,7 +200,7 @@ def _others(report: StudyReport) -> ContainerContentItem:
     """The series of the study that are not answered, each with its reason."""
     container = _container(said.OTHER_SERIES)
     for other in report.others:
-        one = _container(_SERIES)
+        one = _container(said.SERIES)
         if other.uid:
             one.ContentSequence.append(_uid(other.uid))
         if other.number > 0:
@@ -212,9 +208,6 @@ def _others(report: StudyReport) -> ContainerContentItem:
         one.ContentSequence.append(_text(CodedConcept(*said.OTHER_REASON), other.reason))
         container.ContentSequence.append(one)
     return container
-
-
-_SERIES = Concept("109", said.SCHEME, "Series")
 
 
 def _container(concept: Concept) -> ContainerContentItem:

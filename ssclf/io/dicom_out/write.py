@@ -79,7 +79,7 @@ def write_objects(
     check_extra()
     if len({get(source.first, "StudyInstanceUID") for source in sources}) > 1:
         raise VolumeError("the contrasts lie in several studies, so that a report would belong to none.")
-    kind = "" if report.withheld or evidence is None else "PIC" if evidence.affine is None else "MAP"
+    kind = _kind(report, sources[0], evidence)
     with _quiet(), _translated():
         from ssclf.io.dicom_out.report import structured_report
 
@@ -92,6 +92,15 @@ def write_objects(
             _save(shown, folder / names[1])
         _save(written, folder / names[0])
     return tuple(names)
+
+
+def _kind(report: StudyReport, source: SourceSeries, evidence: Evidence | None) -> str:
+    """What shows the evidence: "MAP", "PIC" or, where nothing may or can, ""."""
+    if report.withheld or evidence is None:
+        return ""
+    if evidence.affine is None:
+        return "PIC"
+    return "MAP" if get(source.first, "FrameOfReferenceUID") else ""  # without a frame a map lies nowhere
 
 
 def _shown(kind: str, report: StudyReport, sources: Sequence[SourceSeries], evidence: Evidence) -> Dataset:
