@@ -187,7 +187,7 @@ def _places(scans: list[str], unfit: Mapping[str, object]) -> tuple[list[Path], 
         raise ConfigError(
             "SCANS: expected servers or files and folders, found both; give each a run of its own."
         )
-    for option in (name for name, value in unfit.items() if value):
+    if option := next((name for name, value in unfit.items() if value), ""):
         raise ConfigError(f"{option}: needs the files of a series; retrieve them from the server first.")
     from ssclf.io.discovery.dicomweb import discover_servers
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from ssclf.domain.flags import FLAGS
 from ssclf.domain.stable_uids import stable_uid
-from ssclf.domain.study_report import CLASSIFICATION, NOTICE, StudyReport, class_category, class_concept
+from ssclf.domain.study_report import CLASSIFICATION, StudyReport, class_category, class_concept
 from ssclf.errors import MissingDependencyError, VolumeError
 from ssclf.io.dicom_out.source import SourceSeries, source_uids
 from ssclf.io.files import write_whole
@@ -70,7 +69,9 @@ def _bundle(report: StudyReport, sources: Sequence[SourceSeries]) -> dict[str, A
     study = _by_identifier("ImagingStudy", f"urn:oid:{first.StudyInstanceUID}", system="urn:dicom:uid")
     shared: dict[str, Any] = {"status": "preliminary", "code": {"text": CLASSIFICATION.meaning}}
     if patient := str(get(first, "PatientID", "")).strip():
-        shared["subject"] = _by_identifier("Patient", patient)
+        issuer = str(get(first, "IssuerOfPatientID", "")).strip()
+        of = {"assigner": {"display": issuer}} if issuer else {}
+        shared["subject"] = _by_identifier("Patient", patient, **of)
     if date := re.fullmatch(r"(\d{4})(\d\d)(\d\d)", str(get(first, "StudyDate", ""))):
         shared["effectiveDateTime"] = "-".join(date.groups())
     if order := str(get(first, "AccessionNumber", "")).strip():
@@ -94,7 +95,7 @@ def _bundle(report: StudyReport, sources: Sequence[SourceSeries]) -> dict[str, A
         "category": [{"coding": [{"system": f"{_TERMS}/v2-0074", "code": "IMG"}]}],
         "imagingStudy": [study],
         "result": [{"reference": f"urn:uuid:{made[1]}"}],
-        "conclusion": f"{NOTICE} {_conclusion(report)}",
+        "conclusion": " ".join(report.sentences),
     }
     entries = [{"fullUrl": f"urn:uuid:{one['id']}", "resource": one} for one in (written, observation)]
     return {"resourceType": "Bundle", "type": "collection", "entry": entries}
@@ -123,24 +124,11 @@ def _answer(report: StudyReport) -> dict[str, Any]:
     return {"valueCodeableConcept": value, "component": components}
 
 
-def _conclusion(report: StudyReport) -> str:
-    if report.withheld:
-        return f"No classification. {report.withheld}"
-    best = max(report.probabilities)
-    return f"Predicted class: {class_concept(report.prediction).meaning} (probability {best:.2f})."
-
-
 def _notes(report: StudyReport, sources: Sequence[SourceSeries]) -> list[str]:
     return [
-        NOTICE,
-        *(
-            ["The model was trained on SYNTHETIC volumes and says nothing of a patient."]
-            if report.synthetic
-            else []
-        ),
+        *report.sentences,
         *(f"Model {name}, SHA-256 {sha256}." for name, sha256 in report.models),
         *(f"Series urn:oid:{source.uid}." for source in sources if report.rule),
-        *(f"{flag}: {FLAGS[flag]}." for flag in report.flags),
     ]
 
 

@@ -19,7 +19,7 @@ from ssclf.io.discovery.sources import Discovery
 from ssclf.io.volumes.dicom_series import series_name
 from ssclf.io.volumes.dicomweb import ServerError, ServerSeries, open_client, talking_to
 
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _STUDY, _SERIES, _MODALITY, _NUMBER = "0020000D", "0020000E", "00080060", "00200011"
 _DESCRIPTION, _COUNT, _IMAGE_TYPE = "0008103E", "00201209", "00080008"
 Found = dict[str, Any]
@@ -89,10 +89,8 @@ def _left_out(client: Any, study: str, uid: str, found: Found, described: re.Pat
     if not described.search(_value(found, _DESCRIPTION)):
         return "the series description does not match --series"
     first: list[Found] = []
-    with (
-        contextlib.suppress(ServerError),
-        talking_to(""),
-    ):  # what cannot be asked of a series is told by its row
+    # what cannot be asked of a series is told by its row
+    with contextlib.suppress(ServerError), talking_to(""):
         first = client.search_for_instances(study, uid, limit=1, fields=["ImageType"])
     kinds = first[0].get(_IMAGE_TYPE, {}).get("Value", []) if first else []
     return "a localiser" if "LOCALIZER" in kinds else ""
