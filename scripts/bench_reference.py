@@ -65,6 +65,7 @@ def ask(
     names = open_bundle(bundle).spec.class_names
     where = {name: names.index(name) for name in (HEALTHY, HGG, LGG)}
     config = PredictConfig(skull_strip=strip, workers=1, map_method=maps or "cam")
+    work.mkdir(parents=True, exist_ok=True)
     places = work / "maps" if maps else None
     rows = predict(files, work / "results.csv", [bundle], config, maps=places).rows
     by_name = {Path(row.path).name: row for row in rows} if len(files) > 1 else {files[0].name: rows[0]}

@@ -161,7 +161,7 @@ def learn(prepared: Path, run: Path, parts: Parts, steps: int, seed: int, worker
         **given,
     )
     begun = (run / CONFIG).is_file()
-    if begun and is_finished(run):
+    if begun and is_finished(run) and read_config(run).epochs >= config.epochs:
         return
     log(f"{run.name}: {len(split.train)} volumes of {len(parts.train)} heads, {config.epochs} epochs")
     result = train(

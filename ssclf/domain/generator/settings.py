@@ -54,6 +54,8 @@ class GeneratorSettings:
             percentile and the coarser grid shows none of them.
         cut_chance, cut_mm: a brain that the field of view cuts off at the top or bottom.
         rim_chance, rim_mm: a brain mask that is too small or too large in places.
+        chunk_chance, chunk_mm: a piece of brain is missing at the surface, or one of what is around it is left; its
+            radius.
     """
 
     foci: tuple[float, ...] = (0.82, 0.13, 0.05)
@@ -75,7 +77,7 @@ class GeneratorSettings:
     oedema_dark: Range = (0.1, 0.5)
     haemorrhage_chance: float = 0.15
 
-    low_grade_dark: Range = (0.3, 0.9)
+    low_grade_dark: Range = (0.05, 0.85)
     low_grade_edge_mm: Range = (1.0, 7.0)
     low_grade_mottled: Range = (0.0, 0.3)
     low_grade_oedema_chance: float = 0.15
@@ -116,6 +118,8 @@ class GeneratorSettings:
     cut_mm: Range = (5.0, 35.0)
     rim_chance: float = 0.5
     rim_mm: Range = (0.5, 5.0)
+    chunk_chance: float = 0.2
+    chunk_mm: Range = (6.0, 18.0)
 
     def __post_init__(self) -> None:
         """Raises:
