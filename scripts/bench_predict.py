@@ -335,11 +335,8 @@ def forward_gflops(model: str, shape: list[int]) -> float:
 
 def cpu_kind() -> str:
     """Name of the processor, and which instructions for 8 bits it has (Linux)."""
-    lines = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if ":" in line
-    )
+    parts = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    lines = {name.strip(): value.strip() for name, _, value in parts}
     flags = lines.get("flags", "").split()
     found = [
         f"{what} {'yes' if any(flag in flags for flag in names) else 'no'}" for what, names in _KINDS.items()
