@@ -178,9 +178,12 @@ def test_a_spec_that_hides_it_is_refused(reference_bundle: Path) -> None:
         open_bundle(reference_bundle)
 
 
-def test_the_second_act_of_the_demo(ssclf: Ssclf, reference_bundle: Path) -> None:
+def test_the_second_act_of_the_demo(
+    ssclf: Ssclf, reference_bundle: Path, make_volume: Callable[..., Volume]
+) -> None:
     as_clone(ssclf, model=reference_bundle)
-    assert "results.html" in ssclf("demo", "--heads", "scans/HGG")
+    write_nifti(make_volume((10, 13, 11)), ssclf.work / "heads" / "small.nii.gz")  # few parts to hide in turn
+    assert "results.html" in ssclf("demo", "--heads", "heads", "--workers", "1")
     out = ssclf.work / "demo" / "heads"
     assert sorted(path.name for path in out.iterdir()) == [
         "maps",
@@ -188,10 +191,9 @@ def test_the_second_act_of_the_demo(ssclf: Ssclf, reference_bundle: Path) -> Non
         "results.html",
         "results.json",
     ]
-    assert len(list((out / "maps").rglob("*.nii.gz"))) == 1 and "data:image" in (
-        out / "results.html"
-    ).read_text("utf-8")
-    assert "--seed" in ssclf("demo", "--heads", "scans/HGG", "--seed", "1", code=1)
+    assert len(list((out / "maps").rglob("*.nii.gz"))) == 1
+    assert "data:image" in (out / "results.html").read_text("utf-8")
+    assert "--seed" in ssclf("demo", "--heads", "heads", "--seed", "1", code=1)
 
 
 def test_it_is_in_no_wheel_of_ssclf() -> None:
