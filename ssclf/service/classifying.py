@@ -16,6 +16,7 @@ from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.discovery.sources import discover
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.paths import check_output_file
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.records.tables import read_table, write_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
@@ -31,6 +32,8 @@ from ssclf.workflows.predict import PredictSummary, describe_run
 log = logging.getLogger(__name__)
 #: The table is written when nothing waits, and at least so often.
 _TABLE_S = 30.0
+#: Times as long as writing it took, it is left alone.
+_SHARE_OF_TABLE = 10
 _RESOLVE_COLUMNS = ("path", "source")
 
 
@@ -42,6 +45,7 @@ class Study:
         name: keyed hash; the path of its rows.
         folder: its images.
         missing: how many images it once had and has no more.
+        problem: why it is not looked at, "" where it is.
         source: what the name stands for, where no header tells: the path of a watched entry.
     """
 
@@ -49,6 +53,7 @@ class Study:
     folder: Path
     missing: int = 0
     source: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Classifier:
         self._sources: dict[str, str] = {}
         self._method = method_digest(ensemble, config)
         self._headers = HeaderWorkers(Limits(config.workers, config.timeout_s))
-        self._changed, self._written, self._begin = False, 0.0, time.monotonic()
+        self._changed, self._written, self._took, self._begin = False, 0.0, 0.0, time.monotonic()
 
     def __enter__(self) -> Classifier:
         """Load the models and what an earlier process has written.
@@ -100,6 +105,8 @@ class Classifier:
             SsclfError: a model cannot be used, or the table is not ours, not of this model, or cannot be written.
         """
         self._outputs.check()
+        if self._resolve is not None:
+            check_output_file("resolve", self._resolve)
         earlier = [*read_rows(self._outputs.details), *self._journal.open()]
         self._rows = {row.key: row for row in earlier}
         classes = self._ensemble.class_names
@@ -192,11 +199,13 @@ class Classifier:
 
     def _scans(self, study: Study) -> list[Scan]:
         """What of a study is a volume, named by the study."""
+        if study.problem:
+            return [Scan(study.name, (study.folder,), problem=study.problem)]
         try:
             found = discover(
                 [study.folder],
                 contrasts=self._ensemble.contrasts,
-                pattern=self._config.pattern,
+                pattern=self._config.pattern if study.source else None,  # what was sent has names of ours
                 series=self._config.series,
                 limits=self._headers,
             )
@@ -243,13 +252,16 @@ class Classifier:
         """Raises:
         OutputError: it cannot be written.
         """
-        if self._changed and (idle or time.monotonic() - self._written > _TABLE_S):
+        since = time.monotonic() - self._written
+        # a long table is not written for every row, or nothing else would be done
+        if self._changed and since > (_SHARE_OF_TABLE * self._took if idle else _TABLE_S):
             self.write_table()
 
     def write_table(self) -> None:
         """Raises:
         OutputError: it cannot be written.
         """
+        begin = time.monotonic()
         rows = [self._rows[key] for key in sorted(self._rows)]
         summary = PredictSummary(
             rows=tuple(rows),
@@ -266,6 +278,7 @@ class Classifier:
             write_table(self._resolve, _RESOLVE_COLUMNS, sorted(self._sources.items()), private=True)
         self._journal.empty()
         self._changed, self._written = False, time.monotonic()
+        self._took = self._written - begin
 
 
 def _is_of(name: str, path: str) -> bool:

@@ -106,13 +106,21 @@ class Courier(threading.Thread):
         try:
             self._take_answers(self._send(due))
         except SendError as exc:
-            self._unreachable += 1
-            self._metrics.add("ssclf_send_failures_total", f'to="{self._way}"')
-            pause = _pause(self._unreachable)
-            log.warning("%s: %s; tried again in %.0f s", self._way, exc, pause)
-            return pause
+            return self._note_failure(str(exc))
+        except (
+            Exception
+        ) as exc:  # an answer that a library does not understand: its words may be the other side's
+            return self._note_failure(f"unexpected {type(exc).__name__}")
         self._unreachable = 0
         return 0.0
+
+    def _note_failure(self, why: str) -> float:
+        """The way itself failed; returns how long to wait."""
+        self._unreachable += 1
+        self._metrics.add("ssclf_send_failures_total", f'to="{self._way}"')
+        pause = _pause(self._unreachable)
+        log.warning("%s: %s; tried again in %.0f s", self._way, why, pause)
+        return pause
 
     def _take_answers(self, answers: Iterable[tuple[Path, str]]) -> None:
         for path, problem in answers:

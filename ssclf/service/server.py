@@ -13,7 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssclf.config import PredictConfig
@@ -37,6 +37,9 @@ from ssclf.workflows.outputs import Outputs
 
 log = logging.getLogger(__name__)
 _STEP_S = 0.2
+#: After the process has ended so often while a study was in work, the study gets a row that says so.
+_MOST_TRIES = 6
+_GIVEN_UP = "the service ended {} times while this study was in work, and gave it up."
 #: The spool is counted again after so many steps: what others have removed is seen at some time.
 _MEASURE_STEPS = 300
 #: Libraries that may quote what they read, or what a peer says.
@@ -106,9 +109,13 @@ class _Service:
         while not stop():
             self.spool.close()
             studies, arrivals = self._due(watch)
-            for study, rows in self.classifier.classify(studies, stop):
-                self._finish(study, rows, arrivals.get(study.name))
-                self.classifier.write_table_if_due(idle=False)
+            try:
+                for study, rows in self.classifier.classify(studies, stop):
+                    self._finish(study, rows, arrivals.get(study.name))
+                    self.classifier.write_table_if_due(idle=False)
+            finally:
+                for study in studies:
+                    self.spool.leave(study.name, done=False)
             self.classifier.write_table_if_due(idle=not self.spool.closed())
             self.spool.expire()
             if trouble := self.trouble():
@@ -120,13 +127,22 @@ class _Service:
                 wait.wait(_STEP_S)
 
     def _due(self, watch: Watch) -> tuple[list[Study], dict[str, Arrival]]:
-        """Studies to classify now, a few a worker at most, so that late ones need not wait for all."""
+        """Studies to classify now. One that was begun before and not finished comes alone, after all others: it may be
+        what ended the process, and is given up at last."""
         studies = [
             Study(folder.name, folder, self.spool.missing(folder.name)) for folder in self.spool.closed()
         ]
         arrivals = {arrival.name: arrival for arrival in watch.arrived()}
         studies += [Study(a.name, a.path, source=os.fspath(a.path)) for a in arrivals.values()]
-        return studies, arrivals
+        begun = {study.name: self.spool.begun(study.name) for study in studies}
+        due = [study for study in studies if not begun[study.name]]
+        if not due and studies:
+            one = min(studies, key=lambda study: begun[study.name])
+            tries = begun[one.name]
+            due = [one if tries < _MOST_TRIES else replace(one, problem=_GIVEN_UP.format(tries))]
+        for study in due:
+            self.spool.begin(study.name)
+        return due, arrivals
 
     def _finish(self, study: Study, rows: Sequence[ResultRow], arrival: Arrival | None) -> None:
         """A study has its rows: put what leaves as DICOM on its way, then let it go."""
@@ -140,6 +156,7 @@ class _Service:
             self.spool.note_seen(arrival.name, arrival.digest)
         else:
             self.spool.finish(study.name)
+        self.spool.leave(study.name, done=True)
         self.metrics.add("ssclf_studies_total", f'source="{"watch" if arrival else "listen"}"')
         log.info("study %s: done", study.name)
 

@@ -142,7 +142,7 @@ class Spool:
                     f"{self.folder}: another ssclf serve works with this --spool; end it, or choose another."
                 )
             shutil.rmtree(self.receiving, ignore_errors=True)
-            for name in ("receiving", "incoming", "closed", "kept", "studies", "watched", "outbox"):
+            for name in ("receiving", "incoming", "closed", "kept", "studies", "watched", "begun", "outbox"):
                 own_folder(self.folder / name)
             self._key = self._read_key()
         except OSError as exc:
@@ -294,6 +294,28 @@ class Spool:
     def closed(self) -> list[Path]:
         """Folders of studies to classify."""
         return list(self._studies("closed"))
+
+    def begin(self, name: str) -> None:
+        """A study or watched entry is in work: a mark stays, should that end this process.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            (self.folder / "begun" / f"{name}.{self.begun(name) + 1}").touch()
+        except OSError as exc:
+            raise OutputError(f"{self.folder}: cannot be written ({exc.strerror or exc}).") from exc
+
+    def begun(self, name: str) -> int:
+        """How often a process has ended while it was in work."""
+        return len(list((self.folder / "begun").glob(f"{name}.*")))
+
+    def leave(self, name: str, *, done: bool) -> None:
+        """It is in work no more: done, or put back by a process that ends in order, which a full disk lets it, too."""
+        for path in sorted((self.folder / "begun").glob(f"{name}.*"), reverse=True):
+            path.unlink(missing_ok=True)
+            if not done:
+                return
 
     def missing(self, study: str) -> int:
         """Images that an earlier version of a study had, and that have been deleted since."""

@@ -77,6 +77,24 @@ def test_a_kill_loses_nothing_that_was_accepted(tmp_path: Path, tiny_bundle: Pat
         service.wait_for_rows(1)
 
 
+def test_a_study_that_ends_the_process_again_and_again_is_given_up(
+    tmp_path: Path, tiny_bundle: Path, storescu: None
+) -> None:
+    """As six kills would leave it; the study beside it has its row."""
+    service = Service(tmp_path / "service", tiny_bundle)
+    with running(service):
+        service.send(study(13, tmp_path / "bad"))
+        service.end(signal.SIGKILL)
+        (bad,) = (service.spool / "incoming").iterdir()
+        for number in range(1, 7):
+            (service.spool / "begun" / f"{bad.name}.{number}").touch()
+        service.start()
+        service.send(study(14, tmp_path / "good"))
+        rows = {row["path"]: row for row in service.wait_for_rows(2)}
+    assert "gave it up" in rows.pop(bad.name)["error"]
+    assert [row["status"] for row in rows.values()] == ["ok"]
+
+
 def test_one_process_serves_from_a_spool(tmp_path: Path, tiny_bundle: Path) -> None:
     with running(Service(tmp_path / "service", tiny_bundle)) as service:
         other = Service(tmp_path / "service", tiny_bundle)
