@@ -356,6 +356,15 @@ def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
     raise typer.Exit(result.exit_code)
 
 
+ModelsRules = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
+    ),
+]
+
+
 def export(
     run: Annotated[
         Path | None,
@@ -377,13 +386,7 @@ def export(
             help="Put deepbet's networks into the bundle, so that predict can remove skulls.",
         ),
     ] = True,
-    series_rules: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
-        ),
-    ] = None,
+    series_rules: ModelsRules = None,
     network: NetworkOption = None,
     per_fold: PerFold = False,
     data: MovedData = None,
@@ -409,7 +412,7 @@ def export(
             brain_extraction=brain_extraction,
             replace=replace,
             series_rules=read_series_rules(series_rules) if series_rules else (),
-        ),
+        ),  # fmt: skip
         network=network,
         per_fold=per_fold,
         data=data,
