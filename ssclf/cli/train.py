@@ -395,7 +395,6 @@ def export(
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
-    names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
     opt.start_log(False, log_level)
     from ssclf.io.records.series_rules import read_series_rules
     from ssclf.reporting.console import StepLines
@@ -407,12 +406,12 @@ def export(
         run,
         out,
         ExportConfig(
-            formats=names,
+            formats=opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format"),
             precision=precision,
             brain_extraction=brain_extraction,
             replace=replace,
             series_rules=read_series_rules(series_rules) if series_rules else (),
-        ),  # fmt: skip
+        ),
         network=network,
         per_fold=per_fold,
         data=data,
