@@ -405,7 +405,6 @@ def export(
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
-    names = opt.chosen(formats or ("onnx", "torchscript"), ExportFormat, "--format")
     opt.start_log(False, log_level)
     from ssclf.io.records.series_rules import read_series_rules
     from ssclf.reporting.console import StepLines
@@ -417,7 +416,7 @@ def export(
         run,
         out,
         ExportConfig(
-            formats=names,
+            formats=opt.chosen(formats or ("onnx", "torchscript"), ExportFormat, "--format"),
             precision=precision,
             brain_extraction=brain_extraction,
             replace=replace,
