@@ -122,6 +122,8 @@ class Classifier:
         self._changed = bool(earlier)
         self._ensemble.load()
         self._pool = Workers(self._config.workers, share_of_memory(self._config.workers))
+        # objects are made while scans are read: one of the others would have a queue before it
+        self._object_pool = Workers(1, share_of_memory(1)) if self._asked else None
         self.objects.mkdir()
         self._maker = RowMaker(self._ensemble, self._config, self._journal.scratch, pool=self._pool)
         return self
@@ -133,7 +135,8 @@ class Classifier:
                 self._journal.finish()
         finally:
             self._headers.__exit__()
-            self._pool.stop()
+            for pool in filter(None, (self._pool, self._object_pool)):
+                pool.stop()
             self._journal.__exit__()
 
     @property
@@ -186,9 +189,10 @@ class Classifier:
         """What makes rows of some studies, and the DICOM objects that were asked for."""
         if self._asked is None:
             return self._maker
-        plan = plan_studies(scans, self._asked.rules, self._journal.scratch)
+        work, pool = self._journal.scratch, self._object_pool
+        plan = plan_studies(scans, self._asked.rules, self._config, work, pool)
         made = DicomOut(
-            self.objects, plan, self._ensemble, self._config, self._journal.scratch, self._asked.picture
+            self.objects, plan, self._ensemble, self._config, work, self._asked.picture, pool=pool
         )
         return replace(self._maker, dicom=made)
 

@@ -66,7 +66,11 @@ class StudyPlan:
 
 
 def plan_studies(
-    scans: Sequence[Scan], rules: Sequence[SeriesRule], config: PredictConfig, work: Path | None = None
+    scans: Sequence[Scan],
+    rules: Sequence[SeriesRule],
+    config: PredictConfig,
+    work: Path | None = None,
+    pool: Workers | None = None,
 ) -> StudyPlan:
     """Choose the series of every study that is answered; one header of each series is read, in worker processes.
 
@@ -75,6 +79,7 @@ def plan_studies(
         rules: see `ssclf.domain.series_rules`.
         config: how many workers, and how long one header may take.
         work: existing private folder; None: the system's.
+        pool: which goes on; None: a call has its own.
 
     Raises:
         MissingDependencyError: no workers can be started.
@@ -90,6 +95,7 @@ def plan_studies(
             workers=config.workers,
             timeout_s=config.timeout_s,
             memory=share_of_memory(config.workers),
+            pool=pool,
         )
         for outcome in outcomes if with_series else ():
             key, found = (outcome.item.path, outcome.item.series), outcome.result
@@ -152,6 +158,7 @@ class DicomOut:
         work: existing private folder.
         picture: whether the evidence is a picture instead of a map.
         fhir: existing folder for the reports in FHIR's form, if any.
+        pool: of one process, which goes on; None: a run has its own.
     """
 
     folder: Path
@@ -161,7 +168,8 @@ class DicomOut:
     work: Path
     picture: bool = False
     fhir: Path | None = None
-    _pool: list[Workers] = field(default_factory=list, repr=False, compare=False)
+    pool: Workers | None = None
+    _own: list[Workers] = field(default_factory=list, repr=False, compare=False)
 
     def wants(self, scan: Scan) -> bool:
         """Whether the row of a scan will show where its evidence lies."""
@@ -227,18 +235,18 @@ class DicomOut:
         return replace(row, extra={**row.extra, OBJECTS: written})
 
     def close(self) -> None:
-        """End the process that objects are made in; the next one begins another."""
-        while self._pool:
-            self._pool.pop().stop()
+        """End the process of our own that objects are made in; the next one begins another."""
+        while self._own:
+            self._own.pop().stop()
 
     def _do_apart(self, job: _Job) -> Outcome[_Job, _Done]:
         """Raises:
         ResourceError: no process lives long enough.
         """
-        if not self._pool:
-            self._pool.append(Workers(1, share_of_memory(1)))
-        timeout_s = self.config.timeout_s
-        (outcome,) = run_in_processes(_do, [job], workers=1, timeout_s=timeout_s, pool=self._pool[0])
+        if not (self.pool or self._own):
+            self._own.append(Workers(1, share_of_memory(1)))
+        timeout_s, pool = self.config.timeout_s, self.pool or self._own[0]
+        (outcome,) = run_in_processes(_do, [job], workers=1, timeout_s=timeout_s, pool=pool)
         return outcome
 
     def _report(self, row: ResultRow, choice: StudyChoice) -> StudyReport:
