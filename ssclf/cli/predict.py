@@ -103,8 +103,6 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
         unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
         _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
-    if csv:
-        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     from ssclf.domain.shards import parse_shard
     from ssclf.io.models.bundle import choose_bundles
     from ssclf.reporting.console import PredictDisplay
@@ -133,6 +131,8 @@ def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped:
     settings = opt.given(ctx, PredictConfig)
     if "map_method" in settings and not (ctx.params["maps"] or ctx.params["report"]):
         raise ConfigError("--map-method: goes with --maps or --report, which hold what it finds.")
+    if ctx.params["csv"] and ctx.params["ray"] is None:
+        raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
     if assume_stripped:
         settings["skull_strip"] = "none"

@@ -120,6 +120,13 @@ PerFold = Annotated[
         rich_help_panel="Runs of ssclf cv",
     ),
 ]
+EightBits = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="Add a network in 8 bits for predict --precision int8, compared on volumes that the run held out.",
+    ),
+]
 MovedData = Annotated[
     list[Path] | None,
     typer.Option(
@@ -370,13 +377,7 @@ def export(
         ExportPrecision,
         typer.Option(help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs."),
     ] = "fp32",
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Add a network in 8 bits for predict --precision int8, compared on volumes that the run held out.",
-        ),
-    ] = False,
+    int8: EightBits = False,
     brain_extraction: Annotated[
         bool,
         typer.Option(
@@ -403,11 +404,7 @@ def export(
         run,
         out,
         ExportConfig(
-            formats=names,
-            precision=precision,
-            brain_extraction=brain_extraction,
-            replace=replace,
-            int8=int8,
+            formats=names, precision=precision, brain_extraction=brain_extraction, replace=replace, int8=int8
         ),
         network=network,
         per_fold=per_fold,
