@@ -88,7 +88,7 @@ def _write_untrained_bundle(folder: Path, seed: int, architecture: str) -> Path:
     from ssclf.config import PreprocessConfig
     from ssclf.domain.model_spec import ModelSpec
     from ssclf.io.models.checksums import write_checksums
-    from ssclf.learning.exporting import export_onnx, export_torchscript
+    from ssclf.learning.exporting import PLANAR, export_onnx, export_torchscript
     from ssclf.learning.networks import build_network
 
     folder.mkdir()
@@ -106,7 +106,7 @@ def _write_untrained_bundle(folder: Path, seed: int, architecture: str) -> Path:
     )
     metadata = {"spec.json": spec.to_json()}
     (folder / "spec.json").write_text(metadata["spec.json"])
-    export_onnx(network, 1, folder / "model.onnx", metadata)
+    export_onnx(network, 1, folder / "model.onnx", metadata, planar=architecture in PLANAR)
     export_torchscript(network, 1, folder / "model.torchscript.pt", metadata)
     write_checksums(folder)
     return folder
@@ -149,6 +149,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "other", 1, "mc3")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the network that takes the least time."""
+    return _write_untrained_bundle(tmp_path_factory.mktemp("bundles") / "small", 2, "small")
 
 
 @pytest.fixture

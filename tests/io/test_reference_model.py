@@ -51,10 +51,10 @@ class Ssclf:
 
 
 @pytest.fixture
-def reference_bundle(tiny_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> Path:
+def reference_bundle(small_bundle: Path, tmp_path: Path, describe_anew: Callable[[Path, str], None]) -> Path:
     """A bundle that says that it was made by `ssclf pretrain`."""
     folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle, folder)
+    shutil.copytree(small_bundle, folder)
     spec = json.loads((folder / "spec.json").read_text("utf-8"))
     spec["training"]["config"] = {"lesions": True}
     describe_anew(folder, json.dumps(spec))
@@ -140,8 +140,8 @@ def test_a_name_that_was_not_said_is_not_taken(ssclf: Ssclf, reference_bundle: P
     assert sorted(path.name for path in ssclf.work.iterdir()) == ["empty", "scans"]
 
 
-def test_weights_alone_start_a_training_and_classify_nothing(ssclf: Ssclf, tiny_bundle: Path) -> None:
-    as_clone(ssclf, weights=tiny_bundle)
+def test_weights_alone_start_a_training_and_classify_nothing(ssclf: Ssclf, small_bundle: Path) -> None:
+    as_clone(ssclf, weights=small_bundle)
     said = ssclf("predict", "scans", "--model", "reference", code=1)
     assert "docs/reference-model.md" in said and "train --from reference" in said
     pytest.importorskip("torch", reason="pip install 'ssclf[train]'")
@@ -149,17 +149,17 @@ def test_weights_alone_start_a_training_and_classify_nothing(ssclf: Ssclf, tiny_
         "from pathlib import Path\nfrom ssclf.workflows.export import open_start\n"
         "print(open_start(Path('reference')).sha256)"
     )
-    assert ssclf.python("-c", start).stdout.split() == [open_bundle(tiny_bundle).sha256]
+    assert ssclf.python("-c", start).stdout.split() == [open_bundle(small_bundle).sha256]
 
 
 def test_a_folder_of_that_name_is_not_exchanged_for_it(
-    ssclf: Ssclf, reference_bundle: Path, tiny_bundle: Path
+    ssclf: Ssclf, reference_bundle: Path, small_bundle: Path
 ) -> None:
     own = ssclf.work / "reference"
-    shutil.copytree(tiny_bundle, own)
+    shutil.copytree(small_bundle, own)
     predict = ("predict", "scans", "--skull-strip", "none", "--model")
     ssclf(*predict, "reference", code=3)
-    assert {row["model_sha256"] for row in ssclf.rows().values()} == {open_bundle(tiny_bundle).sha256}
+    assert {row["model_sha256"] for row in ssclf.rows().values()} == {open_bundle(small_bundle).sha256}
     as_clone(ssclf, model=reference_bundle)
     assert f"write {own}" in ssclf(*predict, "reference", code=1)
     ssclf(*predict, str(own), code=3)
@@ -182,7 +182,7 @@ def test_the_second_act_of_the_demo(
     ssclf: Ssclf, reference_bundle: Path, make_volume: Callable[..., Volume]
 ) -> None:
     as_clone(ssclf, model=reference_bundle)
-    write_nifti(make_volume((10, 13, 11)), ssclf.work / "heads" / "small.nii.gz")  # few parts to hide in turn
+    write_nifti(make_volume(seed=1), ssclf.work / "heads" / "a.nii.gz")
     assert "results.html" in ssclf("demo", "--heads", "heads", "--workers", "1")
     out = ssclf.work / "demo" / "heads"
     assert sorted(path.name for path in out.iterdir()) == [
