@@ -356,6 +356,15 @@ def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
     raise typer.Exit(result.exit_code)
 
 
+ModelsRules = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
+    ),
+]
+
+
 def export(
     run: Annotated[
         Path | None,
@@ -377,13 +386,7 @@ def export(
             help="Put deepbet's networks into the bundle, so that predict can remove skulls.",
         ),
     ] = True,
-    series_rules: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
-        ),
-    ] = None,
+    series_rules: ModelsRules = None,
     network: NetworkOption = None,
     per_fold: PerFold = False,
     data: MovedData = None,
@@ -392,7 +395,6 @@ def export(
     log_level: opt.LogLevelOption = "info",
 ) -> None:
     """Make a bundle for predict: ONNX and TorchScript, checked against the trained network."""
-    names = opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format")
     opt.start_log(False, log_level)
     from ssclf.io.records.series_rules import read_series_rules
     from ssclf.reporting.console import StepLines
@@ -404,7 +406,7 @@ def export(
         run,
         out,
         ExportConfig(
-            formats=names,
+            formats=opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format"),
             precision=precision,
             brain_extraction=brain_extraction,
             replace=replace,

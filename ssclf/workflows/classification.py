@@ -158,6 +158,13 @@ class RowMaker:
         Args:
             stop: asked before each scan; once true, what is in flight is finished and nothing is begun.
         """
+        try:
+            yield from self._rows(scans, stop)
+        finally:
+            if self.dicom is not None:
+                self.dicom.close()
+
+    def _rows(self, scans: Sequence[Scan], stop: Callable[[], bool]) -> Iterator[ResultRow]:
         readable = [scan for scan in scans if not scan.problem]
         for scan in scans:
             if scan.problem:

@@ -1,7 +1,8 @@
 """`predict --dicom-out`: which rows get DICOM objects, and the objects of one finished row.
 
 For one study from somewhere else (a service that was sent it): discover its scans, `plan_studies`, and give a
-`RowMaker` the `DicomOut`; its rows come with their objects written. `DicomOut.write` is what does it, for one row.
+`RowMaker` the `DicomOut`; its rows come with their objects written. `DicomOut.write` is what does it, for one row, and
+`DicomOut.close` ends the process that it keeps for that: headers are read, and objects made, in processes apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +26,17 @@ from PIL import Image, ImageDraw
 
 from ssclf.config import PredictConfig
 from ssclf.domain.series_rules import SeriesFacts, SeriesRule, StudyChoice, choose_series
-from ssclf.domain.study_report import study_report
+from ssclf.domain.study_report import StudyReport, study_report
 from ssclf.domain.volume import Volume
-from ssclf.errors import OutputError, VolumeError
+from ssclf.errors import OutputError
 from ssclf.io.dicom_out.source import read_facts, read_source
 from ssclf.io.dicom_out.write import OWN_NAME, Evidence, write_objects
 from ssclf.io.discovery.scans import Scan
+from ssclf.io.memory import share_of_memory
 from ssclf.io.paths import is_file
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.workers import Outcome, Workers, run_in_processes
 
 if TYPE_CHECKING:
     from ssclf.io.models.ensemble import Ensemble
@@ -60,38 +64,68 @@ class StudyPlan:
     unread: Mapping[Key, str] = field(default_factory=dict)
 
 
-def plan_studies(scans: Sequence[Scan], rules: Sequence[SeriesRule], work: Path | None = None) -> StudyPlan:
-    """Choose the series of every study that is answered; one header of each series is read.
+def plan_studies(
+    scans: Sequence[Scan], rules: Sequence[SeriesRule], config: PredictConfig, work: Path | None = None
+) -> StudyPlan:
+    """Choose the series of every study that is answered; one header of each series is read, in worker processes.
 
     Args:
         scans: all of them, whichever part a run takes: a study may lie in several.
         rules: see `ssclf.domain.series_rules`.
+        config: how many workers, and how long one header may take.
         work: existing private folder; None: the system's.
+
+    Raises:
+        MissingDependencyError: no workers can be started.
     """
     facts: list[SeriesFacts] = []
     choices: list[StudyChoice] = []
     unread: dict[Key, str] = {}
-    no_series = 0
+    with_series = [scan for scan in scans if _series_of(scan)]
     with tempfile.TemporaryDirectory(prefix="plan-", dir=work) as folder:
-        for scan in scans:
-            series = _series_of(scan)
-            key = scan.path, scan.series
-            if not series:
-                no_series += 1
-                continue
-            try:
-                found = read_facts(series[0], key, Path(folder))
-            except VolumeError as exc:
-                unread[key] = str(exc)
-                continue
-            if not found.study:
-                unread[key] = "it states no study."
-            elif len(series) > 1:
+        outcomes = run_in_processes(
+            partial(_facts_of, work=Path(folder)),
+            with_series,
+            workers=config.workers,
+            timeout_s=config.timeout_s,
+            memory=share_of_memory(config.workers),
+        )
+        for outcome in outcomes if with_series else ():
+            key, found = (outcome.item.path, outcome.item.series), outcome.result
+            if found is None or not found.study:
+                unread[key] = outcome.error or "it states no study."
+            elif len(outcome.item.contrasts) > 1:
                 choices.append(StudyChoice(found.study, key, _NAMED))
             else:
                 facts.append(found)
+    facts.sort(key=lambda found: found.key)
     choices += choose_series(facts, rules)
-    return StudyPlan({choice.key: choice for choice in choices}, no_series, unread)
+    return StudyPlan({choice.key: choice for choice in choices}, len(scans) - len(with_series), unread)
+
+
+def _facts_of(scan: Scan, *, work: Path) -> SeriesFacts:
+    """Runs in a worker."""
+    return read_facts(_series_of(scan)[0], (scan.path, scan.series), work)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The objects of one row, as a worker is told of them."""
+
+    series: tuple[DicomSeries, ...]
+    report: StudyReport
+    evidence: Evidence | None
+    folder: Path
+    work: Path
+
+
+def _do(job: _Job) -> tuple[tuple[str, ...], str]:
+    """Runs in a worker: names of the files, or what cannot be written anywhere."""
+    sources = [read_source(series, job.work) for series in job.series]
+    try:
+        return write_objects(job.report, sources, job.folder, job.evidence), ""
+    except OutputError as exc:
+        return (), str(exc)
 
 
 @dataclass(frozen=True)
@@ -113,6 +147,7 @@ class DicomOut:
     config: PredictConfig
     work: Path
     picture: bool = False
+    _pool: list[Workers] = field(default_factory=list, repr=False, compare=False)
 
     def wants(self, scan: Scan) -> bool:
         """Whether the row of a scan will show where its evidence lies."""
@@ -155,36 +190,56 @@ class DicomOut:
         if choice is None:
             return row
         written: dict[str, Any] = {"report": self._digest(row.key)}
-        try:
-            sources = [read_source(series, self.work) for series in _series_of(scan)]
-            bundles = self.ensemble.bundles
-            report = study_report(
-                class_names=self.ensemble.class_names,
-                probabilities=row.probabilities,
-                prediction=row.prediction,
-                status=row.status,
-                error=row.error.removeprefix(f"{row.path.rpartition('/')[2]}: "),
-                flags=row.flags,
-                models=[(bundle.spec.name, bundle.sha256) for bundle in bundles],
-                version=row.ssclf_version,
-                settings=self._settings(),
-                synthetic=any(bundle.spec.synthetic for bundle in bundles),
-                rule=choice.rule,
-                others=choice.others,
-            )
-            if self.picture:
-                evidence = _picture_of(thumbnail)
-            else:
-                evidence = Evidence(heat.data[0], heat.affine) if heat is not None else None
-            written["files"] = list(write_objects(report, sources, self.folder, evidence))
-        except VolumeError as exc:
-            written["problem"] = " ".join(str(exc).split())
-            log.warning("%s: no DICOM report: %s", row.path, exc)
-        except OutputError as exc:
+        if self.picture:
+            evidence = _picture_of(thumbnail)
+        else:
+            evidence = Evidence(heat.data[0], heat.affine) if heat is not None else None
+        report = self._report(row, choice)
+        if report.withheld:
+            evidence = None
+        outcome = self._do_apart(_Job(_series_of(scan), report, evidence, self.folder, self.work))
+        if outcome.result is None:
+            written["problem"] = " ".join(outcome.error.split())
+            log.warning("%s: no DICOM report: %s", row.path, outcome.error)
+        elif outcome.result[1]:
             raise OutputError(
-                f"{exc} Rows finished before are kept, run the same command again to continue."
-            ) from exc
+                f"{outcome.result[1]} Rows finished before are kept, run the same command again to continue."
+            )
+        else:
+            written["files"] = list(outcome.result[0])
         return replace(row, extra={**row.extra, OBJECTS: written})
+
+    def close(self) -> None:
+        """End the process that objects are made in; the next one begins another."""
+        while self._pool:
+            self._pool.pop().stop()
+
+    def _do_apart(self, job: _Job) -> Outcome[_Job, tuple[tuple[str, ...], str]]:
+        """Raises:
+        ResourceError: no process lives long enough.
+        """
+        if not self._pool:
+            self._pool.append(Workers(1, share_of_memory(1)))
+        timeout_s = self.config.timeout_s
+        (outcome,) = run_in_processes(_do, [job], workers=1, timeout_s=timeout_s, pool=self._pool[0])
+        return outcome
+
+    def _report(self, row: ResultRow, choice: StudyChoice) -> StudyReport:
+        bundles = self.ensemble.bundles
+        return study_report(
+            class_names=self.ensemble.class_names,
+            probabilities=row.probabilities,
+            prediction=row.prediction,
+            status=row.status,
+            error=row.error.removeprefix(f"{row.path.rpartition('/')[2]}: "),
+            flags=row.flags,
+            models=[(bundle.spec.name, bundle.sha256) for bundle in bundles],
+            version=row.ssclf_version,
+            settings=self._settings(),
+            synthetic=any(bundle.spec.synthetic for bundle in bundles),
+            rule=choice.rule,
+            others=choice.others,
+        )
 
     def outcome(self, rows: Iterable[ResultRow]) -> dict[str, Any]:
         """What a run says in the end: `notes`, a line each, and how many reports are `lacking`."""

@@ -242,7 +242,7 @@ def _dicom_out(
     """
     if dicom is None:
         return None
-    plan = plan_studies(everything, rules or ensemble.bundles[0].spec.answered_series, scratch)
+    plan = plan_studies(everything, rules or ensemble.bundles[0].spec.answered_series, config, scratch)
     return DicomOut(dicom.folder, plan, ensemble, config, scratch, dicom.picture)
 
 
@@ -281,7 +281,7 @@ def foresee(
     ensemble = open_models(models, config)
     chosen = read_series_rules(rules) if rules else ensemble.bundles[0].spec.answered_series
     found, everything = _find_scans(paths, ensemble, config, shard)
-    return Foreseen(found, chosen, plan_studies(everything, chosen))
+    return Foreseen(found, chosen, plan_studies(everything, chosen, config))
 
 
 def _fingerprints(scans: Sequence[Scan], ensemble: Ensemble, config: PredictConfig) -> dict[Key, str]:

@@ -10,6 +10,7 @@ import torch
 
 from ssclf.config import Architecture, TrainConfig
 from ssclf.domain.scores import softmax
+from ssclf.domain.series_rules import SeriesRule
 from ssclf.errors import ConfigError, ModelError, OutputError, ParityError
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.runtime import open_classifier
@@ -80,9 +81,10 @@ def test_half_precision_is_half_the_size_and_close(
     architecture: Architecture, finished_run: Callable[[Architecture], Path], tmp_path: Path
 ) -> None:
     run = finished_run(architecture)
-    out = export_run(
-        run, tmp_path / "half", ExportConfig(formats=["onnx"], precision="fp16", brain_extraction=False)
-    )
+    rules = (SeriesRule("of the model", slices=9),)
+    config = ExportConfig(formats=["onnx"], precision="fp16", brain_extraction=False, series_rules=rules)
+    out = export_run(run, tmp_path / "half", config)
+    assert open_bundle(out).spec.answered_series == rules
     network, _ = read_run(run, name="model")
     weights = sum(parameter.numel() for parameter in network.parameters())
     assert 2 * weights < (out / "model.onnx").stat().st_size < 2.2 * weights

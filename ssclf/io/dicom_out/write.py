@@ -5,6 +5,7 @@ The only way in for those who have a finished row; it imports highdicom, which t
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -47,11 +48,13 @@ def check_extra() -> None:
     MissingDependencyError: highdicom is not installed.
     """
     try:
-        import highdicom  # noqa: F401
-    except ImportError as exc:
+        found = importlib.util.find_spec("highdicom")
+    except ValueError:
+        found = None
+    if found is None:
         raise MissingDependencyError(
             "DICOM objects need highdicom, which is not installed; pip install 'ssclf[dicom]'."
-        ) from exc
+        )
 
 
 def write_objects(
