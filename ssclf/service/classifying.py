@@ -25,7 +25,7 @@ from ssclf.io.workers import Workers
 from ssclf.service.metrics import Metrics
 from ssclf.service.spool import read_identity
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, scan_fingerprint
-from ssclf.workflows.dicom_out import DicomOut, plan_studies
+from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
 from ssclf.workflows.outputs import Outputs
 from ssclf.workflows.predict import PredictSummary, describe_run
 
@@ -88,6 +88,7 @@ class Classifier:
         objects: what leaves as DICOM, if anything does.
         """
         self._asked = objects
+        self._dicom: DicomOut | None = None
         self._hash = hash_of
         self._ensemble, self._config, self._metrics = ensemble, config, metrics
         self._outputs, self._resolve = Outputs(out), resolve
@@ -123,6 +124,9 @@ class Classifier:
         self._ensemble.load()
         self._pool = Workers(self._config.workers, share_of_memory(self._config.workers))
         self.objects.mkdir()
+        if self._asked is not None:
+            scratch, picture = self._journal.scratch, self._asked.picture
+            self._dicom = DicomOut(self.objects, StudyPlan(), self._ensemble, self._config, scratch, picture)
         self._maker = RowMaker(self._ensemble, self._config, self._journal.scratch, pool=self._pool)
         return self
 
@@ -134,6 +138,8 @@ class Classifier:
         finally:
             self._headers.__exit__()
             self._pool.stop()
+            if self._dicom is not None:
+                self._dicom.close()
             self._journal.__exit__()
 
     @property
@@ -184,13 +190,10 @@ class Classifier:
 
     def _with_objects(self, scans: Sequence[Scan]) -> RowMaker:
         """What makes rows of some studies, and the DICOM objects that were asked for."""
-        if self._asked is None:
+        if self._asked is None or self._dicom is None:
             return self._maker
-        plan = plan_studies(scans, self._asked.rules, self._journal.scratch)
-        made = DicomOut(
-            self.objects, plan, self._ensemble, self._config, self._journal.scratch, self._asked.picture
-        )
-        return replace(self._maker, dicom=made)
+        plan = plan_studies(scans, self._asked.rules, self._config, self._journal.scratch, self._pool)
+        return replace(self._maker, dicom=replace(self._dicom, plan=plan))
 
     @property
     def objects(self) -> Path:

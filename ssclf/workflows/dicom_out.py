@@ -65,7 +65,11 @@ class StudyPlan:
 
 
 def plan_studies(
-    scans: Sequence[Scan], rules: Sequence[SeriesRule], config: PredictConfig, work: Path | None = None
+    scans: Sequence[Scan],
+    rules: Sequence[SeriesRule],
+    config: PredictConfig,
+    work: Path | None = None,
+    pool: Workers | None = None,
 ) -> StudyPlan:
     """Choose the series of every study that is answered; one header of each series is read, in worker processes.
 
@@ -74,6 +78,7 @@ def plan_studies(
         rules: see `ssclf.domain.series_rules`.
         config: how many workers, and how long one header may take.
         work: existing private folder; None: the system's.
+        pool: workers that go on afterwards; None: some of its own.
 
     Raises:
         MissingDependencyError: no workers can be started.
@@ -88,6 +93,7 @@ def plan_studies(
             with_series,
             workers=config.workers,
             timeout_s=config.timeout_s,
+            pool=pool,
             memory=share_of_memory(config.workers),
         )
         for outcome in outcomes if with_series else ():
