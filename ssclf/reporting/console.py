@@ -182,7 +182,7 @@ def foreseen_lines(foreseen: Foreseen) -> Iterator[str]:
     plan = foreseen.plan
     if not plan.choices:
         return
-    yield f"DICOM studies: {len(plan.choices)}; rules, in their order: {', '.join(r.name for r in foreseen.rules)}"
+    yield f"DICOM studies: {len(plan.choices)}; rules, in their order: {'; '.join(r.name for r in foreseen.rules)}"
     for number, (key, choice) in enumerate(sorted(plan.choices.items()), start=1):
         said = (
             f"answered is {' '.join(key)}, by rule {choice.rule}" if choice.rule else "no series is answered"
