@@ -94,8 +94,8 @@ def plan_studies(
             with_series,
             workers=config.workers,
             timeout_s=config.timeout_s,
-            memory=share_of_memory(config.workers),
             pool=pool,
+            memory=share_of_memory(config.workers),
         )
         for outcome in outcomes if with_series else ():
             key, found = (outcome.item.path, outcome.item.series), outcome.result

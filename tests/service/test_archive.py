@@ -42,7 +42,11 @@ def test_a_real_series_has_its_report_and_map_in_both_archives(
         stack.callback(other.end)
         archive.start()
         other.start()
-        options = (*ways(archive, "send"), *ways(other, "stow"))
+        rules = (
+            tmp_path / "rules.json"
+        )  # the series has no contrast agent, which the model's own rules ask for
+        rules.write_text('{"rule": [{"name": "any"}]}')
+        options = (*ways(archive, "send"), *ways(other, "stow"), "--series-rules", str(rules))
         service = stack.enter_context(
             running(Service(tmp_path / "service", tiny_bundle, options), **CREDENTIALS)
         )
