@@ -269,17 +269,17 @@ def calibrate(prepared: Path, run: Path, parts: Parts, log: Log) -> Path:
         kind: score_predictions(other.targets, softmax(other.logits, t), names).to_dict()
         for kind, t in (("raw", 1.0), ("calibrated", temperature))
     }
-    calibration = Calibration(temperature=temperature, fitted_on="validation", volumes=len(fitted.targets))
+    calibration = Calibration(temperature=temperature, fitted_on="calibration", volumes=len(fitted.targets))
     training = record.training
     counted = {
         part: {name: int(n) for name, n in zip(names, np.bincount(d.targets), strict=True)}
-        for part, d in (("validation", fitted), ("test", other))
+        for part, d in (("calibration", fitted), ("test", other))
     }
     training = replace(
         training,
         calibration=calibration,
         volumes={**training.volumes, **counted},
-        subjects={**training.subjects, "validation": len(parts.calibrate), "test": len(parts.compare)},
+        subjects={**training.subjects, "calibration": len(parts.calibrate), "test": len(parts.compare)},
         scores={"test": scores},
         extraction={"deepbet": sum(training.extraction.values())},  # before the views were drawn
         other={**training.other, "thresholds": {"shift": shift.tolist(), "specificity": SPECIFICITY}},
@@ -296,6 +296,7 @@ def export(run: Path, out: Path, log: Log) -> None:
     # weights of 16 bits in the file, which compute in 32
     model = ExportConfig(formats=("onnx",), precision="fp16-storage", replace=True)
     weights = ExportConfig(formats=("torchscript",), brain_extraction=False, replace=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name, config in (("model", model), ("weights", weights)):
         bundle = export_run(run, run.parent / "exported" / "reference", config)  # named as the model is
         with whole_folder(out / name, there="replace") as folder:
