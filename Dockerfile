@@ -2,6 +2,7 @@
 #
 #   VARIANT     cpu, gpu (CUDA 12, drivers from 525 on) or gpu-cuda13 (drivers from 580 on)
 #   MODEL       name of a bundle under exported/ to put into the image; without, mount one at /model
+#   REFERENCE   yes: the reference model, where reference/ has one, for `predict --model reference`; no: without
 #   BASE_IMAGE  a Debian or Ubuntu with Python >= 3.11 and its venv module, the same for both stages
 #
 # No "syntax" line: with it, Docker would fetch a front end from a registry before it begins.
@@ -33,7 +34,15 @@ RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
 COPY README.md LICENSE THIRD_PARTY_NOTICES ./
 COPY ssclf ssclf
 RUN /opt/tools/bin/pip wheel --quiet --no-build-isolation --no-deps -w dist . \
- && /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-deps dist/*.whl \
+ && /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-deps dist/*.whl
+
+# A package of its own, in the environment and never at /model: who mounts no model is told so, and given no other.
+COPY reference reference
+ARG REFERENCE=yes
+RUN if [ "$REFERENCE" = yes ] && [ -f reference/ssclf_reference/model/spec.json ]; then \
+      /opt/tools/bin/pip wheel --quiet --no-build-isolation --no-deps -w reference-dist ./reference \
+   && /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-deps reference-dist/*.whl \
+   && /opt/venv/bin/ssclf doctor --model reference; fi \
  && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-format JSON \
       -o sbom.cdx.json /opt/venv/bin/python
 
@@ -66,9 +75,10 @@ ARG VERSION=unknown
 ARG REVISION=unknown
 ARG CREATED=unknown
 ARG BUNDLE_FORMAT=unknown
+ARG LICENSES=Apache-2.0
 LABEL org.opencontainers.image.title="ssclf" \
       org.opencontainers.image.description="Spatiospatial classifier of brain MR volumes. Research use only." \
-      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.licenses="${LICENSES}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \

@@ -4,8 +4,10 @@
     python scripts/bench_predict.py [VOLUME...] [--models mc3,r2plus1d] [--rounds 5] [--volumes 6] [--threads 2]
 
 The same volumes, weights (random: they change no time) and threads for all. MONAI and TorchIO read, orient, resample
-to 2 mm, scale by percentiles and classify with the PyTorch network, one volume after the other; ssclf runs its whole
-`predict` with an exported bundle, and once more with a bundle of `crop="brain"`, which sees the brain's box alone.
+to 2 mm, scale by percentiles and classify with the PyTorch network, one volume after the other; "MONAI frozen" does so
+with what a keen user would make of it: channels last, traced, frozen and optimised by TorchScript. ssclf runs its whole
+`predict` with an exported bundle, and once more with a bundle of `crop="brain"`, which sees the brain's box alone; each
+also in 8 bits (`--precision int8`), with ranges from the first volume and without the gate: the weights are random.
 "engine" is ONNX Runtime on ready tensors, the least that ssclf could take.
 
 Every round starts a process for each of them, in turn, so that a machine that slows down slows all. A process takes
@@ -17,6 +19,7 @@ ones of BraTS's size are made: 240 x 240 x 155 voxels of 1 mm, skull removed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -29,15 +32,22 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-CONTESTANTS = ("ssclf", "ssclf crop=brain", "engine", "MONAI", "TorchIO")
+if TYPE_CHECKING:
+    from ssclf.config import PredictPrecision
+
+CONTESTANTS = (
+    "ssclf", "ssclf int8", "ssclf crop=brain", "ssclf crop=brain int8", "engine", "MONAI", "MONAI frozen", "TorchIO",
+)  # fmt: skip
 Result = TypeVar("Result")
 #: Share of the machine; processes that workers start are no children of ours, and ssclf's take up to 11 %.
 _OTHERS = 0.12
 CLASSES = ("LGG", "HGG", "healthy")
+#: Flags of /proc/cpuinfo.
+_KINDS = {"AVX-512": ("avx512f",), "VNNI": ("avx512_vnni", "avx_vnni"), "AMX for 8 bits": ("amx_int8",)}
 
 
 def main() -> None:
@@ -56,6 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_scans(Path(folder) / "scans", arguments.paths, arguments.volumes)
         rate = matrix_rate(arguments.threads)
+        print(cpu_kind())
         print(f"{arguments.threads} threads; matrix multiplication in float32: {rate:.0f} GFLOP/s")
         for model in arguments.models.split(","):
             compare(model, Path(folder), arguments, rate)
@@ -64,7 +75,7 @@ def main() -> None:
 def compare(model: str, folder: Path, arguments: argparse.Namespace, rate: float) -> None:
     """Run all contestants over some rounds and print what came out."""
     for crop in ("none", "brain"):
-        make_bundle(folder / f"{model}-{crop}", model, crop)
+        make_bundle(folder / f"{model}-{crop}", model, crop, min((folder / "scans").iterdir()))
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     wall: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     shapes: dict[str, list[int]] = {}
@@ -86,14 +97,15 @@ def compare(model: str, folder: Path, arguments: argparse.Namespace, rate: float
         print(f"  {name}: {result['seconds']:.2f} s", file=sys.stderr, flush=True)
     gflops = forward_gflops(model, shapes["engine"])
     print(f"\n{model}: {gflops:.0f} GFLOP a volume at {shapes['engine']}")
-    print(f"{'':18}{'s a volume':>12}{'x its time':>12}{'whole process':>15}   input")
+    print(f"{'':22}{'s a volume':>12}{'x its time':>12}{'whole process':>15}   input")
     for name in CONTESTANTS:
         own, ratios = seconds[name], [a / b for a, b in zip(seconds[name], seconds["ssclf"], strict=True)]
         print(
-            f"{name:18}{statistics.median(own):12.2f}{statistics.median(ratios):12.2f}"
+            f"{name:22}{statistics.median(own):12.2f}{statistics.median(ratios):12.2f}"
             f"{statistics.median(wall[name]):13.1f} s   {shapes[name]}, {min(own):.2f} to {max(own):.2f} s"
         )
-    for name, ours in itertools.product(("MONAI", "TorchIO"), ("ssclf", "ssclf crop=brain")):
+    pairs = itertools.product(("MONAI", "MONAI frozen", "TorchIO"), CONTESTANTS[:4])
+    for name, ours in (*pairs, ("ssclf", "ssclf int8"), ("ssclf crop=brain", "ssclf crop=brain int8")):
         ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds[ours], strict=True)]
         print(f"{ours} over {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     shares = [alone / whole for alone, whole in zip(seconds["engine"], seconds["ssclf"], strict=True)]
@@ -107,17 +119,19 @@ def run_contestant(name: str, folder: Path, model: str, threads: int) -> None:
     scans = sorted((folder / "scans").iterdir())
     bundle = folder / f"{model}-{'brain' if 'brain' in name else 'none'}"
     if name.startswith("ssclf"):
-        finished = run_ssclf(folder, bundle, threads)
+        finished = run_ssclf(folder, bundle, threads, "int8" if name.endswith("int8") else "fp32")
         shape = list(prepared(scans[0], bundle).shape)
     elif name == "engine":
         finished, shape = run_engine(scans, bundle, threads)
     else:
-        finished, shape = run_pytorch(scans, bundle, model, threads, monai=name == "MONAI")
+        finished, shape = run_pytorch(
+            scans, bundle, model, threads, monai=name.startswith("MONAI"), frozen=name.endswith("frozen")
+        )
     seconds = (finished[-1] - finished[0]) / (len(finished) - 1)
     print(json.dumps({"seconds": seconds, "shape": shape}))
 
 
-def run_ssclf(folder: Path, bundle: Path, threads: int) -> list[float]:
+def run_ssclf(folder: Path, bundle: Path, threads: int, precision: PredictPrecision) -> list[float]:
     from ssclf.config import PredictConfig
     from ssclf.workflows.predict import predict
 
@@ -127,7 +141,7 @@ def run_ssclf(folder: Path, bundle: Path, threads: int) -> list[float]:
             [folder / "scans"],
             Path(out) / "results.csv",
             [bundle],
-            PredictConfig(workers=threads, threads=threads, device="cpu"),
+            PredictConfig(workers=threads, threads=threads, device="cpu", precision=precision),
             on_row=lambda row: finished.append(time.perf_counter()),
         )
     assert not summary.failed, [row.error for row in summary.rows]
@@ -149,7 +163,7 @@ def run_engine(scans: list[Path], bundle: Path, threads: int) -> tuple[list[floa
 
 
 def run_pytorch(
-    scans: list[Path], bundle: Path, model: str, threads: int, *, monai: bool
+    scans: list[Path], bundle: Path, model: str, threads: int, *, monai: bool, frozen: bool
 ) -> tuple[list[float], list[int]]:
     import torch
 
@@ -160,13 +174,31 @@ def run_pytorch(
     network = build_network(model, channels=1, classes=len(CLASSES)).eval()  # type: ignore[arg-type]
     network.load_state_dict(torch.load(bundle / "weights.pt", weights_only=True))
     read = monai_steps() if monai else torchio_steps()
+    run: Any = network
+    if frozen:
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        run = freeze(network, read(scans[0])[None])
     finished = []
     with torch.inference_mode():
         for scan in scans:
             volume = read(scan)
-            torch.softmax(network(volume[None]), dim=1).numpy()
+            batch = volume[None].to(memory_format=torch.channels_last_3d) if frozen else volume[None]
+            torch.softmax(run(batch), dim=1).numpy()
             finished.append(time.perf_counter())
     return finished, list(volume.shape)
+
+
+def freeze(network: Any, example: Any) -> Any:
+    """A network that TorchScript has frozen and optimised, warmed up: its first two calls compile it."""
+    import torch
+
+    example = example.to(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        traced = torch.jit.trace(network, example)
+        optimised = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+        for _ in range(2):
+            optimised(example)
+    return optimised
 
 
 def monai_steps() -> Callable[[Path], Any]:
@@ -229,15 +261,21 @@ def make_synthetic(path: Path) -> None:
     write_nifti(Volume(data[None].astype(np.int16), affine), path)
 
 
-def make_bundle(folder: Path, model: str, crop: str) -> None:
-    """An untrained network as `ssclf export` would write it, its PyTorch weights beside it."""
+def make_bundle(folder: Path, model: str, crop: str, scan: Path) -> None:
+    """An untrained network as `ssclf export --int8` would write it, its PyTorch weights beside it.
+
+    Args:
+        scan: gives the ranges of 8 bits.
+    """
     import torch
 
     from ssclf.config import PreprocessConfig
+    from ssclf.domain.eight_bits import EightBits
     from ssclf.domain.model_spec import ModelSpec
     from ssclf.io.models.checksums import write_checksums
     from ssclf.learning.exporting import export_onnx
     from ssclf.learning.networks import build_network
+    from ssclf.learning.quantising import Quantiser
 
     folder.mkdir()
     torch.manual_seed(0)
@@ -253,6 +291,16 @@ def make_bundle(folder: Path, model: str, crop: str) -> None:
     (folder / "spec.json").write_text(spec.to_json(), "utf-8")
     export_onnx(network, 1, folder / "model.onnx", {"spec.json": spec.to_json()})
     torch.save(network.state_dict(), folder / "weights.pt")
+    write_checksums(folder)
+    volume = prepared(scan, folder)[None]
+    eight = EightBits(
+        temperature=1.0, fitted_on=None, part="train", volumes=1, largest_difference=0.0, changed=0
+    )
+    described = dataclasses.replace(spec, int8=eight).to_json()
+    with tempfile.TemporaryDirectory() as work:
+        quantiser = Quantiser(network, model, 1, Path(work), lambda: iter([volume]))
+        (folder / "model.int8.onnx").write_bytes(quantiser.quantise((), {"spec.json": described}))
+    (folder / "spec.json").write_text(described, "utf-8")
     write_checksums(folder)
 
 
@@ -283,6 +331,17 @@ def forward_gflops(model: str, shape: list[int]) -> float:
     from ssclf.learning.cost import measure_cost
 
     return measure_cost(model, np.zeros(shape, np.float32), classes=len(CLASSES), device="cpu").gflops  # type: ignore[arg-type]
+
+
+def cpu_kind() -> str:
+    """Name of the processor, and which instructions for 8 bits it has (Linux)."""
+    parts = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    lines = {name.strip(): value.strip() for name, _, value in parts}
+    flags = lines.get("flags", "").split()
+    found = [
+        f"{what} {'yes' if any(flag in flags for flag in names) else 'no'}" for what, names in _KINDS.items()
+    ]
+    return f"{lines.get('model name', 'unknown processor')}, {os.cpu_count()} cores: {', '.join(found)}"
 
 
 def matrix_rate(threads: int) -> float:

@@ -6,7 +6,9 @@ The same network, volume, loss and optimiser for both; every round takes one ste
 that slows down slows both, and the ratio is taken round by round. Both take what the GPU offers in mixed precision, or
 float32 on a CPU. On a GPU also: volumes a second and the share of its measured bf16 matrix rate, for eager,
 channels_last_3d and compiled steps with batches of 1 and 8. Then the memory of a step with `--preset paper`: measured
-on a GPU; elsewhere estimated from the tensors that a step really keeps for its gradients. Volumes are random numbers.
+on a GPU; elsewhere estimated from the tensors that a step really keeps for its gradients. Last, what feeds a step:
+volumes a second that the loader alone gives in one process (in memory, from `decoded/`, from the stored files), and
+what augmentation takes beside the step, for these networks and for `small` on 6 mm. Volumes are random numbers.
 `--out` adds the table, dated, to a Markdown file.
 """
 
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +33,38 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssclf.config import Architecture, PreprocessConfig, TrainConfig, config_to_dict
+from ssclf.config import Architecture, Augmentation, PreprocessConfig, TrainConfig, config_to_dict
 from ssclf.domain.volume import Volume
+from ssclf.io.decoded import DecodedVolumes
 from ssclf.io.records.preprocessed import PreparedCohort, read_prepared_cohort
 from ssclf.io.records.tables import write_table
 from ssclf.io.volumes.nifti import write_nifti
+from ssclf.learning.augmentation import move_batch
+from ssclf.learning.datasets import EpochSampler, VolumeDataset
+from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.loops import Trainer, start_fabric
 from ssclf.learning.networks import build_network
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 CLASSES = ("HGG", "LGG", "healthy")
+#: What brain crop leaves of a head on 6 mm, about.
+SMALL = (24, 30, 26)
+KINDS: tuple[Augmentation, ...] = ("light", "heavy")
 
 
 def make_cohort(folder: Path, shape: tuple[int, int, int], count: int) -> PreparedCohort:
     """Random volumes in the form that `ssclf preprocess` writes."""
     settings = PreprocessConfig()
+    folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     rows = []
     for number in range(count):
         data = random.random((1, *shape), np.float32)
         write_nifti(Volume(data, np.diag([2.0, 2.0, 2.0, 1.0])), folder / f"{number}.nii.gz")
-        rows.append((f"s{number}", CLASSES[number % 3], "random", f"{number}.nii.gz"))
-    write_table(folder / "manifest.csv", ("subject", "label", "source", "path"), rows)
+        size = " x ".join(map(str, shape))
+        rows.append((f"s{number}", CLASSES[number % 3], "random", f"{number}.nii.gz", size))
+    write_table(folder / "manifest.csv", ("subject", "label", "source", "path", "shape"), rows)
     values = {"preprocess": config_to_dict(settings), "hash": settings.hash, "synthetic": True}
     (folder / "settings.json").write_text(json.dumps(values))
     return read_prepared_cohort(folder)
@@ -106,7 +118,7 @@ def cohort_shape(cohort: PreparedCohort) -> tuple[int, ...]:
     return read_written(cohort.samples[0].path).data.shape[1:]
 
 
-def seconds(call: Callable[[], None]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
@@ -163,6 +175,72 @@ def gpu_rates(model: Architecture, cohort: PreparedCohort, rounds: int) -> Itera
             step()
         yield way, batch, batch / statistics.median(seconds(step) for _ in range(rounds))
         torch.cuda.empty_cache()
+
+
+def loader_rates(cohort: PreparedCohort, batch: int = 4, epochs: int = 9) -> dict[str, float]:
+    """Volumes a second that one process decodes and puts together, by where they lie."""
+    rates = {}
+    ways = {
+        "memory": DecodedVolumes(cohort),
+        "decoded/": DecodedVolumes(cohort, room=0),
+        "stored files": None,
+    }
+    for way, decoded in ways.items():
+        dataset = VolumeDataset(cohort.samples, CLASSES, augmentation="none", seed=0, decoded=decoded)
+        sampler = EpochSampler(len(dataset), seed=0, shuffle=True)
+        loader = VolumeLoader(dataset, sampler, batch_size=batch, workers=0)
+        list(loader)  # not counted: the first epoch decodes
+        taken = [seconds(partial(list, loader)) for _ in range(epochs)]
+        rates[way] = len(dataset) / statistics.median(taken)
+    return rates
+
+
+def augmentation_seconds(kind: Augmentation, cohort: PreparedCohort, draws: int = 32) -> float:
+    """Mean time that one volume is changed for."""
+    dataset = VolumeDataset(
+        cohort.samples, CLASSES, augmentation=kind, seed=0, decoded=DecodedVolumes(cohort)
+    )
+    plain = VolumeDataset(
+        cohort.samples, CLASSES, augmentation="none", seed=0, decoded=DecodedVolumes(cohort)
+    )
+
+    def change(dataset: VolumeDataset, number: int) -> None:
+        batch = dataset.load([(number, number % len(dataset))])
+        move_batch(batch.volumes.to(DEVICE), batch.transforms)
+        if CUDA:
+            torch.cuda.synchronize()
+
+    for number in range(len(dataset)):
+        change(dataset, number)
+        change(plain, number)
+    taken = [seconds(partial(change, dataset, n)) - seconds(partial(change, plain, n)) for n in range(draws)]
+    return statistics.mean(taken)
+
+
+def step_seconds(model: Architecture, cohort: PreparedCohort, batch: int, rounds: int) -> float:
+    """Median time of a step for each of its volumes, without augmentation."""
+    config = TrainConfig(architecture=model, augmentation="none", epochs=rounds + 1, batch_size=batch)
+    step = make_ssclf(config, cohort, batch)
+    step()
+    return statistics.median(seconds(step) for _ in range(rounds)) / batch
+
+
+def feeding(models: list[str], cohort: PreparedCohort, small: PreparedCohort, rounds: int) -> Iterator[str]:
+    """Lines of a table: what the loader gives, and what augmentation takes beside the step."""
+    yield (
+        "| network | grid | loader alone, volumes a second: memory, decoded/, stored files | step, s a volume | "
+        "light, s a volume | share of the step | heavy, s a volume |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for model, these, batch in [*((model, cohort, 1) for model in models), ("small", small, 12)]:
+        rates = ", ".join(f"{rate:,.0f}" for rate in loader_rates(these).values())
+        step = step_seconds(model, these, batch, rounds)  # type: ignore[arg-type]
+        light, heavy = (augmentation_seconds(kind, these) for kind in KINDS)
+        grid = " × ".join(map(str, cohort_shape(these)))
+        yield (
+            f"| {model}, batch {batch} | {grid} | {rates} | {step:.4f} | {light:.4f} | {light / step:.1%} | "
+            f"{heavy:.3f} |"
+        )
 
 
 def paper_memory_gb(model: Architecture, cohort: PreparedCohort) -> float:
@@ -244,6 +322,12 @@ def main() -> None:
             ]
             print("\n".join([*head, *rates]))
             lines += head + rates
+        small = make_cohort(Path(work) / "small", SMALL, 12)
+        print(flush=True)
+        lines.append("")
+        for line in feeding(arguments.models.split(","), cohort, small, arguments.rounds):
+            lines.append(line)
+            print(line, flush=True)
     if arguments.out:
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write("\n".join(["", *lines, ""]))

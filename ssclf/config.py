@@ -42,8 +42,10 @@ Starts = Literal["no", "yes", "both"]
 Engine = Literal["auto", "onnx", "torchscript"]
 Device = Literal["auto", "cpu", "cuda"]
 #: Files of a bundle that hold the network, and the numbers of its ONNX file.
-ExportFormat = Literal["onnx", "torchscript"]
-ExportPrecision = Literal["fp32", "fp16"]
+ExportFormat = Literal["onnx", "torchscript", "monai-bundle"]
+ExportPrecision = Literal["fp32", "fp16", "fp16-storage"]
+#: Which of a bundle's networks predicts: model.onnx as it was exported, or the one in 8 bits beside it.
+PredictPrecision = Literal["fp32", "int8"]
 #: What removes a skull; "none" takes a volume as it is.
 StripEngine = Literal["deepbet", "bet", "hd-bet", "synthstrip", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -514,6 +516,14 @@ class PredictConfig:
         Device,
         Option("auto: a GPU if it works; cuda insists.", "Device"),
     ] = "auto"
+    precision: Annotated[
+        PredictPrecision,
+        Option(
+            "fp32: the network as it was exported. int8: in 8 bits, for CPUs with VNNI; the bundle needs "
+            "`ssclf export --int8`.",
+            "Speed",
+        ),
+    ] = "fp32"
     #: Processes that read and preprocess, at least 1.
     workers: int = 1
     threads: Annotated[
@@ -558,12 +568,23 @@ class PredictConfig:
         check_choice("engine", self.engine, Engine)
         check_choice("device", self.device, Device)
         check_choice("map_method", self.map_method, MapMethod)
+        check_choice("precision", self.precision, PredictPrecision)
+        if self.precision == "int8" and (self.engine == "torchscript" or self.device == "cuda"):
+            raise ConfigError(
+                "--precision int8: goes with ONNX Runtime on a CPU alone; leave --engine torchscript and "
+                "--device cuda out, or --precision int8."
+            )
         if self.workers < 1 or self.threads < 0:
             raise ConfigError(f"workers: expected 1 or more, found {self.workers}; threads {self.threads}.")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise ConfigError(f"timeout_s: expected seconds above 0, found {self.timeout_s}.")
         if not 0 <= self.review_below <= 1:
             raise ConfigError(f"review_below: expected 0 to 1, found {self.review_below}.")
+
+    @property
+    def network_device(self) -> Device:
+        """Where the networks are to run: in 8 bits on the CPU, for which these are made."""
+        return "cpu" if self.precision == "int8" else self.device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from ssclf import __version__
 from ssclf.cli.app import app
+from ssclf.io.models.bundle import open_bundle
+from ssclf.workflows.doctor import time_extraction
 
 runner = CliRunner()
 
@@ -99,6 +102,18 @@ def test_doctor_fails_only_for_what_was_asked_for() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         assert runner.invoke(app, ["doctor", "--device", "cuda"]).exit_code == 1
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_doctor_times_brain_extraction_of_the_process_that_owns_the_device(
+    tiny_bundle: Path, extraction_models: list[Path]
+) -> None:
+    bundle = replace(open_bundle(tiny_bundle), extraction=tuple(extraction_models))
+    (check,) = time_extraction(bundle, [("CPUExecutionProvider", {})])
+    assert check.ok and check.name.endswith("on cpu") and "s a head" in check.detail
+    (check,) = time_extraction(bundle, [("CUDAExecutionProvider", {}), "CPUExecutionProvider"])
+    assert check.ok is None and check.name.endswith("on cuda") and "workers" in check.detail
+    assert not list(time_extraction(bundle, []))
 
 
 def test_doctor_verifies_and_times_a_model(tiny_bundle: Path) -> None:

@@ -108,6 +108,7 @@ def test_defaults_are_those_promised() -> None:
         ("schedule", get_args(config.Schedule)),
         ("stem", get_args(config.Stem)),
         ("precision", get_args(config.Precision)),
+        ("precision of `export`", get_args(config.ExportPrecision)),
         ("map method", get_args(config.MapMethod)),
         ("tracker", get_args(config.TrackerName)),
         ("weights", get_args(config.WeightsKind)),

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssclf import __version__
+from ssclf.cli.bids import bids
 from ssclf.cli.machine import demo, doctor
 from ssclf.cli.predict import merge, plan, predict
 from ssclf.cli.prepare import preprocess
@@ -108,6 +109,8 @@ def _options(
     del version
 
 
-for command in (predict, serve, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo):
+for command in (
+    predict, serve, bids, doctor, plan, merge, train, pretrain, cv, export, evaluate, preprocess, demo,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(weights_app, name="weights")

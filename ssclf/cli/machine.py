@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -81,11 +81,24 @@ def doctor(
 
 
 def demo(
+    ctx: typer.Context,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SCANS",
+            help="Second act: what the reference model, which has seen no patient, says of heads that you have: a "
+            "table, a page and fine maps, in the folder heads below --out.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")] = Path("demo"),
     seed: opt.Seed = 0,
     workers: opt.Workers = 0,
 ) -> None:
     """The whole way on SYNTHETIC volumes: make, preprocess, train, export, predict. A few minutes."""
+    if heads:
+        if opt.was_given(ctx, "seed"):
+            raise ConfigError("--seed: draws the synthetic volumes, and goes without --heads.")
+        _show_heads(heads, out / "heads", opt.cores(workers))
     opt.start_log(False, "warning")
     from ssclf.reporting.console import DemoDisplay
 
@@ -98,3 +111,17 @@ def demo(
     )
     display.summary(result, read_first_rows(result.results))
     raise typer.Exit(result.summary.exit_code)
+
+
+def _show_heads(heads: Path, out: Path, workers: int) -> NoReturn:
+    """`demo --heads`; needs nothing of what trains."""
+    opt.start_log(False, "info")
+    from ssclf.reporting.console import PredictDisplay
+    from ssclf.workflows.demo_heads import MAPS, PAGE, RESULTS, show_heads
+
+    with PredictDisplay() as display:
+        summary = show_heads(heads, out, workers=workers, on_start=display.start, on_row=display.row)
+    display.summary(summary, out / RESULTS)
+    if not summary.interrupted:
+        say(f"page to open in a browser: {out / PAGE}\nmaps for any viewer, over the scans: {out / MAPS}")
+    raise typer.Exit(summary.exit_code)

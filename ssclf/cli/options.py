@@ -34,6 +34,7 @@ from ssclf.config import (
     Plane,
     Precision,
     PredictConfig,
+    PredictPrecision,
     PreprocessConfig,
     Preset,
     Schedule,
@@ -266,6 +267,7 @@ Pattern = Annotated[str | None, setting(PredictConfig, "pattern")]
 Series = Annotated[str | None, setting(PredictConfig, "series")]
 EngineOption = Annotated[Engine, setting(PredictConfig, "engine")]
 DeviceOption = Annotated[Device, setting(PredictConfig, "device")]
+PredictPrecisionOption = Annotated[PredictPrecision, setting(PredictConfig, "precision")]
 Threads = Annotated[int, setting(PredictConfig, "threads")]
 Timeout = Annotated[float, setting(PredictConfig, "timeout_s")]
 ReviewBelow = Annotated[float, setting(PredictConfig, "review_below")]
@@ -318,12 +320,12 @@ Workers = Annotated[
     ),
 ]
 TrainWorkers = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--workers",
         min=0,
         metavar="NUMBER",
-        help="Processes that read and augment volumes while the network learns; 0: none beside it.",
+        help="Processes that read volumes while the network learns, from the cores if left out; 0: none beside it.",
         rich_help_panel="Speed",
     ),
 ]
@@ -354,7 +356,8 @@ Formats = Annotated[
     typer.Option(
         "--format",
         metavar=f"[{'|'.join(get_args(ExportFormat))}]",
-        help="File of the bundle; give it twice for both. Default: both.",
+        help="What the bundle holds; give it again for several. monai-bundle: what MONAI runs, too. "
+        "Default: onnx and torchscript.",
         autocompletion=_offer(get_args(ExportFormat)),
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -12,16 +13,19 @@ import typer
 from ssclf.cli import options as opt
 from ssclf.cli.saying import say
 from ssclf.config import ClusterConfig, PredictConfig
+from ssclf.domain.server_query import SERVER, parse_server
 from ssclf.errors import ConfigError
 
 if TYPE_CHECKING:
     from ssclf.domain.shards import Shard
+    from ssclf.workflows.predict import Find
 
 Scans = Annotated[
     list[str],  # not paths, which would fold the slashes of s3://
     typer.Argument(
         metavar="SCANS",
-        help="Files, folders, DICOM, zips or a manifest CSV.",
+        help="Files, folders, DICOM, zips or a manifest CSV; or dicomweb+https://HOST/PATH?KEYWORD=VALUE, see "
+        "docs/ecosystem.md.",
         show_default=False,
     ),
 ]
@@ -55,6 +59,14 @@ DicomPicture = Annotated[
     typer.Option(
         "--dicom-picture",
         help="With --dicom-out: the evidence as a picture (secondary capture) instead of a map.",
+        rich_help_panel="DICOM",
+    ),
+]
+Fhir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="With --dicom-out: each report as FHIR R4B, too, with the patient's identifiers.",
         rich_help_panel="DICOM",
     ),
 ]
@@ -107,6 +119,7 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     maps: Maps = None,
     dicom_out: DicomFolder = None,
     dicom_picture: DicomPicture = False,
+    fhir: Fhir = None,
     series_rules: SeriesRules = None,
     dry_run: DryRun = False,
     skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
@@ -120,6 +133,7 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     keep_uids: opt.KeepUids = opt.PREDICT.keep_uids,
     device: opt.DeviceOption = opt.PREDICT.device,
     engine: opt.EngineOption = opt.PREDICT.engine,
+    precision: opt.PredictPrecisionOption = opt.PREDICT.precision,
     workers: opt.Workers = 0,
     threads: opt.Threads = opt.PREDICT.threads,
     timeout_s: opt.Timeout = opt.PREDICT.timeout_s or 0,
@@ -136,15 +150,13 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     opt.start_log(quiet, log_level)
     config = _config(ctx, workers, timeout_s, assume_stripped)
     if ray is not None:
-        unfit = {"--report": report, "--maps": maps, "--shard": shard, "--workers": workers}
-        unfit |= {"--dicom-out": dicom_out, "--dry-run": dry_run}
         cluster = ClusterConfig(address=ray, **opt.given(ctx, ClusterConfig))
-        _predict_on_ray(scans, out, model, config, cluster, csv, unfit)
-    _check_unfit(dicom_out, dicom_picture, series_rules, dry_run, csv)
-    part, places, bundles = _part(shard), [Path(scan) for scan in scans], _bundles(model)
+        _predict_on_ray(ctx, scans, out, model, config, cluster, csv)
+    _check_unfit(dicom_out, dicom_picture, fhir, series_rules, dry_run, csv)
+    paths, find = _places(scans, {"--dicom-out": dicom_out, "--dry-run": dry_run})
+    part, bundles = _part(shard), _bundles(model)
     if dry_run:
-        _tell_what_would_be_done(places, bundles, config, part, series_rules)
-        return
+        _tell_what_would_be_done(paths, bundles, config, part, series_rules)
     from ssclf.reporting.console import PredictDisplay
     from ssclf.workflows.predict import DicomRequest
     from ssclf.workflows.predict import predict as run
@@ -152,12 +164,34 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
     table = part.file(Path(out)) if part else Path(out)
     with PredictDisplay(quiet=quiet) as display:
         summary = run(
-            places, table, bundles, config, shard=part, report=part.file(report) if part and report else report,
-            maps=maps, dicom=DicomRequest(dicom_out, series_rules, dicom_picture) if dicom_out else None,
-            on_start=display.start, on_row=display.row,
+            paths, table, bundles, config, shard=part, report=part.file(report) if part and report else report,
+            maps=maps, dicom=DicomRequest(dicom_out, series_rules, dicom_picture, fhir) if dicom_out else None,
+            find=find, on_start=display.start, on_row=display.row,
         )  # fmt: skip
     display.summary(summary, table)
     raise typer.Exit(summary.exit_code)
+
+
+def _places(scans: list[str], unfit: Mapping[str, object]) -> tuple[list[Path], Find]:
+    """What to look into, and how.
+
+    Args:
+        unfit: options that need files, by name.
+    """
+    from ssclf.io.discovery.sources import discover
+
+    servers = [scan for scan in scans if scan.startswith(SERVER)]
+    if not servers:
+        return [Path(scan) for scan in scans], discover
+    if len(servers) < len(scans):
+        raise ConfigError(
+            "SCANS: expected servers or files and folders, found both; give each a run of its own."
+        )
+    if option := next((name for name, value in unfit.items() if value), ""):
+        raise ConfigError(f"{option}: needs the files of a series; retrieve them from the server first.")
+    from ssclf.io.discovery.dicomweb import discover_servers
+
+    return [], partial(discover_servers, [parse_server(server) for server in servers])
 
 
 def _part(shard: str | None) -> Shard | None:
@@ -174,16 +208,22 @@ def _bundles(model: list[Path] | None) -> list[Path]:
 
 def _tell_what_would_be_done(
     places: list[Path], bundles: list[Path], config: PredictConfig, shard: Shard | None, rules: Path | None
-) -> None:
+) -> NoReturn:
     """`predict --dry-run`."""
     from ssclf.reporting.console import foreseen_lines
     from ssclf.workflows.predict import foresee
 
     say("\n".join(foreseen_lines(foresee(places, bundles, config, shard=shard, rules=rules))))
+    raise typer.Exit
 
 
 def _check_unfit(
-    folder: Path | None, picture: bool, rules: Path | None, dry_run: bool, csv: Path | None
+    folder: Path | None,
+    picture: bool,
+    fhir: Path | None,
+    rules: Path | None,
+    dry_run: bool,
+    csv: Path | None,
 ) -> None:
     """Raises:
     ConfigError: an option that says nothing without another.
@@ -192,6 +232,8 @@ def _check_unfit(
         raise ConfigError("--csv: goes with --ray; without it, --out is the table.")
     if picture and not folder:
         raise ConfigError("--dicom-picture: goes with --dicom-out, which names the folder.")
+    if fhir and not folder:
+        raise ConfigError("--fhir: goes with --dicom-out, whose reports it holds in FHIR's form.")
     if rules and not folder and not dry_run:
         raise ConfigError("--series-rules: goes with --dicom-out, which answers studies, or --dry-run.")
 
@@ -210,17 +252,21 @@ def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped:
 
 
 def _predict_on_ray(
+    ctx: typer.Context,
     scans: list[str],
     out: str,
     model: list[Path] | None,
     config: PredictConfig,
     cluster: ClusterConfig,
     csv: Path | None,
-    unfit: Mapping[str, object],
 ) -> NoReturn:
     """`predict --ray`."""
+    if any(scan.startswith(SERVER) for scan in scans):
+        raise ConfigError("--ray: reads no DICOMweb server; retrieve the series first, or leave --ray out.")
     from ssclf.cluster.request import check_request
 
+    names = ("report", "maps", "shard", "workers", "dicom_out", "dry_run")
+    unfit = {f"--{name.replace('_', '-')}": ctx.params[name] for name in names}
     source, folder = check_request(scans, out, unfit)
     from ssclf.cluster.driver import predict_on_ray
     from ssclf.reporting.console import cluster_lines, tell_part, tell_partitions

@@ -104,6 +104,27 @@ Only = Annotated[
         rich_help_panel="Folds",
     ),
 ]
+OnnxPrecision = Annotated[
+    ExportPrecision,
+    typer.Option(
+        help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs; fp16-storage halves it and "
+        "computes in 32 bits."
+    ),
+]
+EightBits = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="Add a network in 8 bits for predict --precision int8, compared on volumes that the run held out.",
+    ),
+]
+SeriesRules = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
+    ),
+]
 NetworkOption = Annotated[
     str | None,
     typer.Option(
@@ -125,8 +146,8 @@ MovedData = Annotated[
     typer.Option(
         "--data",
         metavar="FOLDER",
-        help="The preprocessed folder (or folders), where it is not any more where the run found it.",
-        rich_help_panel="Runs of ssclf cv",
+        help="The preprocessed folder (or folders), where it is not any more where the run found it; for --int8 and "
+        "runs of ssclf cv.",
     ),
 ]
 SameWeights = Annotated[
@@ -168,7 +189,7 @@ def train(  # what TrainConfig takes from the command line, `opt.given` finds in
     precision: opt.PrecisionOption = None,
     channels_last: opt.ChannelsLast = None,
     compile: opt.Compile = None,
-    workers: opt.TrainWorkers = 2,
+    workers: opt.TrainWorkers = None,
     trackers: opt.Trackers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
@@ -252,7 +273,7 @@ def pretrain(  # what TrainConfig takes from the command line, `opt.given` finds
     augmentation: opt.AugmentationOption = None,
     holdout: opt.Holdout = None,
     device: opt.DeviceOption = opt.PREDICT.device,
-    workers: opt.TrainWorkers = 2,
+    workers: opt.TrainWorkers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
 ) -> None:
@@ -296,7 +317,7 @@ def cv(  # what TrainConfig takes from the command line, `opt.given` finds in ct
     precision: opt.PrecisionOption = None,
     channels_last: opt.ChannelsLast = None,
     compile: opt.Compile = None,
-    workers: opt.TrainWorkers = 2,
+    workers: opt.TrainWorkers = None,
     trackers: opt.Trackers = None,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
@@ -356,15 +377,6 @@ def _report_cv(result: CvResult, weights: Path | None) -> NoReturn:
     raise typer.Exit(result.exit_code)
 
 
-ModelsRules = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
-    ),
-]
-
-
 def export(
     run: Annotated[
         Path | None,
@@ -375,10 +387,8 @@ def export(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle of that name.")] = False,
     formats: opt.Formats = None,
-    precision: Annotated[
-        ExportPrecision,
-        typer.Option(help="Numbers of the ONNX file: fp16 halves its size, and is for GPUs."),
-    ] = "fp32",
+    precision: OnnxPrecision = "fp32",
+    int8: EightBits = False,
     brain_extraction: Annotated[
         bool,
         typer.Option(
@@ -386,7 +396,7 @@ def export(
             help="Put deepbet's networks into the bundle, so that predict can remove skulls.",
         ),
     ] = True,
-    series_rules: ModelsRules = None,
+    series_rules: SeriesRules = None,
     network: NetworkOption = None,
     per_fold: PerFold = False,
     data: MovedData = None,
@@ -406,10 +416,11 @@ def export(
         run,
         out,
         ExportConfig(
-            formats=opt.chosen(formats or get_args(ExportFormat), ExportFormat, "--format"),
+            formats=opt.chosen(formats or ("onnx", "torchscript"), ExportFormat, "--format"),
             precision=precision,
             brain_extraction=brain_extraction,
             replace=replace,
+            int8=int8,
             series_rules=read_series_rules(series_rules) if series_rules else (),
         ),
         network=network,

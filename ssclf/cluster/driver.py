@@ -71,11 +71,11 @@ from ssclf.cluster.tasks import (
 from ssclf.config import ClusterConfig, PredictConfig, config_to_dict
 from ssclf.errors import DatasetError, OutputError, SsclfError
 from ssclf.io.locks import Lock
-from ssclf.io.models.bundle import Bundle, open_bundle
+from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import check_output_file
 from ssclf.io.records.results import ResultRow, write_csv
-from ssclf.workflows.classification import Origin, method_digest
+from ssclf.workflows.classification import Origin, method_digest, open_models
 from ssclf.workflows.interruption import exit_code, note_signals
 
 log = logging.getLogger(__name__)
@@ -127,15 +127,14 @@ def predict_on_ray(
     Raises:
         SsclfError: nothing can be done at all. What one volume cannot do is a row.
     """
-    bundles = [open_bundle(path) for path in models]
-    ensemble = Ensemble(bundles, config)
+    ensemble = open_models(models, config)
     store = Store.at(out)
     if csv:
         check_output_file("csv", csv)
     # Ray's core takes over SIGTERM as it starts: ours goes after it.
     saying = "stopping; the same command goes on later"
     with _one_run(store), _connected(cluster), note_signals(saying) as stopped:
-        run = _Run(source, store, bundles, ensemble, config, cluster, lambda: bool(stopped))
+        run = _Run(source, store, ensemble.bundles, ensemble, config, cluster, lambda: bool(stopped))
         try:
             summary = run.go(on_start, on_part)
             if csv and not stopped:
@@ -242,7 +241,7 @@ class _Run:
 
     source_text: str
     out: Store
-    bundles: list[Bundle]
+    bundles: tuple[Bundle, ...]
     ensemble: Ensemble
     config: PredictConfig
     cluster: ClusterConfig
@@ -447,7 +446,7 @@ class _Run:
         resources = ray.cluster_resources()
         cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
         share = self.cluster.gpus_per_actor
-        if gpus and self.config.device != "cpu":
+        if gpus and self.config.network_device != "cpu":
             count = self.cluster.actors or max(1, int(gpus / share))
             return {"num_gpus": share, "num_cpus": 0.5, "concurrency": count}
         # On CPUs the network shares the cores with reading, and takes most of their time: copies enough to use all
@@ -475,9 +474,10 @@ class _Run:
                     "name": b.spec.name,
                     "sha256": b.sha256,
                     "engine": self.ensemble.engine,
+                    "precision": precision,
                     "synthetic": b.spec.synthetic,
                 }
-                for b in self.bundles
+                for b, precision in zip(self.ensemble.bundles, self.ensemble.precisions, strict=True)
             ],
             "class_names": list(self.ensemble.class_names),
             "volumes": summary.volumes,

@@ -427,7 +427,7 @@ def _moved(scan: Scan, here: Path, base: Path) -> Scan:
         scan,
         contrasts=tuple(
             replace(one, root=move(one.root)) if isinstance(one, DicomSeries) else move(one)
-            for one in scan.contrasts
+            for one in scan.stored
         ),
     )
 

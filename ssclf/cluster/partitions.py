@@ -51,7 +51,7 @@ def scan_to_json(scan: Scan, base: Path) -> str:
 
     contrasts = [
         {**asdict(one), "root": place(one.root)} if isinstance(one, DicomSeries) else place(one)
-        for one in scan.contrasts
+        for one in scan.stored
     ]
     return json.dumps(
         {"path": scan.path, "series": scan.series, "contrasts": contrasts, "problem": scan.problem}
@@ -141,6 +141,7 @@ def encode_results(rows: Sequence[ResultRow], class_names: Sequence[str], plan: 
                 "model": row.model,
                 "model_sha256": row.model_sha256,
                 "ssclf_version": row.ssclf_version,
+                "precision": row.precision,
             }
         )
     meta = {"plan": plan, "fingerprints": [row.fingerprint for row in rows]}

@@ -337,7 +337,7 @@ def _fetched(scan: Scan, job: Job, folder: Path) -> Scan:
         return scan
     contrasts: list[Any] = []
     try:
-        for one in scan.contrasts:
+        for one in scan.stored:
             if not isinstance(one, DicomSeries):
                 name = one.relative_to("/").as_posix()
                 contrasts.append(job.source.base.fetch(name, folder))

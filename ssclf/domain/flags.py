@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import Final
 
+#: Of every row of a model that `ssclf pretrain` made.
+REFERENCE_MODEL: Final = "reference_model"
+
 FLAGS: Final[dict[str, str]] = {
     "stripped_by_ssclf": "the skull was removed by ssclf; the volume came with it",
     "assumed_stripped": "taken as stripped because the user said so, although it does not look it",
@@ -22,6 +25,7 @@ FLAGS: Final[dict[str, str]] = {
     "low_confidence": "the highest probability is below the review threshold",
     "unlike_training": "the features lie further from the training volumes than those do from each other",
     "trained_on": "the model was trained on this scan, or its epoch was chosen with it: its probabilities say nothing",
+    REFERENCE_MODEL: "the model has seen no patient: all it knows of disease are synthetic lesions in healthy brains",
 }
 
 #: These describe a volume and are no reason to look at it again.

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.domain.eight_bits import EightBits
 from ssclf.domain.provenance import Provenance
 from ssclf.domain.reference import Reference
 from ssclf.domain.series_rules import SeriesRule, default_rules, rules_from_list, rules_to_list
@@ -28,6 +29,8 @@ class ModelSpec:
     temperature: logits are divided by it before the softmax (1: not calibrated).
     training: provenance, for people and for the trust flags: plain JSON; `provenance` is the same with names.
     versions: packages that wrote the bundle.
+    int8: of the network in 8 bits; only where the bundle has one, and not inside the files of the others, which are
+        the same with and without it.
     series_rules: which series of a study it answers; () where it brings no rules of its own, see `answered_series`.
     """
 
@@ -38,6 +41,7 @@ class ModelSpec:
     temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    int8: EightBits | None = None
     series_rules: tuple[SeriesRule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,8 +79,8 @@ class ModelSpec:
 
     @property
     def pretrained_on_lesions(self) -> bool:
-        """Whether `ssclf pretrain` made it, which is no model of any patient."""
-        return bool(self.provenance.config.get("lesions"))
+        """Whether `ssclf pretrain` made it, which is no model of any patient: raises the flag `reference_model`."""
+        return self.provenance.pretrained_on_lesions
 
     @cached_property
     def feature_reference(self) -> Reference | None:
@@ -105,6 +109,7 @@ class ModelSpec:
                 "calibration": {"temperature": self.temperature},
                 "training": dict(self.training),
                 "versions": dict(self.versions),
+                **({"int8": self.int8.to_dict()} if self.int8 else {}),
                 # without them a spec stays what it was, and with it every row that was made by it
                 **({"series_rules": rules_to_list(self.series_rules)} if self.series_rules else {}),
             },
@@ -140,6 +145,7 @@ class ModelSpec:
                 temperature=float(values["calibration"]["temperature"]),
                 training=values["training"],
                 versions=values["versions"],
+                int8=EightBits.from_dict(values["int8"]) if "int8" in values else None,
                 series_rules=rules_from_list(values["series_rules"], source)
                 if values.get("series_rules")
                 else (),

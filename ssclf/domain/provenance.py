@@ -31,7 +31,8 @@ class Provenance:
     """Counts and hashes, never subjects or paths. A bundle of another version may lack any of it.
 
     Attributes:
-        synthetic: whether some training volumes, or those of the model it began with, were made by ssclf's generator.
+        synthetic: whether some training volumes, or those of the model it began with, were made by ssclf's generator;
+            a model that only began with weights from synthetic lesions is none of these.
         settings_hash: of the preprocessing.
         volumes: part ("train", "validation", "test") → class → number.
         subjects: part → number.
@@ -71,6 +72,11 @@ class Provenance:
     scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     cross_validation: Mapping[str, Any] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pretrained_on_lesions(self) -> bool:
+        """Whether it was trained on synthetic lesions in healthy brains (`ssclf pretrain`), and so on no patient."""
+        return bool(self.config.get("lesions"))
 
     @cached_property
     def seen(self) -> SeenVolumes:

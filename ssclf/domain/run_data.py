@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssclf.config import canonical_settings
+from ssclf.config import TrainConfig, canonical_settings
+from ssclf.domain.augmentation import VERSION as AUGMENTATION
+from ssclf.domain.generator.settings import VERSION as GENERATOR
 
 #: So many volumes are named in a message.
 _NAMED = 2
@@ -24,6 +26,8 @@ class RunData:
         preprocess: settings that decided the voxel values.
         weights: "file" and "sha256" of the weights file that it was given to begin with, empty without.
         start: "file" and "sha256" of the trained model that it began with, empty without.
+        drawn_by: versions of what draws its volumes at random, "augmentation" and "generator"; those alone that it
+            needs, and none where a version of ssclf began it that did not write them down.
     """
 
     folders: tuple[str, ...]
@@ -32,6 +36,7 @@ class RunData:
     preprocess: Mapping[str, Any]
     weights: Mapping[str, str] = field(default_factory=dict)
     start: Mapping[str, str] = field(default_factory=dict)
+    drawn_by: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -51,7 +56,26 @@ class RunData:
             preprocess=canonical_settings(values["preprocess"]),
             weights=dict(values["weights"]),
             start=dict(values["start"]),
+            drawn_by=dict(values.get("drawn_by", {})),
         )
+
+
+def random_versions(config: TrainConfig) -> dict[str, int]:
+    """Of what draws the volumes of a run at random, see `RunData.drawn_by`."""
+    used = {
+        "augmentation": (AUGMENTATION, config.augmentation != "none"),
+        "generator": (GENERATOR, config.lesions),
+    }
+    return {name: version for name, (version, wanted) in used.items() if wanted}
+
+
+def other_versions(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """What would draw other volumes from the same seed, in words; empty where a run may go on."""
+    return " and ".join(
+        f"{name} was version {before.get(name, 'before they were written down')} and is {version}"
+        for name, version in now.items()
+        if before.get(name) != version
+    )
 
 
 def _three(value: Sequence[str]) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ from ssclf.errors import ConfigError, VolumeError
 from ssclf.io.discovery.scans import Scan
 from ssclf.io.extraction.deepbet import BrainExtractor
 from ssclf.io.extraction.engines import extract_brain
+from ssclf.io.extraction.owner import OwnerAddress
 from ssclf.io.volumes.read import read_volume, stack_contrasts
 
 #: A brain outside this range is flagged: adults have 1.0 to 1.7 l (with its CSF), children from 0.8 l.
@@ -46,9 +47,11 @@ class PreparedScan:
 
 
 @lru_cache(maxsize=1)
-def brain_extractor(models: tuple[Path, ...], threads: int = 1) -> BrainExtractor | None:
+def brain_extractor(
+    models: tuple[Path, ...], threads: int = 1, owner: OwnerAddress | None = None
+) -> BrainExtractor | None:
     """deepbet's networks, kept for the life of a process with what they have loaded; None without files."""
-    return BrainExtractor(models, threads=threads) if models else None
+    return BrainExtractor(models, threads=threads, owner=owner) if models else None
 
 
 def prepare_scan(

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, parent_process
@@ -34,6 +34,8 @@ from ssclf.io.memory import limit_memory
 _MOST_RENEWALS = 10
 #: How long no worker may take an item before they are taken for stuck: longer than any of them needs to start.
 _STUCK_S = 300.0
+#: How long to wait for an outcome until the processes are looked at.
+_TICK_S = 0.5
 #: What ending them may take.
 _END_S = 10.0
 Item = TypeVar("Item")
@@ -95,6 +97,58 @@ def run_in_processes(
     Raises:
         MissingDependencyError: the system has no semaphores, as in a container without /dev/shm.
     """
+    batches = run_in_batches(
+        function, items, workers=workers, timeout_s=timeout_s, stop=stop, pool=pool, memory=memory
+    )
+    with closing(batches):
+        for (outcome,) in batches:
+            yield outcome
+
+
+def run_in_batches(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    most: Callable[[], int] = lambda: 1,
+    patience_s: float = 0.0,
+    **settings: Any,
+) -> Generator[list[Outcome[Item, Result]], None, None]:
+    """As `run_in_processes`, with outcomes that are there together.
+
+    Args:
+        most: so many at once; asked with each outcome.
+        patience_s: how long the first waits for others that are not there yet.
+        settings: see `run_in_processes`. Beyond what is under way there, outcomes that wait are held.
+    """
+    held, first = list[Outcome[Item, Result]](), 0.0
+
+    def left() -> float:
+        return max(first + patience_s - time.monotonic(), 0.0) if held else _TICK_S
+
+    with closing(_outcomes(function, items, left, **settings)) as outcomes:
+        for outcome in outcomes:
+            if outcome is not None:
+                first = first if held else time.monotonic()
+                held.append(outcome)
+            if held and (len(held) >= most() or (outcome is None and not left())):
+                together, held = held, []
+                yield together
+    if held:
+        yield held
+
+
+def _outcomes(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    tick: Callable[[], float],
+    *,
+    workers: int,
+    timeout_s: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    pool: Workers | None = None,
+    memory: int | None = None,
+) -> Generator[Outcome[Item, Result] | None, None, None]:
+    """See `run_in_processes`. None: for as long as `tick` said when it was asked, there was none."""
     running = pool or Workers(workers, memory)
     remaining, again, ended = iter(items), list[Item](), list[Item]()
     pending, watch = dict[Future[Any], Item](), _Watch()
@@ -112,10 +166,11 @@ def run_in_processes(
                     running.renew()
             if not pending:
                 return
-            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in [
-                each for each in pending if each in done
-            ]:  # as they were given, not as a set has them
+            done, _ = wait(pending, timeout=tick(), return_when=FIRST_COMPLETED)
+            if not done:
+                yield None
+            # as they were given, not as a set has them
+            for future in [each for each in pending if each in done]:
                 item = pending.pop(future)
                 # who ends a service ends all of its processes: that says nothing of the item
                 if not _was_ended(future) or (item in ended and not _soon(stop)):

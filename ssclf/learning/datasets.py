@@ -7,16 +7,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ssclf.config import Augmentation
+from ssclf.domain.augmentation import Transform, draw_transform
 from ssclf.domain.generator.draw import draw_brain
 from ssclf.domain.generator.settings import GeneratorSettings
+from ssclf.domain.volume import Volume
 from ssclf.errors import ResourceError, VolumeError
+from ssclf.io.decoded import DecodedVolumes
 from ssclf.io.records.preprocessed import Sample
 from ssclf.io.volumes.nifti import read_written
-from ssclf.learning.augmentation import Augmenter
+from ssclf.learning.augmentation import add_artefacts, in_the_middle, move
+
+
+class Item(NamedTuple):
+    """Attributes:
+    data: (C, D, H, W) float32.
+    target: class index.
+    position: in the dataset.
+    transform: what is still to be done to it.
+    """
+
+    data: NDArray[np.float32]
+    target: int
+    position: int
+    transform: Transform | None = None
 
 
 class Batch(NamedTuple):
@@ -24,14 +42,15 @@ class Batch(NamedTuple):
     volumes: (N, C, D, H, W) float32.
     targets: (N,) class indices.
     indices: (N,) positions in the dataset.
+    transforms: what is still to be done to each, where the network learns (`augmentation.move_batch`).
     """
 
     volumes: Tensor
     targets: Tensor
     indices: Tensor
+    transforms: tuple[Transform | None, ...] = ()
 
 
-Item = tuple[Tensor, int, int]
 #: Epoch and index.
 Key = tuple[int, int]
 
@@ -48,18 +67,20 @@ class VolumeDataset(Dataset[Item]):
         seed: int,
         channels: int = 1,
         generator: GeneratorSettings | None = None,
+        decoded: DecodedVolumes | None = None,
     ) -> None:
         """Take the samples.
 
         Args:
             generator: makes another brain of each volume, with or without lesions as its label says, anew in every
                 epoch.
+            decoded: that keeps what was read; None reads anew.
         """
         self.channels = channels
-        self._seed, self._generator = seed, generator
+        self._seed, self._generator, self._augmentation = seed, generator, augmentation
         self.samples = list(samples)
         self.targets = [class_names.index(sample.label) for sample in samples]
-        self._augment = Augmenter(augmentation, seed)
+        self._decoded = decoded
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -70,20 +91,36 @@ class VolumeDataset(Dataset[Item]):
         """
         epoch, index = key
         path = self.samples[index].path
-        volume = read_written(path)
+        volume = self._decoded.read(path) if self._decoded else read_written(path)
         if self._generator:
             label: Any = self.samples[index].label
             volume, _ = draw_brain(volume, label, (self._seed, epoch, index), self._generator)
         try:
-            data = self._augment(volume.data, volume.affine, epoch=epoch, index=index)
-        except (RuntimeError, ValueError, TypeError) as exc:  # TorchIO's and SimpleITK's
+            data, transform = self._augment(volume, (self._seed, *key))
+        except (RuntimeError, ValueError, TypeError) as exc:  # numpy's, TorchIO's and SimpleITK's
             if "memory" in str(exc):
                 raise
             raise VolumeError(
                 f"{path}: cannot be augmented ({' '.join(str(exc).split())[:200]}); look at it, or choose another "
                 "--augmentation."
             ) from exc
-        return torch.from_numpy(data), self.targets[index], index
+        return Item(data, self.targets[index], index, transform)
+
+    def _augment(
+        self, volume: Volume, key: tuple[int, int, int]
+    ) -> tuple[NDArray[np.float32], Transform | None]:
+        """A volume, and what is still to be done to it: nothing where artefacts come last."""
+        transform = draw_transform(self._augmentation, volume.shape, volume.affine, key)
+        if transform is None or not transform.artefacts:
+            return volume.data, transform
+        moved = move(torch.from_numpy(np.array(volume.data)), transform)
+        return add_artefacts(moved.numpy(), volume.affine, transform), None
+
+    def at_hand(self, keys: Sequence[Key]) -> bool:
+        """Whether a batch of them is no more work than copying it."""
+        if self._generator or self._augmentation == "heavy" or self._decoded is None:
+            return False
+        return all(self._decoded.at_hand(self.samples[index].path) for _, index in keys)
 
     def load(self, keys: Sequence[Key]) -> Batch:
         """A batch of them.
@@ -131,13 +168,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
 def collate(items: Sequence[Item]) -> Batch:
     """Stack volumes, each in the middle of a background as large as the largest: where all begin at the first voxel, a
     network learns how brains lie in its strides, and fewer held-out lesions (docs/training.md)."""
-    volumes = [item[0] for item in items]
-    largest = [max(sizes) for sizes in zip(*(volume.shape for volume in volumes), strict=True)]
-    batch = torch.zeros(len(volumes), *largest)
-    for target, volume in zip(batch, volumes, strict=True):
-        where = tuple(
-            slice((large - small) // 2, (large - small) // 2 + small)
-            for large, small in zip(target.shape, volume.shape, strict=True)
-        )
-        target[where] = volume
-    return Batch(batch, torch.tensor([item[1] for item in items]), torch.tensor([item[2] for item in items]))
+    largest = [max(sizes) for sizes in zip(*(item.data.shape for item in items), strict=True)]
+    batch = torch.zeros(len(items), *largest)
+    for target, item in zip(batch.numpy(), items, strict=True):
+        target[in_the_middle(item.data.shape, largest)] = item.data
+    return Batch(
+        batch,
+        torch.tensor([item.target for item in items]),
+        torch.tensor([item.position for item in items]),
+        tuple(item.transform for item in items),
+    )

@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssclf.config import Architecture
+from ssclf.config import Architecture, ExportPrecision
 from ssclf.domain.scores import softmax
 from ssclf.errors import ParityError
 from ssclf.io.files import whole_path
 from ssclf.io.models.onnx_session import open_session
 from ssclf.learning.networks import VolumeNetwork
-from ssclf.learning.planar import PlanarNetwork
+from ssclf.learning.planar import PlanarNetwork, PlanarStem
 
 #: In probability. Contract, "What must always hold", 3.
 PARITY_TOLERANCE = 1e-4
-#: The same for half precision, whose numbers have 11 bits: untrained networks differ by up to 2e-4.
+#: The same for half precision, whose numbers have 11 bits, computed with or stored: untrained networks differ by up to
+#: 2e-4.
 HALF_TOLERANCE = 2e-3
 #: Where 2-D convolutions alone are faster on CPUs: by 16 % (mc3) and 12 % (r2plus1d), but 5 % for r3d, within the
 #: scatter, at four times the memory (scripts/bench_engines.py).
@@ -47,7 +48,7 @@ class ExportedNetwork(nn.Module):
     With `half` the convolutions compute in 16 bits; what goes in and comes out, and the linear layer, keep 32.
     """
 
-    def __init__(self, network: VolumeNetwork | PlanarNetwork, *, half: bool = False) -> None:
+    def __init__(self, network: VolumeNetwork | PlanarNetwork | PlanarStem, *, half: bool = False) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half() if half else network
         self.network.fc.float()
@@ -72,23 +73,42 @@ def export_onnx(
     metadata: Mapping[str, str],
     *,
     planar: bool = True,
-    half: bool = False,
+    precision: ExportPrecision = "fp32",
 ) -> None:
     """Write one ONNX file with N, D, H and W dynamic, and `metadata` inside.
 
     Args:
-        planar: with 2-D convolutions alone, see `PLANAR`; not in half precision, which is for GPUs.
-        half: convolutions in 16 bits.
+        planar: with 2-D convolutions alone, see `PLANAR`.
+        precision: "fp16" is convolutions in 16 bits; "fp16-storage" weights of 16 bits in the file, which ONNX Runtime
+            widens as it loads it, so that it computes in 32.
 
     Raises:
         ParityError: ONNX Runtime computes something else than the network.
     """
-    module = ExportedNetwork(network).eval()
+    form = PlanarNetwork(network) if planar else network
+    written = ExportedNetwork(form, half=precision == "fp16").eval()
+    write_onnx(written, network, channels, path, metadata, stored_in_half=precision == "fp16-storage")
+
+
+def write_onnx(
+    written: ExportedNetwork,
+    network: VolumeNetwork,
+    channels: int,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    stored_in_half: bool = False,
+) -> None:
+    """As `export_onnx`, for any form of a network that is `written` in its place.
+
+    Raises:
+        ParityError: what was written computes something else.
+    """
     dim = torch.export.Dim
     shapes = {"volume": {0: dim("N"), 2: dim("D"), 3: dim("H"), 4: dim("W")}}
     with _quiet():
         program = torch.onnx.export(
-            ExportedNetwork(PlanarNetwork(network) if planar and not half else network, half=half).eval(),
+            written,
             (torch.zeros(2, channels, 12, 20, 18),),
             dynamo=True,
             input_names=["volume"],
@@ -100,14 +120,43 @@ def export_onnx(
         _forget_origins(program.model)
         program.model.metadata_props.update(metadata)
         program.save(str(path), external_data=False)
+    module = ExportedNetwork(network).eval()
+    _check_onnx(
+        module, channels, path, HALF_TOLERANCE if written.dtype == torch.float16 else PARITY_TOLERANCE
+    )
+    if stored_in_half:  # of a graph that has passed: all that differs now is the rounding
+        _store_in_half(program.model.graph)
+        program.save(str(path), external_data=False)
+        _check_onnx(module, channels, path, HALF_TOLERANCE)
+
+
+def _check_onnx(module: ExportedNetwork, channels: int, path: Path, tolerance: float) -> None:
     session = open_session(path, ["CPUExecutionProvider"], torch.get_num_threads())
     check_parity(
         module,
         channels,
         lambda volume: tuple(session.run(list(OUTPUTS), {"volume": volume})),
         path.name,
-        tolerance=HALF_TOLERANCE if half else PARITY_TOLERANCE,
+        tolerance=tolerance,
     )
+
+
+def _store_in_half(graph: Any) -> None:
+    """Put weights into 16 bits, with a Cast behind each that is constant, and so done once, when the file is loaded."""
+    from onnxscript import ir
+
+    for value in list(graph.initializers.values()):
+        weights = value.const_value.numpy()
+        # biases are few
+        if weights.dtype != np.float32 or weights.ndim < 2:
+            continue
+        name = f"{value.name}.half"
+        stored = ir.Value(name=name, const_value=ir.tensor(weights.astype(np.float16), name=name))
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        del graph.initializers[value.name]
+        graph.register_initializer(stored)
+        graph.insert_before(graph[0], cast)
 
 
 def export_torchscript(

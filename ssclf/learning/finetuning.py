@@ -44,10 +44,10 @@ class Start:
     def describe(self) -> dict[str, Any]:
         """What the next model says of this one."""
         training = self.spec.provenance
-        facts = {
-            name: getattr(training, name)
-            for name in ("synthetic", "volumes", "sources", "starting_weights", "started_from")
-        }
+        names = (
+            "synthetic", "pretrained_on_lesions", "volumes", "sources", "starting_weights", "started_from",
+        )  # fmt: skip
+        facts = {name: getattr(training, name) for name in names}
         return {"name": self.spec.name, "sha256": self.sha256, **{k: v for k, v in facts.items() if v}}
 
 

@@ -1,4 +1,4 @@
-"""Batches that other processes read and augment, in an order that does not depend on how many there are.
+"""Batches that other processes read, in an order that does not depend on how many there are.
 
 Not torch's own loader: that one passes batches through /dev/shm, whose size containers limit to 64 MB, drops a batch
 that does not fit and waits for it for ever, and cannot be told to stop while it waits. Here a batch lies in memory that
@@ -14,7 +14,6 @@ import logging
 import math
 import mmap
 import multiprocessing
-import re
 import signal
 import time
 from collections import deque
@@ -28,7 +27,9 @@ import numpy as np
 import torch
 
 from ssclf import errors
+from ssclf.domain.augmentation import Transform
 from ssclf.errors import ResourceError, SsclfError
+from ssclf.io.decoded import manifest_shape
 from ssclf.io.records.preprocessed import Sample
 from ssclf.io.workers import end_with_parent, how_it_died
 from ssclf.learning.datasets import Batch, EpochSampler, Key, VolumeDataset
@@ -49,7 +50,7 @@ class VolumeLoader:
         """Processes start with the first epoch and stay until `close`.
 
         Args:
-            workers: 0 reads and augments in this process.
+            workers: 0 reads in this process.
         """
         self._dataset, self._sampler, self._batch_size = dataset, sampler, batch_size
         self._count = workers if "fork" in multiprocessing.get_all_start_methods() else 0
@@ -71,22 +72,30 @@ class VolumeLoader:
         if not self._count:
             yield from map(self._dataset.load, groups)
             return
-        if not self._readers:
-            self._readers = _start_readers(self._dataset, self._count, self._batch_size)
-        under_way: deque[tuple[_Reader, int]] = deque()
+        under_way: deque[list[Key] | tuple[_Reader, int]] = deque()
         while True:
             for group in itertools.islice(groups, _AHEAD * self._count - len(under_way)):
-                reader = self._readers[self._asked % self._count]
-                reader.ask(self._asked, self._asked // self._count % _AHEAD, group)
-                under_way.append((reader, self._asked))
-                self._asked += 1
+                # what lies in memory is copied once here, and would be three times through a reader
+                under_way.append(group if self._dataset.at_hand(group) else self._ask(group))
             if not under_way:
                 return
-            reader, number = under_way.popleft()
-            batch = reader.receive(number, stop)
-            if batch is None:
+            asked = under_way.popleft()
+            if isinstance(asked, list):
+                yield self._dataset.load(asked)
+            elif (batch := asked[0].receive(asked[1], stop)) is None:
                 return
-            yield batch
+            else:
+                yield batch
+
+    def _ask(self, group: list[Key]) -> tuple[_Reader, int]:
+        """Have a batch read; returns by whom, and its number."""
+        if not self._readers:
+            self._readers = _start_readers(self._dataset, self._count, self._batch_size)
+        number = self._asked
+        reader = self._readers[number % self._count]
+        reader.ask(number, number // self._count % _AHEAD, group)
+        self._asked += 1
+        return reader, number
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -166,13 +175,19 @@ class _Answer:
     targets: list[int]
     indices: list[int]
     slot: int | None
+    transforms: tuple[Transform | None, ...]
     volumes: Any = None
 
     def batch(self, slots: Sequence[mmap.mmap]) -> Batch:
         volumes = self.volumes
         if self.slot is not None:  # copied, since the next batch will lie there
             volumes = _view(slots[self.slot], self.shape).copy()
-        return Batch(torch.from_numpy(volumes), torch.tensor(self.targets), torch.tensor(self.indices))
+        return Batch(
+            torch.from_numpy(volumes),
+            torch.tensor(self.targets),
+            torch.tensor(self.indices),
+            self.transforms,
+        )
 
 
 def _start_readers(dataset: VolumeDataset, count: int, batch_size: int) -> list[_Reader]:
@@ -202,10 +217,10 @@ def _start_readers(dataset: VolumeDataset, count: int, batch_size: int) -> list[
 
 def largest_shape(samples: Sequence[Sample]) -> tuple[int, int, int] | None:
     """(D, H, W) of a batch item that holds any of these, as the manifest says; None where it does not say."""
-    shapes = [re.findall(r"\d+", sample.cells.get("shape", "")) for sample in samples]
-    if not shapes or not all(len(shape) == 3 for shape in shapes):
+    shapes = [shape for sample in samples if (shape := manifest_shape(sample))]
+    if not shapes or len(shapes) < len(samples):
         return None
-    d, h, w = (max(map(int, sizes)) for sizes in zip(*shapes, strict=True))
+    d, h, w = (max(sizes) for sizes in zip(*shapes, strict=True))
     return d, h, w
 
 
@@ -259,5 +274,6 @@ def _answer(
         targets=batch.targets.tolist(),
         indices=batch.indices.tolist(),
         slot=slot if fits else None,
+        transforms=batch.transforms,
         volumes=None if fits else volumes,
     )

@@ -25,10 +25,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from ssclf.config import Augmentation, Device, TrainConfig
 from ssclf.domain.generator.settings import GeneratorSettings
 from ssclf.errors import ConfigError, DatasetError, ModelError
+from ssclf.io.decoded import DecodedVolumes
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
 from ssclf.io.records.training_run import process_count, processes_per_node
 from ssclf.learning.abandoning import Abandoning, Stopped
-from ssclf.learning.datasets import EpochSampler, VolumeDataset
+from ssclf.learning.augmentation import move_batch
+from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset
 from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
@@ -152,6 +154,7 @@ class Trainer:
             world=fabric.world_size,
         )
         self._items = len(self._sampler)
+        self._decoded = DecodedVolumes(cohort, processes=processes_per_node())
         dataset = self._dataset(train, config.augmentation, config.seed)
         some = np.random.default_rng(config.seed).permutation(len(train))[:_SETTLE_ON]
         self._settling = self._dataset([train[k] for k in sorted(some)])
@@ -301,6 +304,7 @@ class Trainer:
             seed=seed,
             channels=len(self._cohort.preprocess.contrasts),
             generator=GeneratorSettings() if self.config.lesions else None,
+            decoded=self._decoded,
         )
 
     def _check_logits(self, logits: Tensor, samples: list[Sample], part: str) -> None:
@@ -392,16 +396,21 @@ class Trainer:
         self._batches_done = state["batches_done"]
         self._loss_sum = state["loss_sum"]
 
-    def _try_step(self, group: list[Any], stop: Callable[[], bool]) -> float | None:
+    def _try_step(self, group: list[Batch], stop: Callable[[], bool]) -> float | None:
         """`_step`, or None where `stop` came before it was done."""
         try:
             with self._abandoning.unless(stop) if self._abandoning else contextlib.nullcontext():
-                return self._step([self.fabric.to_device(batch) for batch in group])
+                return self._step([self._on_device(batch) for batch in group])
         except Stopped:
             self._optimizer.zero_grad()
             return None
 
-    def _step(self, group: list[Any]) -> float:
+    def _on_device(self, batch: Batch) -> Batch:
+        """A batch where the network is, augmented there."""
+        volumes = move_batch(self.fabric.to_device(batch.volumes), batch.transforms)
+        return Batch(volumes, self.fabric.to_device(batch.targets), batch.indices)
+
+    def _step(self, group: list[Batch]) -> float:
         """One optimiser step over a group of batches; returns the sum of its volumes' losses."""
         total = sum(len(batch.targets) for batch in group)
         losses = []

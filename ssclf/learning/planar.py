@@ -36,6 +36,28 @@ class PlanarNetwork(nn.Module):
         return planes.unflatten(0, (count, depth)).transpose(1, 2)
 
 
+class PlanarStem(nn.Module):
+    """The same network whose stem alone is a function of planes, which is what suits integers.
+
+    ONNX Runtime's kernels for 8 bits gather a convolution's input byte by byte where it has one channel; with the
+    neighbouring slices as channels the stem takes a ninth of the time. Behind it 3-D kernels are the faster ones.
+    """
+
+    def __init__(self, network: VolumeNetwork) -> None:
+        super().__init__()
+        self.stem = _planar(network.stem)
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+        self.fc = network.fc
+
+    def features(self, volume: Tensor) -> Tensor:
+        """Volumes (N, C, D, H, W) to the last feature map (N, F, d, h, w)."""
+        count, _, depth = volume.shape[:3]
+        planes, depth = self.stem(volume.transpose(1, 2).flatten(0, 1), depth)
+        maps = planes.unflatten(0, (count, depth)).transpose(1, 2)
+        return cast(Tensor, self.layer4(self.layer3(self.layer2(self.layer1(maps)))))
+
+
 class _Convolution(nn.Module):
     """A 3-D convolution with the batch normalisation and the ReLU behind it."""
 

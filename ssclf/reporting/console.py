@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.visible import visible_lines
 from ssclf.io.discovery.cohorts import Cohort
@@ -170,6 +171,8 @@ class PredictDisplay(Counting):
         self.console.print("; ".join(notes))
         for note in summary.notes:
             self.console.print(note)
+        if flags[REFERENCE_MODEL]:
+            self.console.print(f"{REFERENCE_MODEL}: {FLAGS[REFERENCE_MODEL]}", style="bold")
         self.console.print(NOTICE, style="bold")
 
 
@@ -469,7 +472,7 @@ class DemoDisplay:
             f"table: {result.results}\npages to open in a browser: {result.report}, {result.qc}\n"
             f"model: {result.bundle} (synthetic: for trying things out)\n"
             f"next: ssclf predict FOLDER --out results.csv --model {shlex.quote(str(result.bundle))}, or with volumes "
-            "of your own ssclf preprocess, train, export"
+            "of your own ssclf preprocess, train, export; with heads of your own ssclf demo --heads FOLDER"
         )
         print_(NOTICE, style="bold")
 
@@ -530,9 +533,11 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         return []
     kind = "synthetic volumes" if found.synthetic else "volumes"
     where = f"report: {found.out / 'report.html'}" if found.reported else f"without a report, in {found.out}"
+    warning = [f"{REFERENCE_MODEL}: {FLAGS[REFERENCE_MODEL]}"] if found.reference_model else []
     return [
+        *warning,
         f"{found.volumes} {kind}: accuracy {found.calibrated.accuracy:.4f}, "
-        f"macro F1 {found.calibrated.macro_f1:.4f}; {where}"
+        f"macro F1 {found.calibrated.macro_f1:.4f}; {where}",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ssclf.domain.eight_bits import SURE, TOLERANCE
 from ssclf.domain.metrics import ENOUGH_TO_CALIBRATE
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.domain.provenance import Provenance
@@ -24,10 +25,13 @@ def write_model_card(spec: ModelSpec) -> str:
     if training.initial_weights:
         start = _describe_weights(training)
     if parent := training.started_from:
-        start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…)"
+        lesions = (
+            ", learnt from synthetic lesions in healthy brains" if parent.get("pretrained_on_lesions") else ""
+        )
+        start = f"the weights of {parent['name']} (sha256 {parent['sha256'][:12]}…{lesions})"
     few = 0 < training.calibration.volumes < ENOUGH_TO_CALIBRATE
     return environment.get_template("model_card.md.j2").render(
-        spec=spec, training=training, start=start, few=few
+        spec=spec, training=training, start=start, few=few, tolerance=TOLERANCE, sure=SURE
     )
 
 

@@ -57,6 +57,7 @@ def write_results_page(
         class_names=names,
         synthetic=False,  # that banner speaks of the volumes; this page says it of the model
         synthetic_model=any(model["synthetic"] for model in models),
+        reference_model=any(model["lesions"] for model in models),
         models=models,
         facts=_facts(rows, class_names, run_info),
         flags=[{**_flag(code), "count": counts[code]} for code in sorted(counts)],
@@ -138,6 +139,7 @@ def _describe(model: Mapping[str, Any], class_names: Sequence[str]) -> dict[str,
     return {
         "name": visible(str(model.get("name", ""))),
         "synthetic": bool(model.get("synthetic", False)),
+        "lesions": training.pretrained_on_lesions,
         "volumes": Markup("; ").join(known) or "not stated in the model",
         "calibration": words,
     }
@@ -150,7 +152,13 @@ def _facts(
     outcome = [_isolated(name) + f" {counts[name]}" for name in class_names]
     outcome.append(Markup("failed {}").format(sum(row.status != "ok" for row in rows)))
     outcome.append(Markup("flagged for a second look {}").format(sum(map(_warns, rows))))
-    facts = [("model", f"{m.get('name')}, sha256 {m.get('sha256')}") for m in run_info.get("models", ())]
+    facts = [
+        (
+            "model",
+            f"{m.get('name')}, {'in 8 bits, ' * (m.get('precision') == 'int8')}sha256 {m.get('sha256')}",
+        )
+        for m in run_info.get("models", ())
+    ]
     for label, key in (("ssclf", "ssclf_version"), ("device", "device"), ("finished", "finished")):
         if key in run_info:
             facts.append((label, str(run_info[key])))

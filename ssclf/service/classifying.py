@@ -12,7 +12,7 @@ from pathlib import Path
 from ssclf.config import PredictConfig
 from ssclf.domain.series_rules import SeriesRule
 from ssclf.errors import DatasetError, OutputError, VolumeError
-from ssclf.io.discovery.scans import Scan, with_own_keys
+from ssclf.io.discovery.scans import Scan, VoxelSource, with_own_keys
 from ssclf.io.discovery.sources import discover
 from ssclf.io.memory import share_of_memory
 from ssclf.io.models.ensemble import Ensemble
@@ -25,7 +25,7 @@ from ssclf.io.workers import Workers
 from ssclf.service.metrics import Metrics
 from ssclf.service.spool import read_identity
 from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, scan_fingerprint
-from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
+from ssclf.workflows.dicom_out import DicomOut, plan_studies
 from ssclf.workflows.outputs import Outputs
 from ssclf.workflows.predict import PredictSummary, describe_run
 
@@ -88,7 +88,6 @@ class Classifier:
         objects: what leaves as DICOM, if anything does.
         """
         self._asked = objects
-        self._dicom: DicomOut | None = None
         self._hash = hash_of
         self._ensemble, self._config, self._metrics = ensemble, config, metrics
         self._outputs, self._resolve = Outputs(out), resolve
@@ -123,10 +122,9 @@ class Classifier:
         self._changed = bool(earlier)
         self._ensemble.load()
         self._pool = Workers(self._config.workers, share_of_memory(self._config.workers))
+        # objects are made while scans are read: one of the others would have a queue before it
+        self._object_pool = Workers(1, share_of_memory(1)) if self._asked else None
         self.objects.mkdir()
-        if self._asked is not None:
-            scratch, picture = self._journal.scratch, self._asked.picture
-            self._dicom = DicomOut(self.objects, StudyPlan(), self._ensemble, self._config, scratch, picture)
         self._maker = RowMaker(self._ensemble, self._config, self._journal.scratch, pool=self._pool)
         return self
 
@@ -137,9 +135,8 @@ class Classifier:
                 self._journal.finish()
         finally:
             self._headers.__exit__()
-            self._pool.stop()
-            if self._dicom is not None:
-                self._dicom.close()
+            for pool in filter(None, (self._pool, self._object_pool)):
+                pool.stop()
             self._journal.__exit__()
 
     @property
@@ -190,10 +187,14 @@ class Classifier:
 
     def _with_objects(self, scans: Sequence[Scan]) -> RowMaker:
         """What makes rows of some studies, and the DICOM objects that were asked for."""
-        if self._asked is None or self._dicom is None:
+        if self._asked is None:
             return self._maker
-        plan = plan_studies(scans, self._asked.rules, self._config, self._journal.scratch, self._pool)
-        return replace(self._maker, dicom=replace(self._dicom, plan=plan))
+        work, pool = self._journal.scratch, self._object_pool
+        plan = plan_studies(scans, self._asked.rules, self._config, work, pool)
+        made = DicomOut(
+            self.objects, plan, self._ensemble, self._config, work, self._asked.picture, pool=pool
+        )
+        return replace(self._maker, dicom=made)
 
     @property
     def objects(self) -> Path:
@@ -288,7 +289,7 @@ def _is_of(name: str, path: str) -> bool:
     return path == name or path.startswith((f"{name}#", f"{name}/"))
 
 
-def _with_lost(source: DicomSeries | Path, missing: int) -> DicomSeries | Path:
+def _with_lost(source: VoxelSource, missing: int) -> VoxelSource:
     """A series of which images have been deleted since is as incomplete as one of which they never came."""
     return (
         replace(source, lost=source.lost + missing) if missing and isinstance(source, DicomSeries) else source

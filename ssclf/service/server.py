@@ -30,10 +30,10 @@ from ssclf.service.outbox import Courier, Outbox, Send, copy_whole
 from ssclf.service.request import ServeRequest
 from ssclf.service.spool import Spool
 from ssclf.service.watching import Arrival, Watch
+from ssclf.workflows.classification import open_models
 from ssclf.workflows.dicom_out import OBJECTS
 from ssclf.workflows.interruption import note_signals
 from ssclf.workflows.outputs import Outputs
-from ssclf.workflows.predict import open_models
 
 log = logging.getLogger(__name__)
 _STEP_S = 0.2

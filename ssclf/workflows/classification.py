@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,23 +18,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import PredictConfig, PreprocessConfig, config_to_dict
+from ssclf.config import PredictConfig, PreprocessConfig, SkullStrip, config_to_dict
 from ssclf.domain.explanation import BrainGrid, map_to_scan
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.trust import trust_flags
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError, SsclfError, VolumeError
 from ssclf.io.discovery.scans import Scan, stored_files
+from ssclf.io.extraction.deepbet import MASK_SIZE
+from ssclf.io.extraction.owner import NetworkOwner, OwnerAddress, lend
 from ssclf.io.memory import share_of_memory
-from ssclf.io.models.ensemble import Ensemble
+from ssclf.io.models.bundle import open_bundle
+from ssclf.io.models.ensemble import Ensemble, Verdict
+from ssclf.io.models.runtime import cuda_if_built
 from ssclf.io.own_output import MAP_MARK
 from ssclf.io.paths import is_about_the_name, is_file
 from ssclf.io.preparation import brain_extractor, prepare_scan
 from ssclf.io.records.map_names import map_name
 from ssclf.io.records.results import ResultRow
 from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.io.volumes.nifti import write_nifti
-from ssclf.io.workers import Workers, run_in_processes
+from ssclf.io.workers import Outcome, Workers, run_in_batches
 from ssclf.reporting.results_page import THUMBNAIL
 from ssclf.reporting.thumbnails import thumbnail
 
@@ -40,6 +48,10 @@ if TYPE_CHECKING:
     from ssclf.workflows.dicom_out import DicomOut
 
 Key = tuple[str, str]
+log = logging.getLogger(__name__)
+
+#: How long a volume waits for others, where a network takes several at once. A GPU that would wait has time.
+_PATIENCE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ def make_network_inputs(
     extraction: tuple[Path, ...],
     scratch: Path,
     with_grid: bool = False,
+    owner: OwnerAddress | None = None,
 ) -> NetworkInputs:
     """Runs in a worker: read a scan and find its brain once, preprocess it for each model.
 
@@ -80,6 +93,7 @@ def make_network_inputs(
         extraction: deepbet's networks, or nothing.
         scratch: existing folder for what has to be unpacked or converted.
         with_grid: whether a map will be drawn.
+        owner: the process that runs deepbet's networks, if another does.
 
     Raises:
         SsclfError: this scan cannot be read, or is no brain volume.
@@ -90,7 +104,7 @@ def make_network_inputs(
             scan,
             settings[0],
             skull_strip=skull_strip,
-            extractor=brain_extractor(extraction),
+            extractor=brain_extractor(extraction, owner=owner),
             work=Path(work),
         )
     volumes = {settings[0]: first.volume}
@@ -102,17 +116,25 @@ def make_network_inputs(
 
 @dataclass(frozen=True)
 class Origin:
-    """What every row of a run says of the models: known without opening one."""
+    """What every row of a run says of the models: known without opening one.
+
+    Attributes:
+        flags: that every row has, failed ones too.
+    """
 
     model: str
     model_sha256: str
     ssclf_version: str = __version__
+    precision: str = "fp32"
+    flags: tuple[str, ...] = ()
 
     @staticmethod
     def of(ensemble: Ensemble) -> Origin:
-        return Origin(ensemble.name, ensemble.sha256)
+        return Origin(
+            ensemble.name, ensemble.sha256, precision=ensemble.precision, flags=_model_flags(ensemble)
+        )
 
-    def row(self, scan: Scan, status: str, **values: Any) -> ResultRow:
+    def row(self, scan: Scan, status: str, *, flags: Iterable[str] = (), **values: Any) -> ResultRow:
         """A row without a fingerprint: whoever planned it knows that, and adds it before the row is kept."""
         return ResultRow(
             path=scan.path,
@@ -121,6 +143,8 @@ class Origin:
             model=self.model,
             model_sha256=self.model_sha256,
             ssclf_version=self.ssclf_version,
+            precision=self.precision,
+            flags=tuple(dict.fromkeys((*self.flags, *flags))),
             **values,
         )
 
@@ -138,6 +162,8 @@ class RowMaker:
         pictures: whether rows carry a thumbnail.
         dicom: what writes the DICOM objects of a row, if any.
         pool: workers that go on after a call; None: each call of `rows` has its own.
+        lent: providers of ONNX Runtime on which this process runs brain extraction for its workers, none of them where
+            they do it themselves; None: CUDA, where it is and the settings let it be.
     """
 
     ensemble: Ensemble
@@ -147,6 +173,7 @@ class RowMaker:
     pictures: bool = False
     dicom: DicomOut | None = None
     pool: Workers | None = None
+    lent: Sequence[Any] | None = None
 
     @property
     def origin(self) -> Origin:
@@ -171,30 +198,55 @@ class RowMaker:
                 yield self._failed(scan, scan.problem)
         if not readable:  # no network is loaded for nothing: it would go on loading behind the end of the run
             return
-        work = partial(
-            make_network_inputs,
-            settings=self.ensemble.settings,
-            skull_strip=self.config.skull_strip,
-            extraction=self.ensemble.bundles[0].extraction,
-            scratch=self.scratch,
-            with_grid=self.maps is not None or (self.dicom is not None and not self.dicom.picture),
-        )
-        outcomes = run_in_processes(
-            work,
-            readable,
-            workers=self.config.workers,
-            timeout_s=self.config.timeout_s,
-            stop=stop,
-            pool=self.pool,
-            memory=share_of_memory(self.config.workers),
-        )
-        loading = ThreadPoolExecutor(1).submit(self.ensemble.load)  # while the first volumes are being read
+        with self._owner() as owner:
+            work = partial(
+                make_network_inputs,
+                settings=self.ensemble.settings,
+                skull_strip=self.config.skull_strip,
+                extraction=self.ensemble.bundles[0].extraction,
+                scratch=self.scratch,
+                with_grid=self.maps is not None or (self.dicom is not None and not self.dicom.picture),
+                owner=owner.address if owner else None,
+            )
+            batches = run_in_batches(
+                work,
+                readable,
+                most=lambda: self.ensemble.together,
+                patience_s=_PATIENCE_S,
+                workers=self.config.workers,
+                timeout_s=self.config.timeout_s,
+                stop=stop,
+                pool=self.pool,
+                memory=share_of_memory(self.config.workers),
+            )
+            # while the first volumes are being read
+            loading = ThreadPoolExecutor(1).submit(self.ensemble.load)
+            with closing(batches):
+                for outcomes in batches:
+                    loading.result()
+                    yield from self._classified(outcomes)
+
+    def _owner(self) -> AbstractContextManager[NetworkOwner | None]:
+        """Who runs the networks of brain extraction for the workers, if they do not themselves."""
+        models = self.ensemble.bundles[0].extraction
+        if SkullStrip.parse(self.config.skull_strip).engine != "deepbet":
+            models = ()
+        lent = self.lent
+        if lent is None:
+            lent = cuda_if_built() if models and self.config.device != "cpu" else ()
+        return lend(models, MASK_SIZE**3, lent, threads=self.config.threads or 1)
+
+    def _classified(self, outcomes: Sequence[Outcome[Scan, NetworkInputs]]) -> Iterator[ResultRow]:
+        """Rows of scans that were read at about the same time, in their order."""
+        read = [outcome.result for outcome in outcomes if outcome.result is not None]
+        begin = time.perf_counter()
+        verdicts = iter(self.ensemble.judge_all([inputs.volumes for inputs in read]))
+        seconds = (time.perf_counter() - begin) / max(len(read), 1)
         for outcome in outcomes:
-            loading.result()
             if outcome.result is None:
                 yield self._failed(outcome.item, outcome.error)
             else:
-                yield self.classified(outcome.item, outcome.result)
+                yield self._row(outcome.item, outcome.result, next(verdicts), seconds)
 
     def is_explained(self, row: ResultRow) -> bool:
         """Whether a row of an earlier run has the map, picture and DICOM objects that this run was asked for."""
@@ -211,9 +263,20 @@ class RowMaker:
         Raises:
             SsclfError: what is no fault of the volume: a model that cannot be used, a map that cannot be written.
         """
-        begin = time.perf_counter()
+        (row,) = self._classified([Outcome(scan, inputs)])
+        return row
+
+    def _row(
+        self, scan: Scan, inputs: NetworkInputs, verdict: Verdict | Exception, seconds: float
+    ) -> ResultRow:
+        """Args:
+        verdict: or what was raised instead.
+        seconds: that it took.
+        """
+        begin = time.perf_counter() - seconds
         try:
-            verdict = self.ensemble.judge(inputs.volumes)
+            if isinstance(verdict, Exception):
+                raise verdict
             shown_in_dicom = self.dicom is not None and self.dicom.wants(scan)
             explain = self.maps is not None or self.pictures or shown_in_dicom
             evidence = self.ensemble.evidence(verdict) if explain else []
@@ -241,7 +304,7 @@ class RowMaker:
             "ok",
             prediction=self.ensemble.class_names[verdict.best],
             probabilities=tuple(float(p) for p in verdict.probabilities),
-            flags=tuple(dict.fromkeys(flags)),
+            flags=flags,
             brain_ml=inputs.first.brain_ml,
             seconds=inputs.seconds + time.perf_counter() - begin,
             extra=extra,
@@ -293,6 +356,25 @@ class RowMaker:
         return thumbnail(prepared, map_to_scan(evidence, grid))
 
 
+def open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
+    """The models that are to judge together; says of each that has seen no patient that it has not.
+
+    Raises:
+        ModelError: see `open_bundle` and `Ensemble`.
+    """
+    bundles = [open_bundle(Path(path)) for path in models]
+    for bundle in bundles:
+        if bundle.spec.pretrained_on_lesions:
+            log.warning("%s: %s; every row is flagged", bundle.spec.name, FLAGS[REFERENCE_MODEL])
+    return Ensemble(bundles, config)
+
+
+def _model_flags(ensemble: Ensemble) -> tuple[str, ...]:
+    """What the models themselves say against every row."""
+    lesions_alone = any(bundle.spec.pretrained_on_lesions for bundle in ensemble.bundles)
+    return (REFERENCE_MODEL,) if lesions_alone else ()
+
+
 def key_of(scan: Scan) -> Key:
     """The key that a scan's row will have."""
     return scan.path, scan.series
@@ -317,7 +399,9 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
     settings = config_to_dict(relevant)
     if config.map_method == "cam":  # as when there was no other: rows of earlier versions stay
         del settings["map_method"]
-    text = json.dumps([ensemble.sha256, specs, settings])
+    if config.precision == "fp32":  # likewise; in 8 bits the checksum is another, too
+        del settings["precision"]
+    text = json.dumps([ensemble.sha256, specs, settings, *_model_flags(ensemble)])
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -332,6 +416,9 @@ def scan_fingerprint(scan: Scan, method: bytes) -> str:
             continue
         name = path.name.encode("utf-8", "surrogateescape")
         digest.update(name + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for source in scan.contrasts:
+        if isinstance(source, ServerSeries):
+            digest.update(f"{source.server} {source.study} {source.uid} {source.images}\n".encode())
     digest.update(json.dumps(scan.problem).encode())
     if lost := sum(source.lost for source in scan.contrasts if isinstance(source, DicomSeries)):
         digest.update(f"{lost} lost\n".encode())

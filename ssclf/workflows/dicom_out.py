@@ -29,6 +29,7 @@ from ssclf.domain.series_rules import SeriesFacts, SeriesRule, StudyChoice, choo
 from ssclf.domain.study_report import StudyReport, study_report
 from ssclf.domain.volume import Volume
 from ssclf.errors import OutputError
+from ssclf.io.dicom_out.fhir import FHIR_NAME, write_fhir
 from ssclf.io.dicom_out.source import read_facts, read_source
 from ssclf.io.dicom_out.write import OWN_NAME, Evidence, write_objects
 from ssclf.io.discovery.scans import Scan
@@ -78,7 +79,7 @@ def plan_studies(
         rules: see `ssclf.domain.series_rules`.
         config: how many workers, and how long one header may take.
         work: existing private folder; None: the system's.
-        pool: workers that go on afterwards; None: some of its own.
+        pool: which goes on; None: a call has its own.
 
     Raises:
         MissingDependencyError: no workers can be started.
@@ -93,8 +94,8 @@ def plan_studies(
             with_series,
             workers=config.workers,
             timeout_s=config.timeout_s,
-            pool=pool,
             memory=share_of_memory(config.workers),
+            pool=pool,
         )
         for outcome in outcomes if with_series else ():
             key, found = (outcome.item.path, outcome.item.series), outcome.result
@@ -122,16 +123,27 @@ class _Job:
     report: StudyReport
     evidence: Evidence | None
     folder: Path
+    fhir: Path | None
     work: Path
 
 
-def _do(job: _Job) -> tuple[tuple[str, ...], str]:
-    """Runs in a worker: names of the files, or what cannot be written anywhere."""
+@dataclass(frozen=True)
+class _Done:
+    """Names of the files that were written; `trouble` is what cannot be written anywhere."""
+
+    files: tuple[str, ...] = ()
+    fhir: str = ""
+    trouble: str = ""
+
+
+def _do(job: _Job) -> _Done:
+    """Runs in a worker."""
     sources = [read_source(series, job.work) for series in job.series]
     try:
-        return write_objects(job.report, sources, job.folder, job.evidence), ""
+        files = write_objects(job.report, sources, job.folder, job.evidence)
+        return _Done(files, write_fhir(job.report, sources, job.fhir) if job.fhir else "")
     except OutputError as exc:
-        return (), str(exc)
+        return _Done(trouble=str(exc))
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,8 @@ class DicomOut:
         config: of the run; part of what makes a report the same again.
         work: existing private folder.
         picture: whether the evidence is a picture instead of a map.
+        fhir: existing folder for the reports in FHIR's form, if any.
+        pool: of one process, which goes on; None: a run has its own.
     """
 
     folder: Path
@@ -153,7 +167,9 @@ class DicomOut:
     config: PredictConfig
     work: Path
     picture: bool = False
-    _pool: list[Workers] = field(default_factory=list, repr=False, compare=False)
+    fhir: Path | None = None
+    pool: Workers | None = None
+    _own: list[Workers] = field(default_factory=list, repr=False, compare=False)
 
     def wants(self, scan: Scan) -> bool:
         """Whether the row of a scan will show where its evidence lies."""
@@ -169,7 +185,8 @@ class DicomOut:
             return False
         if "problem" in written:  # the same headers fail the same way, unless the user knows better
             return not self.config.retry_failed
-        return all(is_file(self.folder / name) for name in written["files"])
+        in_fhir = self.fhir is None or is_file(self.fhir / written.get("fhir", ""))
+        return in_fhir and all(is_file(self.folder / name) for name in written["files"])
 
     def current(self, row: ResultRow) -> ResultRow:
         """A row that stands, without the objects of a study that another series answers by now."""
@@ -203,31 +220,33 @@ class DicomOut:
         report = self._report(row, choice)
         if report.withheld:
             evidence = None
-        outcome = self._do_apart(_Job(_series_of(scan), report, evidence, self.folder, self.work))
+        outcome = self._do_apart(_Job(_series_of(scan), report, evidence, self.folder, self.fhir, self.work))
         if outcome.result is None:
             written["problem"] = " ".join(outcome.error.split())
             log.warning("%s: no DICOM report: %s", row.path, outcome.error)
-        elif outcome.result[1]:
+        elif outcome.result.trouble:
             raise OutputError(
-                f"{outcome.result[1]} Rows finished before are kept, run the same command again to continue."
+                f"{outcome.result.trouble} Rows finished before are kept, run the same command again to continue."
             )
         else:
-            written["files"] = list(outcome.result[0])
+            written["files"] = list(outcome.result.files)
+            if outcome.result.fhir:
+                written["fhir"] = outcome.result.fhir
         return replace(row, extra={**row.extra, OBJECTS: written})
 
     def close(self) -> None:
-        """End the process that objects are made in; the next one begins another."""
-        while self._pool:
-            self._pool.pop().stop()
+        """End the process of our own that objects are made in; the next one begins another."""
+        while self._own:
+            self._own.pop().stop()
 
-    def _do_apart(self, job: _Job) -> Outcome[_Job, tuple[tuple[str, ...], str]]:
+    def _do_apart(self, job: _Job) -> Outcome[_Job, _Done]:
         """Raises:
         ResourceError: no process lives long enough.
         """
-        if not self._pool:
-            self._pool.append(Workers(1, share_of_memory(1)))
-        timeout_s = self.config.timeout_s
-        (outcome,) = run_in_processes(_do, [job], workers=1, timeout_s=timeout_s, pool=self._pool[0])
+        if not (self.pool or self._own):
+            self._own.append(Workers(1, share_of_memory(1)))
+        timeout_s, pool = self.config.timeout_s, self.pool or self._own[0]
+        (outcome,) = run_in_processes(_do, [job], workers=1, timeout_s=timeout_s, pool=pool)
         return outcome
 
     def _report(self, row: ResultRow, choice: StudyChoice) -> StudyReport:
@@ -270,12 +289,13 @@ class DicomOut:
 
     def remove_stale(self, earlier: Iterable[ResultRow], kept: Iterable[ResultRow]) -> None:
         """Remove what runs before have written with rows that are gone or were made anew."""
-        there = {name for row in kept for name in row.extra.get(OBJECTS, {}).get("files", ())}
-        for row in earlier:
-            for name in row.extra.get(OBJECTS, {}).get("files", ()):
-                # the name comes from a file that anybody may have edited
-                if name not in there and OWN_NAME.fullmatch(name):
-                    (self.folder / name).unlink(missing_ok=True)
+        there = {name for row in kept for name in _names(row)}
+        for name in (name for row in earlier for name in _names(row) if name not in there):
+            # the name comes from a file that anybody may have edited
+            if OWN_NAME.fullmatch(name):
+                (self.folder / name).unlink(missing_ok=True)
+            elif self.fhir is not None and FHIR_NAME.fullmatch(name):
+                (self.fhir / name).unlink(missing_ok=True)
 
     def _settings(self) -> str:
         config = self.config
@@ -292,6 +312,12 @@ class DicomOut:
 
 
 _NONE_ANSWERED = "studies have a DICOM report without a class: no series meets a rule"
+
+
+def _names(row: ResultRow) -> list[str]:
+    """Of all files that were written with a row."""
+    written = row.extra.get(OBJECTS, {})
+    return [*written.get("files", ()), *filter(None, [written.get("fhir")])]
 
 
 def _picture_of(uri: str) -> Evidence | None:

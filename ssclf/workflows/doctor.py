@@ -10,18 +10,25 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssclf import __version__
 from ssclf.config import Device, Engine, PreprocessConfig
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.errors import SsclfError
+from ssclf.io.extraction.deepbet import BOX_MODEL, BOX_SIZE, MASK_MODEL, MASK_SIZE
 from ssclf.io.extraction.engines import available_engines
+from ssclf.io.extraction.owner import OwnedNetworks, lend
 from ssclf.io.image_hints import image_hint
+from ssclf.io.models.batches import TOGETHER, Batches
 from ssclf.io.models.bundle import Bundle, choose_bundles, open_bundle
 from ssclf.io.models.onnx_session import import_onnxruntime, open_session
-from ssclf.io.models.runtime import cuda_providers, open_classifier
+from ssclf.io.models.runtime import Classifier, cuda_if_built, cuda_providers, open_classifier
 
 #: y = x + x, as an ONNX file: the smallest thing that shows whether a provider really runs.
 _TINY_MODEL = (
@@ -84,6 +91,8 @@ def examine(
             continue
         bundles.append(bundle)
         origin = "trained on synthetic volumes" if bundle.spec.synthetic else "intact"
+        if bundle.spec.pretrained_on_lesions:
+            origin = FLAGS[REFERENCE_MODEL]
         yield Check(
             f"model {bundle.spec.name}",
             True,
@@ -96,6 +105,7 @@ def examine(
     if bench:
         for bundle in bundles:
             yield from _time(bundle, device, engine)
+            yield from time_extraction(bundle, cuda_if_built() if device != "cpu" else [])
 
 
 def _onnxruntime(device: Device) -> Iterator[Check]:
@@ -164,6 +174,57 @@ def _time(bundle: Bundle, device: Device, engine: Engine) -> Iterator[Check]:
             f"speed of {name} on {classifier.device}", True,
             f"{seconds:.3f} s a volume of {'×'.join(map(str, _BENCH_SHAPE))} voxels (inference alone)",
         )  # fmt: skip
+        if name == "onnx" and classifier.device == "cpu":
+            yield _time_in_8_bits(bundle, batch, classifier)
+        if (count := TOGETHER.get(classifier.device, 1)) > 1:
+            many = list(np.repeat(batch, count, axis=0))
+            seconds = _median_seconds(partial(Batches(classifier).classify, many)) / count
+            yield Check(
+                f"speed of {name} on {classifier.device}, {count} at once", True, f"{seconds:.3f} s a volume"
+            )
+
+
+def _time_in_8_bits(bundle: Bundle, batch: NDArray[np.float32], classifier: Classifier) -> Check:
+    """Seconds a volume in 8 bits, and how many times as fast that is; in turn, so that both meet the same load."""
+    name = "speed of onnx in 8 bits on cpu"
+    try:
+        small = open_classifier(bundle.at("int8"), device="cpu")
+    except SsclfError as exc:
+        return Check(name, None, str(exc))
+    times = [
+        (
+            _median_seconds(lambda: classifier.classify(batch), 1),
+            _median_seconds(lambda: small.classify(batch), 1),
+        )
+        for _ in range(5)
+    ]
+    seconds = float(np.median([mine for _, mine in times]))
+    ratio = float(np.median([plain / mine for plain, mine in times]))
+    return Check(
+        name, True, f"{seconds:.3f} s a volume, {ratio:.2f} times as fast as in 32 bits (--precision int8)"
+    )
+
+
+def time_extraction(bundle: Bundle, providers: Sequence[Any]) -> Iterator[Check]:
+    """Seconds that the process that owns a GPU takes for a head, as a worker sees it.
+
+    Args:
+        providers: of ONNX Runtime; none where workers do without.
+    """
+    name = f"speed of brain extraction on {'cuda' if 'CUDA' in str(providers) else 'cpu'}"
+    heads = {BOX_MODEL: BOX_SIZE, MASK_MODEL: MASK_SIZE}
+    with lend(bundle.extraction, MASK_SIZE**3, providers) as owner:
+        if owner is None:
+            return
+        networks = OwnedNetworks(owner.address)
+        cubes = {
+            model: np.random.default_rng(0).random((side,) * 3, np.float32) for model, side in heads.items()
+        }
+        if any(networks.ask(model, cube) is None for model, cube in cubes.items()):
+            yield Check(name, None, "does not run there; workers do it on their processors")
+            return
+        seconds = _median_seconds(lambda: [networks.ask(model, cube) for model, cube in cubes.items()], 3)
+    yield Check(name, True, f"{seconds:.3f} s a head (both networks, one head at a time)")
 
 
 def _median_seconds(call: Callable[[], object], repeats: int = 5) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssclf.config import Device, Engine, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
+from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.labels import Labelled, joining_option, look
 from ssclf.domain.metrics import Metrics
 from ssclf.domain.network_scores import Network
@@ -55,6 +56,8 @@ class Evaluation:
     unchecked: volumes that nothing says whether the model was trained on them.
     interrupted: signal that stopped preprocessing, 0 when all ended; then there are no scores.
     reported: False where page, figures or tables could not be written.
+    synthetic: whether the volumes are, or those that the model was trained on.
+    reference_model: whether all that the model knows of disease are synthetic lesions in healthy brains.
     """
 
     out: Path
@@ -67,6 +70,7 @@ class Evaluation:
     synthetic: bool
     interrupted: int = 0
     reported: bool = True
+    reference_model: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -124,7 +128,9 @@ def evaluate(
         seen=left_out,
         failed=failed,
         unchecked=_unchecked(samples, model),
-        synthetic=cohort.synthetic or model.spec.synthetic,
+        # lesions in real brains are said to be what they are, and the volumes of a real cohort not to be synthetic
+        synthetic=cohort.synthetic or (model.spec.synthetic and not model.spec.pretrained_on_lesions),
+        reference_model=model.spec.pretrained_on_lesions,
     )
     reported = _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
     return replace(found, reported=reported)
@@ -267,6 +273,7 @@ def _write_metrics(path: Path, found: Evaluation, model: Bundle, device: str) ->
         "model": model.spec.name,
         "model_sha256": model.sha256,
         "synthetic": found.synthetic,
+        "reference_model": found.reference_model,
         "volumes": found.volumes,
         "left_out_as_seen": found.seen,
         "not_checked_for_being_seen": found.unchecked,
@@ -288,6 +295,8 @@ def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str
         ),
         ("device", device),
     ]
+    if found.reference_model:
+        facts.insert(1, (REFERENCE_MODEL, FLAGS[REFERENCE_MODEL]))
     training = model.spec.provenance
     if training.voxels and not training.likenesses:
         facts.append(

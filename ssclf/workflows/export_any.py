@@ -31,7 +31,8 @@ def export_any(
     Args:
         run: its folder; None for the newest run of `ssclf train`.
         out: the bundle; None for one under `exported/`, named after the run.
-        network, per_fold, data, machine, watch: of a cross-validation, see `export_cv`.
+        data: the preprocessed folder or folders, where they are not any more where the run found them.
+        network, per_fold, machine, watch: of a cross-validation, see `export_cv`.
 
     Raises:
         SsclfError: see `export_run` and `export_cv`.
@@ -39,7 +40,7 @@ def export_any(
     folder = run or newest_run()
     target = out or EXPORTED / folder.name
     if not is_cv_run(folder):
-        return CvExport((export_run(folder, target, config),))
+        return CvExport((export_run(folder, target, config, data=data),))
     return export_cv(
         folder, target, config, network=network, per_fold=per_fold, data=data, machine=machine, watch=watch
     )

@@ -80,7 +80,7 @@ def export_cv(
             place: (Cell.parse(f"{ours.name}/{fold}").folder(run), fold) for fold, place in places.items()
         }
     for bundle, (folder, fold) in sources.items():
-        export_run(folder, bundle, config, record=_record(found, ours, folder, fold))
+        export_run(folder, bundle, config, record=_record(found, ours, folder, fold), data=data)
     return CvExport(tuple(sources))
 
 

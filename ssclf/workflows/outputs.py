@@ -20,12 +20,14 @@ class Outputs:
         report: HTML page, if any.
         maps: folder for a map per scan, if any.
         dicom: folder for DICOM objects, if any.
+        fhir: folder for reports in FHIR's form, if any.
     """
 
     out: Path
     report: Path | None = None
     maps: Path | None = None
     dicom: Path | None = None
+    fhir: Path | None = None
 
     def __post_init__(self) -> None:
         check_output_file("out", self.out)
@@ -50,7 +52,8 @@ class Outputs:
         for option, path in (("out", self.details), ("report", self.report)):
             if path is not None:
                 check_output_file(option, path)
-        folders = {"report": self.report and self.report.parent, "maps": self.maps, "dicom-out": self.dicom}
+        folders = {"report": self.report and self.report.parent, "maps": self.maps}
+        folders |= {"dicom-out": self.dicom, "fhir": self.fhir}
         for option, folder in folders.items():
             if folder is not None:
                 _check_writable(option, folder)

@@ -21,25 +21,35 @@ from ssclf.config import PredictConfig, config_to_dict
 from ssclf.domain.series_rules import SeriesRule
 from ssclf.domain.shards import Shard
 from ssclf.errors import DatasetError
+from ssclf.io.dicom_out.fhir import check_fhir_extra
 from ssclf.io.dicom_out.write import check_extra
 from ssclf.io.discovery.scans import Scan, with_own_keys
 from ssclf.io.discovery.sources import Discovery, discover
 from ssclf.io.inside import is_inside
-from ssclf.io.models.bundle import open_bundle
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
 from ssclf.io.records.series_rules import read_series_rules
 from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.reporting.results_page import write_results_page
-from ssclf.workflows.classification import Key, RowMaker, key_of, method_digest, reviewed, scan_fingerprint
+from ssclf.workflows.classification import (
+    Key,
+    RowMaker,
+    key_of,
+    method_digest,
+    open_models,
+    reviewed,
+    scan_fingerprint,
+)
 from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
 from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.outputs import Outputs
 
 log = logging.getLogger(__name__)
 Progress = Callable[[ResultRow], None]
+Find = Callable[..., Discovery]
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,17 @@ class DicomRequest:
         folder: where they go.
         rules: file that says which series of a study is answered; None: the model says.
         picture: whether the evidence is a picture instead of a map.
+        fhir: where the reports go in FHIR's form, if anywhere.
     """
 
     folder: Path
     rules: Path | None = None
     picture: bool = False
+    fhir: Path | None = None
+
+    @property
+    def folders(self) -> tuple[Path | None, ...]:
+        return self.folder, self.fhir
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,7 @@ def predict(
     report: Path | None = None,
     maps: Path | None = None,
     dicom: DicomRequest | None = None,
+    find: Find = discover,
     on_start: Callable[[Discovery, int], None] = lambda discovery, todo: None,
     on_row: Progress = lambda row: None,
 ) -> PredictSummary:
@@ -126,18 +143,17 @@ def predict(
         report: HTML page with a picture and the scores of every volume.
         maps: folder for a map per scan, in its own space, of where the evidence lies; those of scans that are gone go.
         dicom: a DICOM report of every study found.
-        on_start: called once with what was found and how many volumes are still to do.
-        on_row: called with each new row.
+        find: what is there to classify.
+        on_start, on_row: called once with what was found and how many are still to do; with each new row.
 
     Raises:
-        SsclfError: nothing can be done at all: no such path, unusable model, output not writable. What one volume
-            cannot do is a row.
+        SsclfError: nothing can be done at all: no such path, unusable model. What one volume cannot do is a row.
     """
     begin = time.perf_counter()
-    outputs, rules = Outputs(out, report, maps, dicom.folder if dicom else None), _series_rules(dicom)
+    outputs, rules = Outputs(out, report, maps, *(dicom.folders if dicom else ())), _series_rules(dicom)
     ensemble = open_models(models, config)
     outputs.check()
-    found, everything = _find_scans(paths, ensemble, config, shard)
+    found, everything = _find_scans(paths, ensemble, config, shard, find)
     fingerprints = _fingerprints(found.scans, ensemble, config)
     with Journal(out) as journal:
         # the table before the journal: of one volume, what an interrupted run did later counts
@@ -187,26 +203,19 @@ def iterate(
         yield from RowMaker(ensemble, config, Path(scratch)).rows(found.scans, lambda: False)
 
 
-def open_models(models: Sequence[Path | str], config: PredictConfig) -> Ensemble:
-    bundles = [open_bundle(Path(path)) for path in models]
-    for bundle in bundles:
-        if bundle.spec.pretrained_on_lesions:
-            log.warning(
-                "%s: was pretrained on synthetic lesions, for `ssclf train --from`; it is no model of any patient",
-                bundle.spec.name,
-            )
-    return Ensemble(bundles, config)
-
-
 def _find_scans(
-    paths: Sequence[Path], ensemble: Ensemble, config: PredictConfig, shard: Shard | None
+    paths: Sequence[Path],
+    ensemble: Ensemble,
+    config: PredictConfig,
+    shard: Shard | None,
+    find: Find = discover,
 ) -> tuple[Discovery, tuple[Scan, ...]]:
     """What is there for these models to classify, of this shard; and the scans of all shards.
 
     Raises:
         DatasetError: nothing is, in any shard.
     """
-    found = discover(
+    found = find(
         paths,
         contrasts=ensemble.contrasts,
         pattern=config.pattern,
@@ -224,6 +233,8 @@ def _series_rules(dicom: DicomRequest | None) -> tuple[SeriesRule, ...]:
     if dicom is None:
         return ()
     check_extra()
+    if dicom.fhir:
+        check_fhir_extra()
     return read_series_rules(dicom.rules) if dicom.rules else ()
 
 
@@ -243,7 +254,7 @@ def _dicom_out(
     if dicom is None:
         return None
     plan = plan_studies(everything, rules or ensemble.bundles[0].spec.answered_series, config, scratch)
-    return DicomOut(dicom.folder, plan, ensemble, config, scratch, dicom.picture)
+    return DicomOut(dicom.folder, plan, ensemble, config, scratch, dicom.picture, dicom.fhir)
 
 
 @dataclass(frozen=True)
@@ -343,6 +354,7 @@ def _classify(
         rows by key, those that stood among them; and the signal that came before they were all there, or 0.
     """
     rows = dict(reuse.rows)
+    remote = {key_of(scan) for scan in reuse.todo if scan.is_remote}
     # a folder that was empty all along has not gone
     given = {watched_folder(path) for path in paths if not why_missing(path)}
     given = {folder for folder in given if holds_something(folder)}
@@ -352,7 +364,9 @@ def _classify(
             if made.status == "failed":
                 # when a file server goes, every volume fails: that is no property of the volumes, and no row
                 _check_still_there(given)
-            row = replace(made, fingerprint=fingerprints[made.key])
+            # what a server did not give today it may give tomorrow: no fingerprint, so that the next run asks again
+            again = made.status == "failed" and made.key in remote
+            row = replace(made, fingerprint="" if again else fingerprints[made.key])
             journal.append(row)
             rows[row.key] = row
             on_row(row)
@@ -404,12 +418,13 @@ def describe_run(
                 "name": bundle.spec.name,
                 "sha256": bundle.sha256,
                 "engine": ensemble.engine,
+                "precision": precision,
                 "synthetic": bundle.spec.synthetic,
                 "training": {
                     k: v for k, v in bundle.spec.training.items() if k not in ("voxels", "statistics")
                 },
             }
-            for bundle in ensemble.bundles
+            for bundle, precision in zip(ensemble.bundles, ensemble.precisions, strict=True)
         ],
         "class_names": list(ensemble.class_names),
         "shard": [shard.number, shard.count] if shard else None,
@@ -442,7 +457,7 @@ def _chosen(scans: Sequence[Scan], shard: Shard | None, config: PredictConfig) -
     if config.keep_uids:
         mine = [
             replace(scan, series=scan.contrasts[0].uid)
-            if scan.series and scan.contrasts and isinstance(scan.contrasts[0], DicomSeries)
+            if scan.series and scan.contrasts and isinstance(scan.contrasts[0], DicomSeries | ServerSeries)
             else scan
             for scan in mine
         ]

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
+import os
 import platform
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from ssclf.config import Device, TrackerName, TrainConfig, config_to_dict
 from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
-from ssclf.domain.run_data import RunData, differences
+from ssclf.domain.run_data import RunData, differences, other_versions, random_versions
 from ssclf.domain.scores import softmax
 from ssclf.domain.splits import Split, check_leakage, cut_validation, holdout_splits
 from ssclf.errors import ConfigError, DatasetError, LeakageError, ModelError, OutputError
@@ -51,6 +52,7 @@ from ssclf.io.records.training_run import (
     RunRecord,
     VolumePrediction,
     own_folder,
+    processes_per_node,
     read_config,
     read_data,
     read_split,
@@ -115,7 +117,8 @@ class Machine:
     """What a training runs on; the numbers do not depend on it, `weights` aside.
 
     Attributes:
-        workers: processes that read and augment volumes; 0 does so in the one that trains.
+        workers: processes that read volumes, and draw or change them where the device does not; 0 does so in the one
+            that trains. None: `reading_workers`.
         weights: file to start from instead of the Kinetics-400 weights found on this machine.
         trackers: where the numbers go; None: where they went before, TensorBoard for a new run.
         store: folder for what MLflow and W&B keep; None for the run's own.
@@ -124,7 +127,7 @@ class Machine:
     """
 
     device: Device = "auto"
-    workers: int = 2
+    workers: int | None = None
     weights: Path | None = None
     trackers: tuple[TrackerName, ...] | None = None
     store: Path | None = None
@@ -132,6 +135,13 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_trackers(self.trackers or ())
+
+
+def reading_workers() -> int:
+    """One for each core that this process may use; processes that train together share them. Each holds batches, so
+    that there are 16 at most."""
+    cores = len(os.sched_getaffinity(0)) // processes_per_node()
+    return min(max(cores, 1), 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +211,8 @@ def _train(
     """Train in a folder that is ours alone."""
     data = _compare_data(out, cohort, config, start, machine.weights, resume=resume)
     split = _open_run(out, cohort, config, split, start, resume=resume)
+    if resume:
+        _refuse_other_draws(out, data)
     state = load_checkpoint(out / LAST) if resume and (out / LAST).is_file() else None
     weights = machine.weights or (Path(data.weights["file"]) if data.weights else None)
     parts = {role: cohort.select(keys) for role, keys in split.roles.items()}
@@ -209,8 +221,9 @@ def _train(
     main = fabric.global_rank == 0
     seed_everything(config.seed)
     network, progress = _build(cohort, config, start, weights, state)
+    workers = reading_workers() if machine.workers is None else machine.workers
     with contextlib.closing(
-        Trainer(fabric, network, config, cohort, parts["train"], workers=machine.workers)
+        Trainer(fabric, network, config, cohort, parts["train"], workers=workers)
     ) as trainer:
         if state:
             _go_on(trainer, progress, state, out)
@@ -578,7 +591,7 @@ def _compare_data(
         DatasetError: the run began with other data.
         ModelError: it began with other weights, which it still needs.
     """
-    now = describe_data(cohort)
+    now = dataclasses.replace(describe_data(cohort), drawn_by=random_versions(config))
     stored = read_data(out) if resume else None
     if stored is None:
         if resume:
@@ -602,6 +615,18 @@ def _compare_data(
             "others; bring them back, or start a new run."
         )
     return dataclasses.replace(now, weights=stored.weights, start=stored.start)
+
+
+def _refuse_other_draws(out: Path, now: RunData) -> None:
+    """Raises:
+    ModelError: a run began with volumes that the same seed does not give any more.
+    """
+    stored = read_data(out)
+    if other := other_versions(stored.drawn_by if stored else {}, now.drawn_by):
+        raise ModelError(
+            f"{out}: a run goes on with the random volumes it began with, and this version of ssclf draws others "
+            f"({other}); go on with the version that began it, or start a new run."
+        )
 
 
 def _draw_split(cohort: PreparedCohort, config: TrainConfig) -> Split:
@@ -655,10 +680,13 @@ def _describe(
 ) -> Provenance:
     """What the bundle says about its data and training: counts and hashes, never subjects or paths."""
     train = parts["train"]
+    parent = progress.started_from
     seen = SeenVolumes.of(progress.seen)
     described = {sample.describe() for role in ("train", "validation") for sample in parts[role]} - {""}
     return Provenance(
-        synthetic=cohort.synthetic or bool(progress.started_from.get("synthetic")),
+        # a start from lesions in real brains is a start, as Kinetics is, and makes no synthetic model of a real cohort
+        synthetic=cohort.synthetic
+        or bool(parent.get("synthetic") and not parent.get("pretrained_on_lesions")),
         settings_hash=cohort.preprocess.hash,
         volumes={
             role: dict(zip(cohort.class_names, cohort.counts(samples), strict=True))

@@ -46,7 +46,7 @@ def bash(script: str, environment: dict[str, str]) -> str:
         ("train --model r", ["r2plus1d", "r3d"]),
         ("predict --skull-strip ", ["auto", "deepbet", "bet", "hd-bet", "synthstrip", "none"]),
         ("predict --device c", ["cpu", "cuda"]),
-        ("export --format ", ["onnx", "torchscript"]),
+        ("export --format ", ["onnx", "torchscript", "monai-bundle"]),
         ("cv --models mc3,r", ["mc3,r2plus1d", "mc3,r3d"]),
         ("cv --scheme ", ["paper", "kfold"]),
         ("pre", ["predict", "pretrain", "preprocess"]),

@@ -136,7 +136,10 @@ def test_each_finding_changes_a_brain(chance: str, brain: Volume) -> None:
 
 
 def test_high_grade_enhances_with_contrast_agent_only_and_low_grade_is_dark(brain: Volume) -> None:
-    without, plain = replace(PLAIN, unenhanced_dark=(0.0, 0.3)), replace(PLAIN, low_grade_mottled=(0.0, 0.0))
+    without, plain = (
+        replace(PLAIN, unenhanced_dark=(0.0, 0.3)),
+        replace(PLAIN, low_grade_mottled=(0, 0), low_grade_dark=(0.3, 0.9)),
+    )
     bright = replace(PLAIN, contrast_chance=1.0, enhancement_bright=(0.3, 0.6))
     for seed in range(8):
         tissue = brain.data[0] > np.median(brain.data[brain.data > 0])

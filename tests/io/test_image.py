@@ -304,6 +304,28 @@ def test_doctor_finds_the_install_whole(image: Image, bundle: Path) -> None:
     assert image.run("doctor", "--device", "cuda").returncode == 1
 
 
+def test_the_reference_model_is_taken_where_it_is_named_and_nowhere_else(
+    image: Image, out: Path, tmp_path: Path, make_volume: Callable[..., Volume]
+) -> None:
+    if image.run("doctor", "--model", "reference").returncode != 0:
+        pytest.skip("the image was built without the reference model")
+    write_nifti(make_volume(), tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "nothing").mkdir()
+    for mounts in ({}, {tmp_path / "nothing": "/model:ro"}):
+        mounts |= {tmp_path / "scans": "/scans:ro", out: "/out"}
+        result = image.run("predict", "/scans", "--out", "/out/results.csv", mounts=mounts)
+        said = " ".join(result.stderr.split())
+        assert result.returncode == 1 and "this image holds no model" in said
+        assert "there is --model reference:" in said and not (out / "results.csv").exists()
+    mounts = {tmp_path / "scans": "/scans:ro", out: "/out"}
+    named = ("predict", "/scans", "--out", "/out/results.csv", "--model", "reference")
+    result = image.run(*named, mounts=mounts)
+    assert result.returncode == 0, result.stderr
+    (row,) = read_rows(out / "results.csv")
+    assert "reference_model" in row["flags"].split(";")
+    assert "CC-BY-SA-4.0" in image.inspect('{{index .Config.Labels "org.opencontainers.image.licenses"}}')
+
+
 def test_nothing_is_inside_that_prediction_does_not_need(image: Image) -> None:
     script = (
         "import importlib.util as u, shutil, sys;"

@@ -34,7 +34,7 @@ def test_the_table_has_the_contract_columns_in_order(tmp_path: Path) -> None:
     assert list(row) == csv_columns(CLASSES)
     assert list(row) == [
         "path", "series", "status", "prediction", "confidence", "p_LGG", "p_HGG", "p_healthy", "flags", "error",
-        "brain_ml", "seconds", "model", "model_sha256", "ssclf_version",
+        "brain_ml", "seconds", "model", "model_sha256", "ssclf_version", "precision",
     ]  # fmt: skip
     assert (row["confidence"], row["p_HGG"]) == ("0.700000", "0.700000")
 

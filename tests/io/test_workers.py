@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pebble.pool.channel import WorkerChannel
 
 import ssclf.io.workers
 from ssclf.errors import VolumeError
-from ssclf.io.workers import run_in_processes
+from ssclf.io.workers import run_in_batches, run_in_processes
 
 
 def work(item: str) -> str:
@@ -35,6 +36,10 @@ def work(item: str) -> str:
         Path(item).touch()
         os.kill(os.getpid() if item.endswith("worker") else os.getppid(), signal.SIGTERM)
         signal.pause()
+    if item.startswith("after "):
+        while not Path(item.removeprefix("after ")).exists():
+            time.sleep(0.05)
+        return "LATE"
     if item == "bad":
         raise VolumeError("bad: expected a volume.")
     if item == "memory":
@@ -116,3 +121,25 @@ def test_a_process_ends_whose_work_was_left_unfinished() -> None:
 def test_a_worker_takes_its_share_of_memory_and_no_more() -> None:
     outcomes = {o.item: o for o in run_in_processes(work, ["large", "a"], workers=1, memory=1 << 30)}
     assert "not enough memory" in outcomes["large"].error and outcomes["a"].result == "A"
+
+
+def test_what_is_there_together_comes_together_and_waits_for_no_more_than_it_may(tmp_path: Path) -> None:
+    sizes = [len(some) for some in run_in_batches(work, "abcdefg", most=lambda: 3, patience_s=600, workers=2)]
+    assert sizes == [3, 3, 1]  # the last is the end, and not waited for
+    late = tmp_path / "late"
+    found = []
+    for some in run_in_batches(work, ["a", f"after {late}"], most=lambda: 3, patience_s=0.1, workers=2):
+        found.append([outcome.result for outcome in some])
+        late.touch()  # were the first kept until the second is there, neither would come
+    assert found == [["A"], ["LATE"]]
+
+
+def test_what_is_held_when_it_stops_is_given() -> None:
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    (some,) = run_in_batches(work, "abcdefgh", most=lambda: 8, patience_s=600, workers=2, stop=stop)
+    assert sorted(str(outcome.result) for outcome in some) == ["A", "B", "C"]

@@ -13,7 +13,8 @@ from ssclf.domain.volume import Volume
 from ssclf.errors import DatasetError, VolumeError
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.volumes.nifti import read_written, write_nifti
-from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset, collate
+from ssclf.learning.augmentation import move_batch
+from ssclf.learning.datasets import Batch, EpochSampler, Item, VolumeDataset, collate
 from ssclf.learning.loader import VolumeLoader
 
 
@@ -85,7 +86,7 @@ def test_several_contrasts_come_back_in_their_order(tmp_path: Path) -> None:
 
 def test_smaller_volumes_lie_in_the_middle_of_background() -> None:
     first, second = torch.rand(2, 3, 4, 5), torch.rand(2, 2, 6, 4)
-    batch = collate([(first, 1, 10), (second, 0, 11)])
+    batch = collate([Item(first.numpy(), 1, 10), Item(second.numpy(), 0, 11)])
     assert batch.volumes.shape == (2, 2, 3, 6, 5)
     assert torch.equal(batch.volumes[0, :, :, 1:5], first)
     assert torch.equal(batch.volumes[1, :, :2, :, :4], second)
@@ -136,8 +137,17 @@ def test_items_do_not_depend_on_the_number_of_workers(preprocessed: Callable[...
     alone, shared = load(0), load(2)
     assert len(alone) == len(shared) == 6
     for left, right in zip(alone, shared, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-    by_index = {int(i): v for batch in alone[:3] for i, v in zip(batch.indices, batch.volumes, strict=True)}
-    again = {int(i): v for batch in alone[3:] for i, v in zip(batch.indices, batch.volumes, strict=True)}
-    assert by_index.keys() == again.keys() == set(range(6))
-    assert not any(torch.equal(by_index[i], again[i]) for i in by_index)
+        assert all(torch.equal(a, b) for a, b in zip(left[:3], right[:3], strict=True))
+        moved = [move_batch(batch.volumes, batch.transforms) for batch in (left, right)]
+        assert torch.equal(*moved) and not torch.equal(moved[0], left.volumes)
+    by_index = [
+        {
+            int(i): transform
+            for batch in part
+            for i, transform in zip(batch.indices, batch.transforms, strict=True)
+        }
+        for part in (alone[:3], alone[3:])
+    ]
+    assert by_index[0].keys() == by_index[1].keys() == set(range(6))
+    matrices = [t.matrix for part in by_index for t in part.values() if t and t.matrix is not None]
+    assert len(matrices) == len({matrix.tobytes() for matrix in matrices}) == 12

@@ -80,8 +80,9 @@ def test_the_gradient_of_a_step_is_the_mean_of_what_two_volumes_give_alone(
     for index in order[:2]:
         torch.manual_seed(0)
         network = build_network("mc3", channels=1, classes=3, dropout=0.0).eval()
-        volume, target, *_ = dataset[0, index]
-        loss = nn.functional.cross_entropy(network(volume[None]), torch.tensor([target]), reduction="none")
+        data, target, *_ = dataset[0, index]
+        volumes = torch.from_numpy(data)[None]
+        loss = nn.functional.cross_entropy(network(volumes), torch.tensor([target]), reduction="none")
         (loss * weights[target]).mean().backward()
         alone.append([p.grad for p in network.parameters()])
     for ours, theirs, a, b in zip(first[0], second[0], *alone, strict=True):

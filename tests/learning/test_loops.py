@@ -93,7 +93,8 @@ def test_predictions_are_those_of_the_network_in_eval_mode(preprocessed: Callabl
     dataset = VolumeDataset(samples, cohort.class_names, augmentation="none", seed=0)
     with torch.no_grad():
         for index, row in enumerate(first.logits):
-            torch.testing.assert_close(network.eval()(dataset[0, index][0][None])[0], torch.from_numpy(row))
+            volume = torch.from_numpy(dataset[0, index].data)
+            torch.testing.assert_close(network.eval()(volume[None])[0], torch.from_numpy(row))
     assert first.targets.tolist() == [cohort.class_names.index(s.label) for s in samples]
 
 

@@ -73,6 +73,7 @@ def write_cohort(folder: Path, volumes: int = 9) -> Path:
 
 
 SCRIPT = ExportConfig(formats=("torchscript",), brain_extraction=False)
+INT8 = ExportConfig(formats=("onnx",), brain_extraction=False, int8=True)
 
 
 def run(data: Path, out: Path, **options: Any) -> CvResult:
@@ -369,7 +370,7 @@ def test_the_divisions_of_the_paper_overlap_and_share_no_subject(data: Path, tmp
 
 
 def test_a_bundle_of_everything_carries_the_folds_scores(data: Path, copy: Path, tmp_path: Path) -> None:
-    exported = export_cv(copy, tmp_path / "all", SCRIPT, machine=Machine(device="cpu", workers=0))
+    exported = export_cv(copy, tmp_path / "all", INT8, machine=Machine(device="cpu", workers=0))
     assert exported.bundles == (tmp_path / "all",)
     spec = open_bundle(tmp_path / "all").spec
     training = spec.training
@@ -383,6 +384,13 @@ def test_a_bundle_of_everything_carries_the_folds_scores(data: Path, copy: Path,
     assert len(training["voxels"]) == 9 and spec.synthetic
     card = (tmp_path / "all" / "MODEL_CARD.md").read_text()
     assert "Out-of-fold part, synthetic" in card
+    # nothing was held out: 8 bits are compared on training volumes that gave no range, and the card says so
+    assert spec.int8 and (spec.int8.part, spec.int8.volumes, sum(spec.int8.calibrated_on.values())) == (
+        "train",
+        4,
+        5,
+    )
+    assert spec.int8.temperature == spec.temperature and "since nothing was held out" in card
     with pytest.raises(DatasetError, match="volumes of the cross-validation"):
         lines = (data / "manifest.csv").read_text().splitlines()
         other = Path(shutil.copytree(data, tmp_path / "other"))
@@ -391,12 +399,15 @@ def test_a_bundle_of_everything_carries_the_folds_scores(data: Path, copy: Path,
 
 
 def test_a_bundle_a_fold_carries_the_same_temperature(copy: Path, tmp_path: Path) -> None:
-    exported = export_cv(copy, tmp_path / "mine", SCRIPT, per_fold=True)
+    exported = export_cv(copy, tmp_path / "mine", INT8, per_fold=True)
     assert [path.name for path in exported.bundles] == ["mine-fold1", "mine-fold2"]
     specs = [open_bundle(path).spec for path in exported.bundles]
     assert specs[0].temperature == specs[1].temperature != 1
     assert not set(specs[0].training["voxels"]) & {f"{k:064x}" for k in numbers_tested(copy, FIRST)}
     assert specs[1].training["cross_validation"]["fold"] == 2
+    for spec in specs:
+        assert spec.int8 and (spec.int8.part, spec.int8.fitted_on) == ("test", None)
+        assert spec.int8.temperature == spec.temperature
     (SECOND.folder(copy) / "provenance.json").unlink()
     with pytest.raises(ModelError, match="mc3/scratch/2 missing"):
         export_cv(copy, tmp_path / "none", per_fold=True)

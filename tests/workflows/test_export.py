@@ -96,6 +96,29 @@ def test_half_precision_is_half_the_size_and_close(
     assert output.logits.dtype == output.cam.dtype == np.float32
 
 
+@pytest.mark.parametrize("architecture", ["mc3", "small"])
+def test_weights_stored_in_half_compute_in_whole_numbers(
+    architecture: Architecture, finished_run: Callable[[Architecture], Path], tmp_path: Path
+) -> None:
+    run = finished_run(architecture)
+    onnx_only = ExportConfig(formats=["onnx"], precision="fp16-storage", brain_extraction=False)
+    bundle = open_bundle(export_run(run, tmp_path / "stored", onnx_only))
+    network, _ = read_run(run, name="model")
+    assert bundle.onnx
+    size, weights = bundle.onnx.stat().st_size, sum(p.numel() for p in network.parameters())
+    assert 2 * weights < size < 2.2 * weights and size < 25e6
+    volumes = np.random.default_rng(1).random((2, 1, 7, 33, 21), np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(volumes)).numpy()
+    output = open_classifier(bundle, device="cpu", threads=2).classify(volumes)
+    np.testing.assert_allclose(softmax(output.logits), softmax(expected), atol=2e-3)
+    # activations of 16 bits would overflow here, or lose what is added to so much
+    far = open_classifier(bundle, device="cpu", threads=2).classify(volumes * 1e6)
+    with torch.inference_mode():
+        whole = network(torch.from_numpy(volumes * 1e6)).numpy()
+    np.testing.assert_allclose(far.logits, whole, rtol=0.01, atol=0.01 * np.abs(whole).max())
+
+
 def test_parity_fails_for_another_function() -> None:
     torch.manual_seed(0)
     module = ExportedNetwork(build_network("mc3", channels=2, classes=3)).eval()

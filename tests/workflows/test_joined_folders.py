@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 
 from ssclf.cli.app import app
 from ssclf.config import TrainConfig
-from ssclf.domain.run_data import RunData, differences
+from ssclf.domain.augmentation import VERSION as AUGMENTATION
+from ssclf.domain.generator.settings import VERSION as GENERATOR
+from ssclf.domain.run_data import RunData, differences, other_versions, random_versions
 from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, ModelError, OutputError
 from ssclf.io.locks import lock
@@ -200,6 +203,40 @@ def test_a_run_goes_on_with_nothing_but_its_own_data(
     assert longer.exit_code == 0 and len(table(out / "metrics.csv")) == 4, longer.output
     (out / "data.json").unlink()  # as an earlier version left it
     assert run(moved, out, TrainConfig(**{**vars(CONFIG), "epochs": 4}), resume=True).epochs[-1].epoch == 4
+
+
+@pytest.mark.parametrize("left", ["other", "older", "none"])
+def test_a_run_does_not_go_on_with_volumes_drawn_in_another_way(
+    left: str, folders: Path, tmp_path: Path
+) -> None:
+    data, out = folders / "both-out", tmp_path / "run"
+    config = TrainConfig(**{**vars(CONFIG), "augmentation": "light"})
+    run(data, out, config)
+    values = json.loads((out / "data.json").read_text())
+    assert values["drawn_by"] == {"augmentation": AUGMENTATION}
+    longer = TrainConfig(**{**vars(config), "epochs": 3})
+    assert len(run(data, out, longer, resume=True).epochs) == 3
+    values.pop("written")  # of an earlier version, which is believed
+    if left == "other":
+        (out / "data.json").write_text(json.dumps({**values, "drawn_by": {"augmentation": AUGMENTATION + 1}}))
+    elif left == "older":
+        (out / "data.json").write_text(json.dumps({k: v for k, v in values.items() if k != "drawn_by"}))
+    else:
+        (out / "data.json").unlink()
+    with pytest.raises(ModelError, match=r"this version of ssclf draws others.*start a new run"):
+        run(data, out, longer, resume=True)
+
+
+def test_versions_are_written_down_of_what_a_run_draws() -> None:
+    plain = TrainConfig(augmentation="none")
+    assert random_versions(plain) == {}
+    assert random_versions(replace(plain, lesions=True)) == {"generator": GENERATOR}
+    assert random_versions(TrainConfig(lesions=True)) == {
+        "augmentation": AUGMENTATION,
+        "generator": GENERATOR,
+    }
+    assert other_versions({}, {}) == other_versions({"generator": 1}, {}) == ""
+    assert "generator was version 1 and is 2" in other_versions({"generator": 1}, {"generator": 2})
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -259,3 +259,68 @@ def test_a_bundle_brings_its_own_rules(
     words = ["predict", tmp_path / "scans", "--model", tmp_path / "bundle", "--dry-run"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0 and "by rule the second" in result.output, result.output
+
+
+def fhir_reports(folder: Path) -> list[tuple[Any, Any]]:
+    """Each DiagnosticReport with its Observation, as fhir.resources reads them."""
+    r4b = pytest.importorskip("fhir.resources.R4B.bundle", reason="pip install 'ssclf[fhir]'")
+    found = [r4b.Bundle.model_validate_json(path.read_text("utf-8")) for path in sorted(folder.iterdir())]
+    return [tuple(entry.resource for entry in bundle.entry) for bundle in found]
+
+
+def test_fhir_says_what_the_report_says(
+    predict: Callable[..., tuple[int, str]],
+    study: Callable[..., str],
+    make_volume: Callable[..., Volume],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("fhir.resources", reason="pip install 'ssclf[fhir]'")
+    scans, fhir = tmp_path / "scans", tmp_path / "fhir"
+    study(scans / "a", "t1 mprage post gd")
+    study(scans / "b", "t2 flair")  # meets no rule
+    write_nifti(make_volume(seed=9), scans / "c.nii.gz")
+    asked = ["--dicom-out", tmp_path / "dicom", "--fhir", fhir]
+    code, output = predict(*asked)
+    assert code == 0, output
+    row = next(row for row in rows(tmp_path) if row["path"].startswith("a"))
+    said = fhir_reports(fhir)
+    assert len(said) == 2  # none of the NIfTI
+    for report, observation in said:
+        assert report.status == observation.status == "preliminary"
+        assert "Research use only" in report.conclusion and "Research use only" in observation.note[0].text
+        assert report.subject.identifier.value == PRIVATE[1] and report.subject.reference is None
+        assert report.result[0].reference == f"urn:uuid:{observation.id}"
+        assert report.imagingStudy[0].identifier.system == "urn:dicom:uid"
+    ((_, classified),) = [one for one in said if one[1].component]
+    ((silent, absent),) = [one for one in said if not one[1].component]
+    assert [round(p, 4) for p in row["probabilities"]] == [
+        float(component.valueQuantity.value) for component in classified.component
+    ]
+    assert row["prediction"] in classified.valueCodeableConcept.text
+    assert "meets a rule" in absent.dataAbsentReason.text and absent.valueCodeableConcept is None
+    assert "No classification" in silent.conclusion
+    written = {path.name: path.read_bytes() for path in fhir.iterdir()}
+    assert not any(word in name for word in PRIVATE for name in written)
+    assert predict(*asked)[0] == 0
+    assert {path.name: path.read_bytes() for path in fhir.iterdir()} == written
+    (tmp_path / "r.json").unlink()  # made anew, it is the same
+    (tmp_path / "r.csv").unlink()
+    assert predict(*asked)[0] == 0
+    assert {path.name: path.read_bytes() for path in fhir.iterdir()} == written
+
+
+def test_fhir_gives_no_class_of_what_should_not_be_used(
+    predict: Callable[..., tuple[int, str]], study: Callable[..., str], tmp_path: Path
+) -> None:
+    pytest.importorskip("fhir.resources", reason="pip install 'ssclf[fhir]'")
+    study(tmp_path / "scans" / "gap", "t1 mprage post gd", gap=True)
+    code, _ = predict("--dicom-out", tmp_path / "dicom", "--fhir", tmp_path / "fhir")
+    assert code == 3
+    ((report, observation),) = fhir_reports(tmp_path / "fhir")
+    assert "could not be classified" in observation.dataAbsentReason.text and observation.component is None
+    assert "No classification" in report.conclusion
+
+
+def test_fhir_goes_with_reports_alone(predict: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, output = predict("--fhir", tmp_path / "fhir")
+    assert code == 1 and "goes with --dicom-out" in output

@@ -20,6 +20,7 @@ from ssclf.errors import ConfigError
 from ssclf.io.records.preprocessed import read_prepared_cohort
 from ssclf.io.records.training_run import PROVENANCE, read_config
 from ssclf.io.volumes.nifti import read_written
+from ssclf.learning.augmentation import move_batch
 from ssclf.learning.datasets import EpochSampler, VolumeDataset
 from ssclf.learning.loader import VolumeLoader
 from ssclf.workflows.cross_validate import CvPlan
@@ -51,7 +52,10 @@ def test_weights_learnt_from_lesions_begin_another_training(
     ssclf("export", "pre", "--out", "bundle", "--no-brain-extraction", "--format", "onnx")
     assert "no model of any patient" in Path("bundle", "MODEL_CARD.md").read_text()
     assert "has finished" in ssclf("pretrain", "--resume", "--out", "pre")
-    ssclf("train", "--data", preprocessed(), "--from", "pre", "--out", "fine", "--freeze", "4", *SHORT)
+    cohort = preprocessed()
+    settings = json.loads((cohort / "settings.json").read_text())
+    (cohort / "settings.json").write_text(json.dumps({**settings, "synthetic": False}))  # as of patients
+    ssclf("train", "--data", cohort, "--from", "pre", "--out", "fine", "--freeze", "4", *SHORT)
     assert read_config(Path("fine")).architecture == "small" and not read_config(Path("fine")).lesions
     before, after = (
         torch.load(f"{run}/checkpoints/chosen.pt", weights_only=True)["network"] for run in ("pre", "fine")
@@ -59,7 +63,9 @@ def test_weights_learnt_from_lesions_begin_another_training(
     same = {key.split(".")[0] for key in before if torch.equal(before[key], after[key])}
     assert same >= {"stem", "layer1", "layer2", "layer3"}
     assert not torch.equal(before["layer4.0.weight"], after["layer4.0.weight"])
-    assert json.loads(Path("fine", PROVENANCE).read_text())["training"]["started_from"]["name"] == "pre"
+    told = json.loads(Path("fine", PROVENANCE).read_text())["training"]
+    assert told["started_from"]["name"] == "pre" and told["started_from"]["pretrained_on_lesions"] is True
+    assert told["synthetic"] is False and not told["config"]["lesions"]  # such a model is no reference model
 
 
 def test_every_epoch_draws_other_brains_and_the_same_ones_again(preprocessed: Callable[..., Path]) -> None:
@@ -76,7 +82,7 @@ def test_every_epoch_draws_other_brains_and_the_same_ones_again(preprocessed: Ca
             seed=seed,
             generator=GeneratorSettings(),
         )
-        return [dataset[epoch, index][0].numpy() for index in range(9)]
+        return [dataset[epoch, index].data for index in range(9)]
 
     first, second, again, other = volumes(1), volumes(2), volumes(1), volumes(1, seed=1)
     for position, sample in enumerate(cohort.samples):
@@ -98,7 +104,9 @@ def test_brains_do_not_depend_on_who_draws_them(preprocessed: Callable[..., Path
             drawn.append(list(loader))
     assert [len(batches) for batches in drawn] == [5, 5]
     for alone, shared in zip(*drawn, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(alone[:3], shared[:3], strict=True))
+        moved = [move_batch(batch.volumes, batch.transforms) for batch in (alone, shared)]
+        assert torch.equal(*moved)
 
 
 def test_what_is_not_healthy_is_refused(preprocessed: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from ssclf.domain.generator.head import Head
 from ssclf.domain.generator.settings import GeneratorSettings
+from ssclf.domain.generator.shapes import random_voxel
 from ssclf.domain.intensity import percentile_range
-from ssclf.domain.random_fields import Field, soft_step
+from ssclf.domain.random_fields import Field, ellipsoid, soft_step
 from ssclf.domain.volume import Mask
 
 #: Nothing inside the brain is as low as the background: a dark lesion would leave a hole in its outline.
@@ -51,6 +52,8 @@ def draw_outline(rng: np.random.Generator, head: Head, settings: GeneratorSettin
             # the outermost slices stay empty, as preprocessing leaves them
             for axis in range(3):
                 np.moveaxis(rim, axis, 0)[[0, -1]] = False
+    if rng.random() < settings.chunk_chance:
+        _chunk(rng, head, inside, rim, rng.uniform(*settings.chunk_mm))
     if rng.random() < settings.cut_chance:
         axis, up = head.up
         filled = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
@@ -60,6 +63,21 @@ def draw_outline(rng: np.random.Generator, head: Head, settings: GeneratorSettin
         for mask in (inside, rim):
             np.moveaxis(mask, axis, 0)[gone] = False
     return Outline(inside | rim, rim, float(head.levels.white * rng.uniform(0, 1.15)))
+
+
+def _chunk(rng: np.random.Generator, head: Head, inside: Mask, rim: Mask, radius: float) -> None:
+    """Take a piece out of the brain at its surface, or leave as much beside it."""
+    surface = ((head.depth > 0) & (head.depth < 8)).astype(np.float32)
+    radii = radius * rng.uniform(0.7, 1.2, 3)
+    centre = head.point(random_voxel(rng, surface))
+    piece = ellipsoid(head.grid, centre, (radii[0], radii[1], radii[2])) < 1
+    if rng.random() < 0.5:
+        inside &= ~piece
+        rim &= ~piece
+    else:
+        for axis in range(3):
+            np.moveaxis(piece, axis, 0)[[0, -1]] = False
+        rim |= piece & ~inside
 
 
 def with_rim(rng: np.random.Generator, data: Field, outline: Outline) -> Field:
@@ -155,6 +173,8 @@ def normalised(
     if rng.random() < settings.saturated_chance:
         high = float(np.quantile(values, rng.uniform(0.93, 0.99)))
     bottom, top = percentile_range(head.data[head.inside], _PERCENTILES)
+    if rng.random() < settings.dimmed_chance:
+        top *= rng.uniform(*settings.dimmed)
     scale = (top - bottom) / max(high - low, 1e-6)
     result = np.zeros_like(data)
     result[inside] = ((values - np.float32(low)) * np.float32(scale) + np.float32(bottom)).clip(_LEAST, 1)

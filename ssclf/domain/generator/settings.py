@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ssclf.errors import ConfigError
 
+#: Of what `draw_brain` makes of the same seed: a run goes on with its own only. Raise it with any change of it.
+VERSION = 1
 Range = tuple[float, float]
 
 
@@ -48,8 +50,12 @@ class GeneratorSettings:
         slices_chance, slice_mm, gap: thickness along a random axis, and what lies between as a share of it.
         ghost_chance, ghost, motion_chance, motion_mm: a shifted copy's strength; how far the head moved.
         saturated_chance: the brightest are cut off.
+        dimmed_chance, dimmed: all is darker by that factor, as where bright vessels of a few stored voxels set the
+            percentile and the coarser grid shows none of them.
         cut_chance, cut_mm: a brain that the field of view cuts off at the top or bottom.
         rim_chance, rim_mm: a brain mask that is too small or too large in places.
+        chunk_chance, chunk_mm: a piece of brain is missing at the surface, or one of what is around it is left; its
+            radius.
     """
 
     foci: tuple[float, ...] = (0.82, 0.13, 0.05)
@@ -71,7 +77,7 @@ class GeneratorSettings:
     oedema_dark: Range = (0.1, 0.5)
     haemorrhage_chance: float = 0.15
 
-    low_grade_dark: Range = (0.3, 0.9)
+    low_grade_dark: Range = (0.05, 0.85)
     low_grade_edge_mm: Range = (1.0, 7.0)
     low_grade_mottled: Range = (0.0, 0.3)
     low_grade_oedema_chance: float = 0.15
@@ -90,15 +96,15 @@ class GeneratorSettings:
     cavity_chance: float = 0.06
     shading_chance: float = 0.2
 
-    remapped_chance: float = 0.7
+    remapped_chance: float = 0.8
     remapped: Range = (0.1, 0.4)
-    flat_chance: float = 0.1
+    flat_chance: float = 0.25
     gamma: Range = (0.0, 0.3)
     bias: Range = (0.0, 0.16)
     noise: Range = (0.0, 0.04)
     smooth_chance: float = 0.25
     smooth_mm: Range = (0.5, 2.5)
-    slices_chance: float = 0.3
+    slices_chance: float = 0.35
     slice_mm: Range = (2.0, 8.0)
     gap: Range = (0.0, 0.4)
     ghost_chance: float = 0.12
@@ -106,10 +112,14 @@ class GeneratorSettings:
     motion_chance: float = 0.12
     motion_mm: Range = (1.0, 5.0)
     saturated_chance: float = 0.12
+    dimmed_chance: float = 0.3
+    dimmed: Range = (0.6, 0.95)
     cut_chance: float = 0.12
     cut_mm: Range = (5.0, 35.0)
     rim_chance: float = 0.5
     rim_mm: Range = (0.5, 5.0)
+    chunk_chance: float = 0.2
+    chunk_mm: Range = (6.0, 18.0)
 
     def __post_init__(self) -> None:
         """Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -138,26 +138,31 @@ class FolderContent:
         self.unknown.clear()
 
 
-def walk_folder(root: Path, pattern: str | None = None) -> FolderContent:
+def walk_folder(root: Path, pattern: str | None = None, begin: Sequence[str] = ("",)) -> FolderContent:
     """Sort the files below a folder by what their names, or for DICOM their first bytes, say.
+
+    Args:
+        begin: the folders below it that are looked into, "" for all of it; none inside another.
 
     Raises:
         DatasetError: the folder itself cannot be read.
     """
     content = FolderContent()
-    for part in walk_folders(root, pattern):
+    for part in walk_folders(root, pattern, begin):
         content.add(part)
     return content
 
 
-def walk_folders(root: Path, pattern: str | None = None) -> Iterator[FolderContent]:
+def walk_folders(
+    root: Path, pattern: str | None = None, begin: Sequence[str] = ("",)
+) -> Iterator[FolderContent]:
     """As `walk_folder`, one folder after the other, each before those inside it, by name.
 
     Raises:
         DatasetError: the folder itself cannot be read.
     """
     inside = str(real_path(root))
-    pending = [""]
+    pending = list(reversed(begin))
     while pending:
         folder = pending.pop()
         content = FolderContent()

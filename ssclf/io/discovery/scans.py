@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ssclf.io.paths import is_file
 from ssclf.io.volumes.dicom_series import DicomSeries
+from ssclf.io.volumes.dicomweb import ServerSeries
 
-VoxelSource = Path | DicomSeries
+VoxelSource = Path | DicomSeries | ServerSeries
 
 #: Formats that keep header and voxels in files of one stem, compressed or not.
 _HALVES = tuple(
@@ -32,6 +33,16 @@ class Scan:
     contrasts: tuple[VoxelSource, ...]
     series: str = ""
     problem: str = ""
+
+    @property
+    def stored(self) -> tuple[Path | DicomSeries, ...]:
+        """The sources of voxels that are files."""
+        return tuple(source for source in self.contrasts if not isinstance(source, ServerSeries))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server has its voxels, which may fail without a fault of theirs."""
+        return len(self.stored) < len(self.contrasts)
 
 
 def with_own_keys(scans: Iterable[Scan]) -> list[Scan]:
@@ -85,6 +96,8 @@ def stored_files(source: VoxelSource) -> list[Path]:
     """Every file that holds part of a contrast: slices, their archive, or a header and its voxels."""
     if isinstance(source, DicomSeries):
         return [source.root] if source.in_archive else [source.root / name for name in source.files]
+    if isinstance(source, ServerSeries):
+        return []
     others = (source.with_name(name) for name in companions(source.name))
     return [source, *(path for path in others if is_file(path))]
 

@@ -26,6 +26,7 @@ from ssclf.io.records.tables import Table, TableRow, read_table
 from ssclf.io.volumes.dicom_files import HeaderWorkers, Limits
 from ssclf.io.volumes.dicom_headers import looks_like_dicom
 from ssclf.io.volumes.dicom_series import DicomSeries, SeriesSearch, find_series
+from ssclf.io.volumes.dicomweb import ServerSeries
 from ssclf.io.volumes.endings import DICOM_ENDINGS, volume_ending
 
 
@@ -47,6 +48,7 @@ def discover(
     pattern: str | None = None,
     series: str | None = None,
     limits: Limits | HeaderWorkers | None = None,
+    begin: Sequence[str] = ("",),
 ) -> Discovery:
     """Find the scans to classify.
 
@@ -62,6 +64,7 @@ def discover(
         series: regular expression on the series description of DICOM.
         limits: of worker processes that look at DICOM headers, or these themselves, which go on; None: this process
             does.
+        begin: the folders below each of `paths` that are looked into, "" for all of it.
 
     A volume, slice or archive that was named and is not there becomes a scan with a `problem`, as one that goes
     while it is being read does. Where nothing that was named is there, or a name is that of a manifest or of what
@@ -72,7 +75,7 @@ def discover(
         ConfigError: `series` is no regular expression.
     """
     with HeaderWorkers(limits) if isinstance(limits, Limits) else nullcontext(limits) as workers:
-        return _discover(paths, contrasts, pattern, series, workers)
+        return _discover(paths, contrasts, pattern, series, workers, begin)
 
 
 def _discover(
@@ -81,6 +84,7 @@ def _discover(
     pattern: str | None,
     series: str | None,
     workers: HeaderWorkers | None,
+    begin: Sequence[str],
 ) -> Discovery:
     missing = {path: why for path in paths if (why := why_missing(path))}
     for path, why in missing.items():
@@ -93,7 +97,7 @@ def _discover(
         if path in missing:
             scans.append(Scan(path.as_posix(), (path,), problem=_missing(path, missing[path])))
         elif is_folder(path):
-            content = walk_folder(path, pattern)
+            content = walk_folder(path, pattern, begin)
             inside = list(folder_scans(path, content, contrasts, series, workers))
             scans += _keyed(path.as_posix(), inside, alone=len(paths) == 1)
             other += content.other
@@ -350,6 +354,8 @@ def source_identity(source: VoxelSource) -> str:
     """Equal for two names of one file or series."""
     if isinstance(source, DicomSeries):
         return f"{source_identity(source.root / source.files[0])} {source.name}"
+    if isinstance(source, ServerSeries):
+        return f"{source.server} {source.uid}"
     if is_link(source):
         return str(real_path(source))
     return f"{_real_folder(str(source.parent))}/{source.name}"

@@ -7,8 +7,8 @@ are kept: on ten IXI heads they give a Dice of 0.981, at least 0.975.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ssclf.domain.intensity import check_finite
 from ssclf.domain.masks import fill_holes, largest_component
 from ssclf.domain.volume import Array, Mask
 from ssclf.errors import ModelError, VolumeError
+from ssclf.io.extraction.owner import OwnedNetworks, OwnerAddress
 from ssclf.io.models.onnx_session import open_session
 
 #: deepbet's networks as ssclf stores them, and the cubes they take: the head, then the brain's box.
@@ -43,17 +44,23 @@ class BrainExtractor:
     about 0.5 GB of memory while it runs, whatever its size.
     """
 
-    def __init__(self, models: Sequence[Path], *, threads: int = 1) -> None:
+    def __init__(
+        self, models: Sequence[Path], *, threads: int = 1, owner: OwnerAddress | None = None
+    ) -> None:
         """Args:
             models: paths that include `brain-extraction-box.onnx` and `brain-extraction-mask.onnx`, as in a
                 bundle's folder.
             threads: cores that one volume may use.
+            owner: the process that runs the networks; where it cannot, and without one, this process does.
 
         Raises:
             ModelError: one of the two is not among them.
         """
         self.models = tuple(models)
         self.threads = threads
+        self.owner = owner
+        self._owned = OwnedNetworks(owner) if owner else None
+        self._sessions: dict[str, Any] = {}
         self._paths = {path.name: path for path in self.models}
         for name in (BOX_MODEL, MASK_MODEL):
             if name not in self._paths or not self._paths[name].is_file():
@@ -63,24 +70,29 @@ class BrainExtractor:
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(BrainExtractor, threads=self.threads), (self.models,)
+        return partial(BrainExtractor, threads=self.threads, owner=self.owner), (self.models,)
 
-    @cached_property
-    def _box_network(self) -> Any:
-        return self._open(BOX_MODEL)
+    def _session(self, name: str) -> Any:
+        if name not in self._sessions:
+            # A worker shall not sit on the best part of a gigabyte between two heads.
+            self._sessions[name] = open_session(
+                self._paths[name], ["CPUExecutionProvider"], self.threads, keep_memory=False
+            )
+        return self._sessions[name]
 
-    @cached_property
-    def _mask_network(self) -> Any:
-        return self._open(MASK_MODEL)
-
-    def _open(self, name: str) -> Any:
-        # A worker shall not sit on the best part of a gigabyte between two heads.
-        return open_session(self._paths[name], ["CPUExecutionProvider"], self.threads, keep_memory=False)
+    def _infer(self, name: str, head: NDArray[np.float32]) -> NDArray[np.float32]:
+        """P(brain) on a cube (S, S, S), good until the next call; what another process may answer, as nothing else
+        here."""
+        found = self._owned.ask(name, head) if self._owned else None
+        if found is None:
+            (probability,) = self._session(name).run(None, {"head": head[None, None]})
+            found = np.asarray(probability[0, 0], np.float32)
+        return found
 
     @property
     def version(self) -> str:
         """Of the deepbet that the networks come from."""
-        return str(self._box_network.get_modelmeta().custom_metadata_map.get("version", "unknown"))
+        return str(self._session(BOX_MODEL).get_modelmeta().custom_metadata_map.get("version", "unknown"))
 
     def extract(self, head: Array) -> Mask:
         """Find the brain.
@@ -103,11 +115,12 @@ class BrainExtractor:
                 f"expected a head, found intensities of {low:g} to {high:g} in 99 % of the volume: "
                 "it is empty or constant; check the file in a viewer."
             )
-        coarse = _run(self._box_network, small, BOX_SIZE, low, high) > THRESHOLD
+        coarse = _run(partial(self._infer, BOX_MODEL), small, BOX_SIZE, low, high) > THRESHOLD
         box = _brain_box(largest_component(coarse), head.shape)
         if box is None:
             return mask
-        brain = _run(self._mask_network, _sample(head[box], MASK_SIZE), MASK_SIZE, low, high)
+        sample = _sample(head[box], MASK_SIZE)
+        brain = _run(partial(self._infer, MASK_MODEL), sample, MASK_SIZE, low, high)
         mask[box] = _take(brain, mask[box].shape) > THRESHOLD
         return fill_holes(largest_component(mask))
 
@@ -138,10 +151,17 @@ def _sample(data: Array, side: int) -> NDArray[np.float32]:
     return sample
 
 
-def _run(network: Any, head: NDArray[np.float32], side: int, low: float, high: float) -> NDArray[np.float32]:
+def _run(
+    infer: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    head: NDArray[np.float32],
+    side: int,
+    low: float,
+    high: float,
+) -> NDArray[np.float32]:
     """Normalise (in place) as deepbet does, and return where the network sees brain: P(brain) on a cube.
 
     Args:
+        infer: the network, from a normalised cube (side, side, side).
         head: as from `_sample`; what is computed of it counts each voxel as often as the cube shows it, which is
             much less work than on the cube.
     """
@@ -161,8 +181,7 @@ def _run(network: Any, head: NDArray[np.float32], side: int, low: float, high: f
         head += np.float32(MEAN)
     else:
         head += mean
-    (probability,) = network.run(None, {"head": np.ascontiguousarray(_take(head, shape))[None, None]})
-    return np.asarray(probability[0, 0], np.float32)
+    return infer(np.ascontiguousarray(_take(head, shape)))
 
 
 def _total(head: NDArray[np.float32], counts: Sequence[NDArray[np.intp]]) -> float:

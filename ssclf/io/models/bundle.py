@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ssclf.config import PredictPrecision
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.image_hints import image_hint
 from ssclf.io.models.checksums import file_sha256, open_regular, verify_checksums
 from ssclf.io.models.onnx_graph import OnnxSummary
 from ssclf.io.models.onnx_session import describe
+from ssclf.io.models.reference_model import find_model, reference_hint
 from ssclf.io.models.torchscript_archive import read_entry
 
 ONNX = "model.onnx"
+INT8 = "model.int8.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 SPEC = "spec.json"
 EXTRACTION_PATTERN = "brain-extraction*.onnx"
@@ -32,8 +35,10 @@ class Bundle:
     Attributes:
         path: the folder, or the lone model file.
         onnx, torchscript: model files, where present.
-        sha256: of model.onnx where there is one, else of the TorchScript file.
+        sha256: of model.onnx where there is one, else of the TorchScript file; else of the network in 8 bits.
         extraction: brain extraction networks for prediction without torch.
+        int8: the network in 8 bits, and its checksum.
+        precision: "fp32", "fp16" or "int8": the numbers of `onnx`; TorchScript has 32 bits.
     """
 
     path: Path
@@ -42,14 +47,37 @@ class Bundle:
     torchscript: Path | None
     sha256: str
     extraction: tuple[Path, ...] = ()
+    int8: Path | None = None
+    int8_sha256: str = ""
+    precision: str = "fp32"
+
+    def at(self, precision: PredictPrecision) -> Bundle:
+        """The bundle with the network, the checksum and the temperature of a precision alone.
+
+        Raises:
+            ModelError: it has no network in 8 bits.
+        """
+        spec = replace(self.spec, int8=None)
+        if precision == "fp32":
+            return replace(self, spec=spec)
+        if self.int8 is None or self.spec.int8 is None:
+            raise ModelError(
+                f"{self.path.name}: expected {INT8} for --precision int8, found none in the bundle; make it with "
+                "`ssclf export RUN --int8 --replace`, or leave --precision int8 out."
+            )
+        spec = replace(spec, temperature=self.spec.int8.temperature)
+        return replace(
+            self, spec=spec, onnx=self.int8, torchscript=None, sha256=self.int8_sha256, precision="int8"
+        )
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open a bundle folder or a lone `model.onnx` / TorchScript file.
+    """Open a bundle folder or a lone `model.onnx` / TorchScript file; "reference" is the reference model's name.
 
     Raises:
         ModelError: missing, incomplete, changed since its export, or of an incompatible version.
     """
+    path = find_model(path)
     try:
         if path.is_file():
             return _open_file(path)
@@ -67,15 +95,12 @@ def open_bundle(path: Path) -> Bundle:
     sums = verify_checksums(path)
     if SPEC not in sums:
         raise ModelError(f"{path.name}: {SPEC} is not among the checksums; export the model again.")
-    onnx, torchscript = ((path / name) if name in sums else None for name in (ONNX, TORCHSCRIPT))
+    onnx, torchscript, int8 = ((path / name) if name in sums else None for name in (ONNX, TORCHSCRIPT, INT8))
     main = onnx or torchscript
     if main is None:
         raise ModelError(f"{path.name}: expected {ONNX} or {TORCHSCRIPT}, found neither.")
     spec = ModelSpec.from_json(_spec_text(path / SPEC), f"{path.name}/{SPEC}")
-    if onnx:
-        network = describe(onnx)
-        _check_network(network, spec, onnx)
-        _check_same(spec, network.metadata.get(SPEC, ""), onnx)
+    precisions = {file: _check_file(file, spec) for file in (onnx, int8) if file}
     if torchscript:
         _check_same(spec, _spec_inside(torchscript), torchscript)
     return Bundle(
@@ -85,27 +110,32 @@ def open_bundle(path: Path) -> Bundle:
         torchscript=torchscript,
         sha256=sums[main.name],
         extraction=tuple(sorted(p for p in path.glob(EXTRACTION_PATTERN) if p.name in sums)),
+        int8=int8,
+        int8_sha256=sums[INT8] if int8 else "",
+        precision=precisions[onnx] if onnx else "fp32",
     )
 
 
 def _open_file(path: Path) -> Bundle:
     """A lone model file carries the same spec inside."""
     if zipfile.is_zipfile(path):
-        text = _spec_inside(path)
-        onnx, torchscript, network = None, path, None
+        text, network = _spec_inside(path), None
     else:
         network = describe(path)
         text = network.metadata.get(SPEC, "")
-        onnx, torchscript = path, None
     if not text:
         raise ModelError(
             f"{path.name}: expected a model exported by ssclf, with its {SPEC} inside, found none; "
             "pass a bundle made by `ssclf export`."
         )
     spec = ModelSpec.from_json(text, path.name)
-    if network:
-        _check_network(network, spec, path)
-    return Bundle(path, spec, onnx, torchscript, file_sha256(path))
+    digest = file_sha256(path)
+    if not network:
+        return Bundle(path, spec, None, path, digest)
+    _check_network(network, spec, path)
+    if network.precision == "int8":
+        return Bundle(path, spec, None, None, digest, int8=path, int8_sha256=digest)
+    return Bundle(path, spec, path, None, digest, precision=network.precision)
 
 
 def _spec_text(path: Path) -> str:
@@ -119,6 +149,23 @@ def _spec_text(path: Path) -> str:
 def _spec_inside(path: Path) -> str:
     """The spec in a TorchScript file, "" where it has none; nothing of the file is run."""
     return read_entry(path, f"/extra/{SPEC}").decode("utf-8", "replace")
+
+
+def _check_file(path: Path, spec: ModelSpec) -> str:
+    """The precision of an ONNX file of a bundle.
+
+    Raises:
+        ModelError: it is not the one that its name and the spec say.
+    """
+    network = describe(path)
+    _check_network(network, spec, path)
+    _check_same(spec, network.metadata.get(SPEC, ""), path)
+    if (network.precision == "int8") != (path.name == INT8):
+        raise ModelError(
+            f"{path.parent.name}/{path.name}: expected a network in {'8' if path.name == INT8 else '32 or 16'} bits, "
+            f"found one in {network.precision}; export the model again."
+        )
+    return network.precision
 
 
 def _check_network(network: OnnxSummary, spec: ModelSpec, path: Path) -> None:
@@ -142,13 +189,20 @@ def _check_same(spec: ModelSpec, inside: str, path: Path) -> None:
     """Hold a bundle's spec.json against the one that its export put into the model file.
 
     Raises:
-        ModelError: they give a score another meaning.
+        ModelError: they give a score another meaning, or one hides that the model has seen no patient.
     """
     if not inside:
         log.warning("%s: holds no description of its own, spec.json is taken for it", path)
         return
     true = ModelSpec.from_json(inside, path.name)
-    for name in ("architecture", "class_names", "preprocess", "temperature"):
+    for name in (
+        "architecture",
+        "class_names",
+        "preprocess",
+        "temperature",
+        "pretrained_on_lesions",
+        *(("int8",) * (path.name == INT8)),
+    ):
         if getattr(true, name) != getattr(spec, name):
             raise ModelError(
                 f"{path.parent.name}/{SPEC}: {name} is not what {path.name} was exported with "
@@ -171,6 +225,7 @@ def choose_bundles(
         if (hint := image_hint("model")) and _is_nothing(Path(named)):
             raise ModelError(
                 f"{named}: this image holds no model, since none trained on patients ships with ssclf.{hint}"
+                + reference_hint()
             )
         return [Path(named)]
     # hidden ones are being made, or were left by who was killed while it made them
@@ -185,6 +240,7 @@ def choose_bundles(
             if found
             else "No model trained on patients ships with ssclf: make one with `ssclf train` and `ssclf export`, "
             "then pass it with --model or set SSCLF_MODEL. `ssclf demo` makes one from synthetic volumes."
+            + reference_hint()
         )
     )
 

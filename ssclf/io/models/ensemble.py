@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,13 +22,14 @@ from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import softmax
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ModelError
+from ssclf.io.models.batches import Batches
 from ssclf.io.models.bundle import Bundle
-from ssclf.io.models.runtime import Classifier, ClassifierOutput, model_file, open_classifier
+from ssclf.io.models.runtime import ClassifierOutput, model_file, open_classifier
 
 #: Side of the cubes that occlusion hides, about a lesion's: on the bench of learning, cubes of 24 and of 36 mm found as
 #: many.
 CUBE_MM = 32.0
-#: Voxels of hidden copies that a network is given at once: a single one where volumes are large.
+#: Voxels of hidden copies that a network is given at once on a CPU: a single one where volumes are large.
 _AT_ONCE = 2**18
 
 
@@ -52,7 +54,7 @@ class View:
         evidence = class_evidence(self.output.cam[0], target)
         return place_map(evidence, (d, h, w), self.affine, mirrored=self.mirrored)
 
-    def occluded(self, classifier: Classifier, target: int) -> Volume:
+    def occluded(self, network: Batches, target: int) -> Volume:
         """What hiding a part of the brain costs a class: (1, D, H, W) in logits, on the grid of the input.
 
         Raises:
@@ -63,12 +65,15 @@ class View:
         brain: Mask = np.any(self.data > 0, axis=0)
         cubes = occlusion_cubes(brain, placed.spacing, CUBE_MM)
         flat = without_structure(self.data)
-        together = max(_AT_ONCE // (d * h * w), 1)
+        together = max(_AT_ONCE // (d * h * w), network.most)
         lost: list[float] = []
         for first in range(0, len(cubes), together):
-            hidden = np.stack([hide(self.data, flat, cube) for cube in cubes[first : first + together]])
-            logits = self.output.logits - classifier.classify(hidden).logits
-            lost += (logits[:, target] - logits.mean(axis=1)).tolist()
+            hidden = [hide(self.data, flat, cube) for cube in cubes[first : first + together]]
+            for answer in network.classify(hidden, together):
+                if isinstance(answer, Exception):
+                    raise answer
+                logits = self.output.logits[0] - answer.logits[0]
+                lost.append(float(logits[target] - logits.mean()))
         result = lost_evidence(lost, cubes, (d, h, w))
         return Volume(
             (result if self.mirrored is None else np.flip(result, self.mirrored))[None], self.affine
@@ -95,8 +100,9 @@ class Ensemble:
 
     def __init__(self, bundles: Sequence[Bundle], config: PredictConfig) -> None:
         """Raises:
-        ModelError: the models do not agree, or one has no file for the engine.
+        ModelError: the models do not agree, or one has no file for the engine or the precision.
         """
+        bundles = [bundle.at(config.precision) for bundle in bundles]
         for bundle in bundles:
             model_file(bundle, config.engine)  # now, and not when the first volumes have been read
         first = bundles[0].spec
@@ -117,7 +123,10 @@ class Ensemble:
         self.sha256 = "+".join(bundle.sha256 for bundle in bundles)
         self.settings = tuple(dict.fromkeys(bundle.spec.preprocess for bundle in bundles))
         self._config = config
-        self._classifiers: list[Classifier] = []
+        #: The numbers that the networks compute in, model by model, and for all of them.
+        self.precisions = tuple("fp32" if self.engine == "torchscript" else b.precision for b in bundles)
+        self.precision = "+".join(dict.fromkeys(self.precisions))
+        self._networks: list[Batches] = []
 
     @property
     def engine(self) -> str:
@@ -127,38 +136,73 @@ class Ensemble:
     @property
     def device(self) -> str:
         """Where the networks really run; empty until they are loaded."""
-        return "+".join(dict.fromkeys(classifier.device for classifier in self._classifiers))
+        return "+".join(dict.fromkeys(network.classifier.device for network in self._networks))
+
+    @property
+    def together(self) -> int:
+        """Volumes that are best judged at once; 1 until the networks are loaded."""
+        return max((network.most for network in self._networks), default=1)
 
     def load(self) -> None:
         """Load the networks; once is enough."""
-        if not self._classifiers:
+        if not self._networks:
             config = self._config
-            self._classifiers = [
+            classifiers = [
                 open_classifier(
                     bundle,
                     engine=config.engine,
-                    device=config.device,
+                    device=config.network_device,
                     threads=config.threads,
                     timeout_s=config.timeout_s,
                 )
                 for bundle in self.bundles
             ]
+            self._networks = [Batches(classifier) for classifier in classifiers]
 
     def judge(self, prepared: Mapping[PreprocessConfig, PreparedVolume]) -> Verdict:
-        """Classify a volume, prepared for every setting in `settings`."""
+        """Classify a volume, prepared for every setting in `settings`.
+
+        Raises:
+            VolumeError, ModelError: as `Classifier.classify`; and whatever an engine raises.
+        """
+        (verdict,) = self.judge_all([prepared])
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    def judge_all(
+        self, volumes: Sequence[Mapping[PreprocessConfig, PreparedVolume]]
+    ) -> list[Verdict | Exception]:
+        """Classify volumes; for each its verdict, or what `judge` would raise."""
         self.load()
-        probabilities, models = [], []
-        for classifier in self._classifiers:
-            spec = classifier.spec
-            volume = prepared[spec.preprocess]
-            views = []
-            for mirrored in (None, left_right_axis(spec.preprocess))[: 2 if self._config.flip else 1]:
-                data = volume.data if mirrored is None else np.flip(volume.data, mirrored + 1)
-                data = np.ascontiguousarray(data)
-                output = classifier.classify(data[None])
-                views.append(View(output, data, volume.affine, mirrored))
-                probabilities.append(softmax(output.logits[0], spec.temperature))
-            models.append(tuple(views))
+        failed: dict[int, Exception] = {}
+        models: list[list[tuple[View, ...]]] = [[] for _ in volumes]
+        for network in self._networks:
+            settings = network.classifier.spec.preprocess
+            mirrors = (None, left_right_axis(settings))[: 2 if self._config.flip else 1]
+            seen = [
+                (place, _mirrored(volume[settings].data, mirrored), mirrored)
+                for place, volume in enumerate(volumes)
+                if place not in failed
+                for mirrored in mirrors
+            ]
+            views = defaultdict[int, list[View]](list)
+            answers = network.classify([data for _, data, _ in seen])
+            for (place, data, mirrored), answer in zip(seen, answers, strict=True):
+                if isinstance(answer, Exception):
+                    failed.setdefault(place, answer)
+                else:
+                    views[place].append(View(answer, data, volumes[place][settings].affine, mirrored))
+            for place, found in views.items():
+                models[place].append(tuple(found))
+        return [failed.get(place) or self._verdict(found) for place, found in enumerate(models)]
+
+    def _verdict(self, models: Sequence[tuple[View, ...]]) -> Verdict:
+        probabilities = [
+            softmax(view.output.logits[0], network.classifier.spec.temperature)
+            for network, views in zip(self._networks, models, strict=True)
+            for view in views
+        ]
         return Verdict(np.mean(probabilities, axis=0), tuple(models))
 
     def evidence(self, verdict: Verdict) -> list[Volume]:
@@ -170,10 +214,14 @@ class Ensemble:
         return [
             view.evidence(verdict.best)
             if self._config.map_method == "cam"
-            else view.occluded(classifier, verdict.best)
-            for classifier, views in zip(self._classifiers, verdict.views, strict=True)
+            else view.occluded(network, verdict.best)
+            for network, views in zip(self._networks, verdict.views, strict=True)
             for view in views
         ]
+
+
+def _mirrored(data: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    return np.ascontiguousarray(data if axis is None else np.flip(data, axis + 1))
 
 
 def left_right_axis(config: PreprocessConfig) -> int:

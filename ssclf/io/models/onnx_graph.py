@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 from ssclf.errors import ModelError
 
-#: What the exporters write for the three networks and deepbet's two, planar or not, in 32 and 16 bits, and what older
-#: versions of them wrote in its place.
+#: What the exporters write for the three networks and deepbet's two, planar or not, in 32, 16 and 8 bits, and what
+#: older versions of them wrote in its place.
 OPERATORS = frozenset(
     (
-        "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "Div",
-        "Flatten", "Gather", "Gemm", "GlobalAveragePool", "Identity", "InstanceNormalization", "MatMul", "MaxPool",
-        "Mul", "Pad", "Range", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub",
-        "Transpose", "Unsqueeze",
+        "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Conv", "ConvTranspose",
+        "DequantizeLinear", "Div", "Flatten", "Gather", "Gemm", "GlobalAveragePool", "Identity",
+        "InstanceNormalization", "MatMul", "MaxPool", "Mul", "Pad", "QuantizeLinear", "Range", "ReduceMean", "Relu",
+        "Reshape", "Shape", "Sigmoid", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze",
     )
 )  # fmt: skip
 _DOMAINS = ("", "ai.onnx")
@@ -33,7 +33,9 @@ _GRAPH, _METADATA, _TRAINING, _FUNCTIONS = 7, 14, 20, 25
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15
 _OP_TYPE, _ATTRIBUTE, _DOMAIN = 4, 5, 7
 _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE_TENSORS = 5, 6, 10, 11, (22, 23)
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
+#: Values of that type.
+_INT8, _FLOAT16 = 3, 10
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,18 @@ class OnnxSummary:
     """Attributes:
     metadata: key-value pairs stored in the file.
     inputs, outputs: name → sizes, None where one is dynamic or unknown.
+    types: of its weights, as TensorProto numbers them.
     """
 
     metadata: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     outputs: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    types: set[int] = field(default_factory=set)
+
+    @property
+    def precision(self) -> str:
+        """The fewest bits that weights have: "int8", "fp16" or "fp32"."""
+        return "int8" if _INT8 in self.types else "fp16" if _FLOAT16 in self.types else "fp32"
 
 
 def read_onnx(content: bytes, name: str) -> OnnxSummary:
@@ -89,9 +98,9 @@ def _read_graph(graph: memoryview, summary: OnnxSummary) -> None:
             nodes += 1
             if nodes > MAX_NODES:
                 raise ModelError(f"more than {MAX_NODES} operators")
-            _check_node(_message(value))
+            _check_node(_message(value), summary)
         elif number == _INITIALIZER:
-            _check_tensor(_message(value))
+            _check_tensor(_message(value), summary)
         elif number == _SPARSE:
             raise ModelError("sparse weights")
         elif number in (_INPUT, _OUTPUT):
@@ -99,7 +108,7 @@ def _read_graph(graph: memoryview, summary: OnnxSummary) -> None:
             (summary.inputs if number == _INPUT else summary.outputs)[name] = sizes
 
 
-def _check_node(node: memoryview) -> None:
+def _check_node(node: memoryview, summary: OnnxSummary) -> None:
     operator = domain = ""
     for number, value in _fields(node):
         if number == _OP_TYPE:
@@ -111,13 +120,15 @@ def _check_node(node: memoryview) -> None:
                 if part in (_SUBGRAPH, _SUBGRAPHS, *_SPARSE_TENSORS):
                     raise ModelError("a network inside an operator, or sparse weights")
                 if part in (_TENSOR, _TENSORS):
-                    _check_tensor(_message(inner))
+                    _check_tensor(_message(inner), summary)
     if domain not in _DOMAINS or operator not in OPERATORS:
         raise ModelError(f"the operator {f'{domain}.' if domain else ''}{operator}"[:80])
 
 
-def _check_tensor(tensor: memoryview) -> None:
+def _check_tensor(tensor: memoryview, summary: OnnxSummary) -> None:
     for number, value in _fields(tensor):
+        if number == _DATA_TYPE and isinstance(value, int):
+            summary.types.add(value)
         if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value):
             raise ModelError("weights in another file")
 

@@ -7,7 +7,7 @@ classifier reports as its device is what its session really uses.
 from __future__ import annotations
 
 import contextlib
-import io
+import importlib.util
 import logging
 import threading
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ssclf.errors import MissingDependencyError, ModelError, VolumeError
 from ssclf.io.image_hints import image_hint
 from ssclf.io.memory import free_memory, room_for
 from ssclf.io.models.bundle import Bundle
-from ssclf.io.models.onnx_session import import_onnxruntime, open_session
+from ssclf.io.models.onnx_session import import_onnxruntime, kept_quiet, open_session
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,10 @@ def model_file(bundle: Bundle, engine: Engine) -> Path:
     wanted = "torchscript" if engine == "torchscript" else "onnx"
     path = bundle.onnx if wanted == "onnx" else bundle.torchscript
     if path is None:
+        if wanted == "onnx" and bundle.int8:
+            raise ModelError(
+                f"{bundle.path.name}: holds a network in 8 bits alone; ask for it with --precision int8."
+            )
         trust = (
             "; it has TorchScript, which runs code of whoever made it: where you trust them, pass --engine torchscript"
             if wanted == "onnx" and bundle.torchscript
@@ -145,14 +149,30 @@ def check_answer(output: ClassifierOutput, spec: ModelSpec, count: int) -> Class
     return output
 
 
-def cuda_providers(ort: Any) -> list[Any]:
-    """What to ask a session for: CUDA with the CPU behind it. Whether it came, `get_providers()` tells."""
+def cuda_providers(ort: Any, **options: str) -> list[Any]:
+    """What to ask a session for: CUDA with the CPU behind it. Whether it came, `get_providers()` tells.
+
+    Args:
+        options: of the CUDA provider, in the place of ours.
+    """
     if hasattr(ort, "preload_dlls"):
         # Finds CUDA and cuDNN in their wheels; prints what it misses, which doctor explains better.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with kept_quiet():
             ort.preload_dlls()
-    # HEURISTIC: an exhaustive search would run again for every new shape of volume.
-    return [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
+    # HEURISTIC: an exhaustive search would run again for every new shape of volume. TF32, which is ONNX Runtime's
+    # default, keeps 10 bits of a factor's 23: too few for probabilities that agree to 1e-4.
+    ours = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", **options}
+    return [("CUDAExecutionProvider", ours), "CPUExecutionProvider"]
+
+
+def cuda_if_built() -> list[Any]:
+    """`cuda_providers` where this onnxruntime is a build for CUDA, whether or not that starts here; else nothing, and
+    without the time that importing it takes."""
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    if not any(list(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders):
+        return []
+    return cuda_providers(import_onnxruntime())
 
 
 class _Room:

@@ -7,6 +7,7 @@ failed.csv      what could not be used, and why
 qc.html         every volume at a glance
 volumes/        network input, float32 NIfTI
 records/        what each volume was made from, so that a later run does only what is not done
+decoded/        volumes uncompressed, which training keeps where memory does not hold them (`io/decoded`)
 
 Several such folders of equal settings are read as one cohort, the one that a single call would have made of all their
 sources.
@@ -43,7 +44,7 @@ COLUMNS = (
 )  # fmt: skip
 FAILED_COLUMNS = ("path", "series", "subject", "label", "source", "error")
 SUBJECT_COLUMNS = ("subject", "label", "source", "sessions", "volumes", "failed", "named_by")
-_VOLUMES, _RECORDS = "volumes", "records"
+_VOLUMES, _RECORDS, _DECODED = "volumes", "records", "decoded"
 _MANIFEST, _SETTINGS, _FAILED, _QC = "manifest.csv", "settings.json", "failed.csv", "qc.html"
 _SUBJECTS = "subjects.csv"
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ def volume_key(name: str) -> str:
 
 def record_path(folder: Path, name: str) -> Path:
     return folder / _RECORDS / f"{name}.json"
+
+
+def decoded_folder(folder: Path) -> Path:
+    return folder / _DECODED
 
 
 def begin_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from ssclf.io.records.tables import Cell, write_table
 
 #: Columns around the probabilities; see docs/results.md.
 HEAD = ("path", "series", "status", "prediction", "confidence")
-TAIL = ("flags", "error", "brain_ml", "seconds", "model", "model_sha256", "ssclf_version")
+TAIL = ("flags", "error", "brain_ml", "seconds", "model", "model_sha256", "ssclf_version", "precision")
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +51,7 @@ class ResultRow:
     model: str = ""
     model_sha256: str = ""
     ssclf_version: str = ""
+    precision: str = ""
     fingerprint: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -91,6 +92,7 @@ def _cells(row: ResultRow, class_names: Sequence[str]) -> list[Cell]:
         row.model,
         row.model_sha256,
         row.ssclf_version,
+        row.precision,
     ]
 
 

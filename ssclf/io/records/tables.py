@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from ssclf.domain.visible import visible
 from ssclf.errors import DatasetError
 from ssclf.io.files import whole_file
 
@@ -140,6 +141,19 @@ def write_table(
         csv.writer(file, lineterminator="\r\n").writerow(map(defuse, columns))
         for row in rows:
             file.write(",".join(_written(c, how) for c, how in zip(row, digits, strict=True)) + "\r\n")
+
+
+def write_tsv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table as BIDS has it: separated by tabs, nothing quoted, "n/a" for an empty cell.
+
+    Source: Brain Imaging Data Structure, specification 1.10, "Tabular files".
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        for row in (columns, *rows):
+            file.write("\t".join(visible(cell) or "n/a" for cell in row) + "\n")
 
 
 def _written(cell: Cell, how: str) -> str:

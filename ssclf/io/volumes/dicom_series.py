@@ -112,6 +112,11 @@ class SeriesSearch:
     lone: tuple[LoneSlices, ...] = ()
 
 
+def series_name(number: int, uids: Iterable[str]) -> str:
+    """What a series is called where nothing may tell of a person."""
+    return f"{number}-{hashlib.sha256(chr(92).join(uids).encode()).hexdigest()[:8]}"
+
+
 def is_dicom(path: Path) -> bool:
     """Tell by content: the DICM mark, or (files of old scanners) a data set that starts without one."""
     try:
@@ -344,7 +349,7 @@ class _Sorter:
             (member for group in groups for member in group.members), key=lambda one: (one.name, one.entry)
         )
         number = min(number for group in groups for number in group.numbers)
-        name = f"{number}-{hashlib.sha256(chr(92).join(uids).encode()).hexdigest()[:8]}"
+        name = series_name(number, uids)
         copies, again = split_copies(members)
         images = len({member.instance for member in copies[0]})
         elsewhere = sum(self._lost_of[uid] for uid in uids)

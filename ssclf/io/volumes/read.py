@@ -18,6 +18,7 @@ from ssclf.errors import VolumeError
 from ssclf.io.paths import is_file, is_there
 from ssclf.io.volumes.dicom_series import DicomSeries, find_series, is_dicom
 from ssclf.io.volumes.dicom_volume import read_series
+from ssclf.io.volumes.dicomweb import ServerSeries, retrieve
 from ssclf.io.volumes.endings import VOLUME_ENDINGS, volume_ending
 from ssclf.io.volumes.metaimage import read_metaimage
 from ssclf.io.volumes.mgh import read_mgh
@@ -36,12 +37,13 @@ _READERS: dict[str, Callable[[Path], Volume]] = {
 SAME_GRID_MM = 0.1
 
 
-def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
+def read_volume(source: Path | DicomSeries | ServerSeries, work: Path | None = None) -> Volume:
     """Read one contrast, whatever its format.
 
     Args:
-        source: a file, or a series from `ssclf.io.volumes.dicom_series.find_series`.
-        work: private folder for what DICOM conversion writes; None takes one of its own and removes it.
+        source: a file, a series from `ssclf.io.volumes.dicom_series.find_series`, or one of a server.
+        work: private folder for what is retrieved and what DICOM conversion writes; None takes one of its own and
+            removes it.
 
     Returns:
         data (1, D, H, W), affine (4, 4); its geometry has been judged, doubts are in `flags`.
@@ -49,6 +51,9 @@ def read_volume(source: Path | DicomSeries, work: Path | None = None) -> Volume:
     Raises:
         VolumeError: the reason in one line.
     """
+    if isinstance(source, ServerSeries):
+        with tempfile.TemporaryDirectory(prefix="ssclf-", dir=work) as private:
+            return read_volume(retrieve(source, Path(private, source.name)), Path(private))
     if isinstance(source, Path):
         reader = _READERS.get(volume_ending(source.name).lower())
         if reader is not None and not (source.suffix.lower() == ".img" and is_dicom(source)):
