@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from ssclf.config import PreprocessConfig, config_to_dict
 from ssclf.domain.volume import Volume
 from ssclf.io.volumes.nifti import write_nifti
+
+if TYPE_CHECKING:
+    from serving import Archive
 
 #: How long a machine takes says nothing of what is right.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -191,3 +195,24 @@ def preprocessed(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def storescu() -> None:
+    """DCMTK's sender is there."""
+    from serving import missing_programs
+
+    if why := missing_programs("storescu"):
+        pytest.skip(why)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, storescu: None) -> Iterator[Archive]:
+    """An archive (Orthanc) that has not been started."""
+    from serving import Archive, missing_programs
+
+    if why := missing_programs("Orthanc"):
+        pytest.skip(why)
+    found = Archive(tmp_path / "archive")
+    yield found
+    found.end()

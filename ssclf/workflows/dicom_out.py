@@ -94,7 +94,6 @@ def plan_studies(
             with_series,
             workers=config.workers,
             timeout_s=config.timeout_s,
-            pool=pool,
             memory=share_of_memory(config.workers),
         )
         for outcome in outcomes if with_series else ():
