@@ -17,7 +17,7 @@ Counts = Mapping[str, int]
 class Calibration:
     """Attributes:
     temperature: that the logits are divided by; 1 where nothing was held out to fit it on.
-    fitted_on: "validation", "test", "out-of-fold" or, of the reference model, "calibration"; None where it was not fitted.
+    fitted_on: "validation", "test", "out-of-fold" or, of the reference model, "calibration"; None where it was not.
     volumes: that it was fitted on.
     """
 

@@ -285,11 +285,10 @@ def test_counted_voxels_are_normalised_as_the_cube_that_repeats_them(shape: tupl
     expected = deepbet.DEVIATION * (scaled - scaled.mean()) / scaled.std(ddof=1) + deepbet.MEAN
     given = []
 
-    class Recorder:
-        def run(self, _: None, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-            given.append(inputs["head"])
-            return [inputs["head"]]
+    def infer(cube: NDArray[np.float32]) -> NDArray[np.float32]:
+        given.append(cube)
+        return cube
 
-    deepbet._run(Recorder(), deepbet._sample(head, side), side, low, high)
-    assert given[0].shape == (1, 1, side, side, side) and given[0].dtype == np.float32
-    np.testing.assert_allclose(given[0][0, 0], expected, atol=1e-5)
+    deepbet._run(infer, deepbet._sample(head, side), side, low, high)
+    assert given[0].shape == (side, side, side) and given[0].dtype == np.float32
+    np.testing.assert_allclose(given[0], expected, atol=1e-5)
