@@ -123,6 +123,7 @@ SeriesRules = Annotated[
     typer.Option(
         metavar="FILE",
         help="Which series of a DICOM study the model answers, as predict --series-rules reads it.",
+        rich_help_panel="DICOM reports",
     ),
 ]
 NetworkOption = Annotated[

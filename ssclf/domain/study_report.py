@@ -54,6 +54,7 @@ FLAG_CODES = {
     "low_confidence": "F13",
     "unlike_training": "F14",
     "trained_on": "F15",
+    "reference_model": "F16",
 }
 #: Words that classes of glioma are called by, and what they are.
 _GLIOMA = Concept("393564001", "SCT", "Glioma")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
@@ -276,7 +276,11 @@ def _start_pool(workers: int, memory: int | None) -> ProcessPool:
             f"worker processes need semaphores, and this system gives none ({exc.strerror}); "
             "a container needs a writable /dev/shm (a few kilobytes are enough)."
         ) from exc
-    return ProcessPool(max_workers=workers, context=context, initializer=_start_worker, initargs=(memory,))
+    # the server keeps the environment that it was started in
+    ours = {name: value for name, value in os.environ.items() if name.startswith("SSCLF_")}
+    return ProcessPool(
+        max_workers=workers, context=context, initializer=_start_worker, initargs=(memory, ours)
+    )
 
 
 @contextmanager
@@ -295,8 +299,9 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker(memory: int | None) -> None:
+def _start_worker(memory: int | None, environment: Mapping[str, str]) -> None:
     """Signals to the terminal's process group are for the parent, which decides; its death ends us."""
+    os.environ.update(environment)
     if memory is not None:
         limit_memory(memory)
     os.setpgrp()

@@ -30,11 +30,14 @@ COMMANDS: list[tuple[str, type[Config], bool]] = [
     ("evaluate", PredictConfig, False),
     ("doctor", PredictConfig, False),
 ]
+#: Of the same name there, and another thing: what training and an ONNX file compute with.
+OTHERS = [("train", PredictConfig, "precision"), ("export", PredictConfig, "precision")]
 SETTINGS = [
     (command, config, name)
     for command, config, _ in COMMANDS
     for name in options._descriptions(config)
     if name in inspect.signature(getattr(app_module, command)).parameters
+    and (command, config, name) not in OTHERS
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import shutil
@@ -59,9 +60,22 @@ def study(seed: int, folder: Path, **attributes: Any) -> Path:
     return folder
 
 
+@functools.cache
+def sender() -> str:
+    """DCMTK's storescu, "" where there is none: pynetdicom brings a program of the same name with other options."""
+    for folder in os.get_exec_path():
+        program = shutil.which("storescu", path=folder)
+        if (
+            program
+            and "dcmtk" in subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        ):
+            return program
+    return ""
+
+
 def missing_programs(*names: str) -> str:
     """Why a test cannot run here, "" where it can."""
-    if absent := [name for name in names if not shutil.which(name)]:
+    if absent := [name for name in names if not (sender() if name == "storescu" else shutil.which(name))]:
         return f"not installed: {', '.join(absent)} (apt-get install dcmtk orthanc orthanc-dicomweb)"
     if "Orthanc" in names and not _dicomweb_plugin():
         return "Orthanc's DICOMweb plugin is not installed (apt-get install orthanc-dicomweb)"
@@ -159,7 +173,7 @@ class Service:
 
     def send(self, *folders: Path, check: bool = True, title: str = "SENDER") -> int:
         """Send all files below folders with DCMTK's storescu, in one association; returns its exit code."""
-        command = ["storescu", "-aet", title, "-aec", "SSCLF", "127.0.0.1", str(self.port), "+sd", "+r", "-R"]
+        command = [sender(), "-aet", title, "-aec", "SSCLF", "127.0.0.1", str(self.port), "+sd", "+r", "-R"]
         done = subprocess.run([*command, *map(str, folders)], capture_output=True, timeout=PATIENCE_S)
         assert not check or done.returncode == 0, done.stderr.decode()
         return done.returncode

@@ -16,7 +16,7 @@ import pydicom
 import pytest
 from dicom_writer import PRIVATE, WrittenSeries
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
-from serving import Service, brain, running, study, wait_until
+from serving import Service, brain, running, sender, study, wait_until
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="pip install 'ssclf[dicom]'")
 
@@ -100,9 +100,9 @@ def test_half_an_object_leaves_nothing(service: Service, tmp_path: Path) -> None
     big = WrittenSeries(brain(43, (4, 700, 700)))
     big.write(tmp_path / "big")
     before = service.metrics()["ssclf_objects_received_total"]
-    sender = subprocess.Popen(
+    sending = subprocess.Popen(
         [
-            "storescu",
+            sender(),
             "-aet",
             "SENDER",
             "-aec",
@@ -115,8 +115,8 @@ def test_half_an_object_leaves_nothing(service: Service, tmp_path: Path) -> None
     )
     with contextlib.suppress(AssertionError):
         wait_until(lambda: list((service.spool / "receiving").iterdir()), "an object is on its way", 5.0)
-    sender.kill()
-    sender.wait()
+    sending.kill()
+    sending.wait()
     wait_until(lambda: not list((service.spool / "receiving").iterdir()), "half an object is gone")
     assert service.metrics()["ssclf_objects_received_total"] <= before + 4
 
