@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,18 +52,16 @@ def bids(
         table, rows, failed = join_participants(bids_dir, output_dir, labels)
         say(f"{table}: {rows} volumes, {failed} failed")
         raise typer.Exit(3 if failed else 0)
-    from ssclf.io.models.bundle import choose_bundles
     from ssclf.reporting.console import PredictDisplay
 
-    settings = opt.given(ctx, PredictConfig) | {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
-    models = choose_bundles(model or [], os.environ)
+    config, models = PredictConfig(**opt.predict_settings(ctx, workers, timeout_s)), opt.bundles(model)
     with PredictDisplay(quiet=quiet) as display:
         summary = classify_participants(
             bids_dir,
             output_dir,
             labels,
             models,
-            PredictConfig(**settings),
+            config,
             on_start=display.start,
             on_row=display.row,
         )

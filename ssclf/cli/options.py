@@ -241,6 +241,23 @@ def cores(wanted: int) -> int:
     return wanted or len(os.sched_getaffinity(0))
 
 
+def predict_settings(
+    ctx: typer.Context, workers: int, timeout_s: float, *, assume_stripped: bool = False
+) -> dict[str, Any]:
+    """As `given` for `PredictConfig`, with the options that say something else than the field of their name."""
+    settings = given(ctx, PredictConfig) | {"workers": cores(workers), "timeout_s": timeout_s or None}
+    if assume_stripped:
+        settings["skull_strip"] = "none"
+    return settings
+
+
+def bundles(model: list[Path] | None) -> list[Path]:
+    """What --model names, or what is taken without it; see `choose_bundles`."""
+    from ssclf.io.models.bundle import choose_bundles
+
+    return list(choose_bundles(model or [], os.environ))
+
+
 def start_log(quiet: bool, level: LogLevel) -> None:
     from ssclf.reporting.console import log_to_stderr
 

@@ -154,7 +154,7 @@ def predict(  # what configs take from the command line, `opt.given` finds in ct
         _predict_on_ray(ctx, scans, out, model, config, cluster, csv)
     _check_unfit(dicom_out, dicom_picture, fhir, series_rules, dry_run, csv)
     paths, find = _places(scans, {"--dicom-out": dicom_out, "--dry-run": dry_run})
-    part, bundles = _part(shard), _bundles(model)
+    part, bundles = _part(shard), opt.bundles(model)
     if dry_run:
         _tell_what_would_be_done(paths, bundles, config, part, series_rules)
     from ssclf.reporting.console import PredictDisplay
@@ -200,12 +200,6 @@ def _part(shard: str | None) -> Shard | None:
     return parse_shard(shard, os.environ) if shard else None
 
 
-def _bundles(model: list[Path] | None) -> list[Path]:
-    from ssclf.io.models.bundle import choose_bundles
-
-    return list(choose_bundles(model or [], os.environ))
-
-
 def _tell_what_would_be_done(
     places: list[Path], bundles: list[Path], config: PredictConfig, shard: Shard | None, rules: Path | None
 ) -> NoReturn:
@@ -240,14 +234,11 @@ def _check_unfit(
 
 def _config(ctx: typer.Context, workers: int, timeout_s: float, assume_stripped: bool) -> PredictConfig:
     """What the user set, and the options that say something else than the field of their name."""
-    settings = opt.given(ctx, PredictConfig)
+    settings = opt.predict_settings(ctx, workers, timeout_s, assume_stripped=assume_stripped)
     if "map_method" in settings and not any(ctx.params[name] for name in ("maps", "report", "dicom_out")):
         raise ConfigError(
             "--map-method: goes with --maps, --report or --dicom-out, which hold what it finds."
         )
-    settings |= {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
-    if assume_stripped:
-        settings["skull_strip"] = "none"
     return PredictConfig(**settings)
 
 
@@ -274,7 +265,7 @@ def _predict_on_ray(
     summary = predict_on_ray(
         source,
         folder,
-        _bundles(model),
+        opt.bundles(model),
         config,
         cluster,
         csv=csv,
@@ -315,7 +306,7 @@ def plan(
     else:
         from ssclf.workflows.bench import measure_rates
 
-        found = measure_rates(_bundles(model)[0])
+        found = measure_rates(opt.bundles(model)[0])
     per = opt.cores(cores)
     need = estimate(found, volumes, nodes=nodes, cores=per, gpus=gpus, stripped=stripped)
     hardware = f"{nodes} × {per} cores" + (f" and {gpus} GPUs" if gpus else "")

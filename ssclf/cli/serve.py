@@ -162,15 +162,12 @@ def serve(  # what configs take from the command line, `opt.given` finds in ctx
     """Classify studies as they arrive, until it is told to end. Research use only."""
     opt.start_log(False, log_level)
     request = _request(ctx.params)
-    settings = opt.given(ctx, PredictConfig) | {"workers": opt.cores(workers), "timeout_s": timeout_s or None}
-    if assume_stripped:
-        settings["skull_strip"] = "none"
-    from ssclf.io.models.bundle import choose_bundles
+    settings = opt.predict_settings(ctx, workers, timeout_s, assume_stripped=assume_stripped)
     from ssclf.service.server import serve as run
 
     run(
         request,
-        choose_bundles(model or [], os.environ),
+        opt.bundles(model),
         PredictConfig(**settings),
         on_ready=lambda: say("ready"),
     )

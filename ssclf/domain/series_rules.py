@@ -196,14 +196,12 @@ def _choose(study: str, series: Sequence[SeriesFacts], rules: Sequence[SeriesRul
     if rank == len(rules):
         told = tuple(
             OtherSeries(facts.uid, facts.number, _unmet(facts, rules), facts.key)
-            for facts in sorted(series, key=lambda facts: (facts.number, facts.uid, facts.key))
+            for facts in sorted(series, key=_by_number)
         )
-        return StudyChoice(
-            study, min(series, key=lambda facts: (facts.number, facts.uid, facts.key)).key, "", told
-        )
+        return StudyChoice(study, told[0].key, "", told)
     others = tuple(
         OtherSeries(facts.uid, facts.number, _why_not(facts, first, ranks[facts.key], rank, rules), facts.key)
-        for facts in sorted(ordered[1:], key=lambda facts: (facts.number, facts.uid, facts.key))
+        for facts in sorted(ordered[1:], key=_by_number)
     )
     return StudyChoice(study, first.key, rules[rank].name, others)
 
@@ -212,9 +210,13 @@ def _rank(facts: SeriesFacts, rules: Sequence[SeriesRule]) -> int:
     return next((rank for rank, rule in enumerate(rules) if not rule.unmet(facts)), len(rules))
 
 
+def _by_number(facts: SeriesFacts) -> tuple[int, str, tuple[str, str]]:
+    return facts.number, facts.uid, facts.key
+
+
 def _order(facts: SeriesFacts) -> tuple[float, int, int, str, tuple[str, str]]:
     thickness = float("inf") if facts.thickness_mm is None else facts.thickness_mm
-    return thickness, -facts.slices, facts.number, facts.uid, facts.key
+    return thickness, -facts.slices, *_by_number(facts)
 
 
 def _why_not(
@@ -250,9 +252,8 @@ def default_rules(contrasts: Sequence[str]) -> tuple[SeriesRule, ...]:
         SeriesRule(f"{contrast}, thin slices", description=words, thickness_mm=_THIN_MM, **common),
         SeriesRule(contrast, description=words, **common),
     ]
-    if (
-        contrast == "t1ce"
-    ):  # what is scanned after the agent with gradient echoes and thin slices is T1-weighted
+    if contrast == "t1ce":
+        # what is scanned after the agent with gradient echoes and thin slices is T1-weighted
         gradient = {"sequence": ("GR",), "thickness_mm": _THIN_MM, **common}
         rules.append(SeriesRule("gradient echo after contrast agent, thin slices", **gradient))
     return tuple(rules)

@@ -107,9 +107,7 @@ class Courier(threading.Thread):
             self._take_answers(self._send(due))
         except SendError as exc:
             return self._note_failure(str(exc))
-        except (
-            Exception
-        ) as exc:  # an answer that a library does not understand: its words may be the other side's
+        except Exception as exc:  # an answer that no library understands: its words may be the other side's
             return self._note_failure(f"unexpected {type(exc).__name__}")
         self._unreachable = 0
         return 0.0

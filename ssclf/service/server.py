@@ -21,7 +21,6 @@ from ssclf.errors import OutputError, ResourceError
 from ssclf.io.dicom_out.write import check_extra
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.records.results import ResultRow
-from ssclf.io.records.series_rules import read_series_rules
 from ssclf.service.classifying import Classifier, ObjectsAsked, Study
 from ssclf.service.health import Health
 from ssclf.service.listener import Listener
@@ -31,7 +30,7 @@ from ssclf.service.request import ServeRequest
 from ssclf.service.spool import Spool
 from ssclf.service.watching import Arrival, Watch
 from ssclf.workflows.classification import open_models
-from ssclf.workflows.dicom_out import OBJECTS
+from ssclf.workflows.dicom_out import OBJECTS, rules_of
 from ssclf.workflows.interruption import note_signals
 from ssclf.workflows.outputs import Outputs
 
@@ -198,12 +197,7 @@ def _objects_asked(request: ServeRequest, ensemble: Ensemble) -> ObjectsAsked | 
     check_extra()
     if request.dicom_out is not None:
         Outputs(request.out, dicom=request.dicom_out).check()
-    rules = (
-        read_series_rules(request.series_rules)
-        if request.series_rules
-        else ensemble.bundles[0].spec.answered_series
-    )
-    return ObjectsAsked(rules, request.dicom_picture)
+    return ObjectsAsked(rules_of(request.series_rules, ensemble), request.dicom_picture)
 
 
 def _start_couriers(

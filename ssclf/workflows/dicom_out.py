@@ -36,6 +36,7 @@ from ssclf.io.discovery.scans import Scan
 from ssclf.io.memory import share_of_memory
 from ssclf.io.paths import is_file
 from ssclf.io.records.results import ResultRow
+from ssclf.io.records.series_rules import read_series_rules
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.workers import Outcome, Workers, run_in_processes
 
@@ -63,6 +64,15 @@ class StudyPlan:
     choices: Mapping[Key, StudyChoice] = field(default_factory=dict)
     no_series: int = 0
     unread: Mapping[Key, str] = field(default_factory=dict)
+
+
+def rules_of(file: Path | None, ensemble: Ensemble) -> tuple[SeriesRule, ...]:
+    """Which series of a study is answered: a site's file says, else the first model.
+
+    Raises:
+        ConfigError, MissingDependencyError: see `read_series_rules`.
+    """
+    return read_series_rules(file) if file else ensemble.bundles[0].spec.answered_series
 
 
 def plan_studies(
@@ -94,6 +104,7 @@ def plan_studies(
             with_series,
             workers=config.workers,
             timeout_s=config.timeout_s,
+            pool=pool,
             memory=share_of_memory(config.workers),
         )
         for outcome in outcomes if with_series else ():

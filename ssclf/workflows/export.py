@@ -138,9 +138,8 @@ def _fill(
     spec = replace(spec, series_rules=config.series_rules)
     metadata = {SPEC: spec.to_json()}
     if {"onnx", "torchscript"}.isdisjoint(config.formats) or "onnx" in config.formats:
-        planar = (
-            spec.architecture in PLANAR and config.precision != "fp16"
-        )  # which is for GPUs; planar is for CPUs
+        # planar is for CPUs, 16 bits are for GPUs
+        planar = spec.architecture in PLANAR and config.precision != "fp16"
         export_onnx(network, channels, folder / ONNX, metadata, planar=planar, precision=config.precision)
     if "torchscript" in config.formats:
         export_torchscript(network, channels, folder / TORCHSCRIPT, metadata)
@@ -149,7 +148,10 @@ def _fill(
     (folder / SPEC).write_text(spec.to_json() + "\n", "utf-8")
     if "monai-bundle" in config.formats:
         write_monai_configs(folder, spec)
-        export_torchscript(network, channels, folder / MONAI_MODEL, metadata)
+        if "torchscript" in config.formats:
+            shutil.copyfile(folder / TORCHSCRIPT, folder / MONAI_MODEL)
+        else:
+            export_torchscript(network, channels, folder / MONAI_MODEL, metadata)
     if config.brain_extraction:
         for path in cached_brain_extraction():
             shutil.copyfile(path, folder / path.name)

@@ -29,7 +29,6 @@ from ssclf.io.inside import is_inside
 from ssclf.io.models.ensemble import Ensemble
 from ssclf.io.paths import holds_something, is_file, real_path, watched_folder, why_missing
 from ssclf.io.records.results import Journal, ResultRow, read_rows, write_csv, write_details
-from ssclf.io.records.series_rules import read_series_rules
 from ssclf.io.volumes.dicom_files import Limits
 from ssclf.io.volumes.dicom_series import DicomSeries
 from ssclf.io.volumes.dicomweb import ServerSeries
@@ -43,7 +42,7 @@ from ssclf.workflows.classification import (
     reviewed,
     scan_fingerprint,
 )
-from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies
+from ssclf.workflows.dicom_out import DicomOut, StudyPlan, plan_studies, rules_of
 from ssclf.workflows.interruption import exit_code, note_signals
 from ssclf.workflows.outputs import Outputs
 
@@ -150,8 +149,8 @@ def predict(
         SsclfError: nothing can be done at all: no such path, unusable model. What one volume cannot do is a row.
     """
     begin = time.perf_counter()
-    outputs, rules = Outputs(out, report, maps, *(dicom.folders if dicom else ())), _series_rules(dicom)
-    ensemble = open_models(models, config)
+    outputs = Outputs(out, report, maps, *(dicom.folders if dicom else ()))
+    ensemble, rules = _open(models, config, dicom)
     outputs.check()
     found, everything = _find_scans(paths, ensemble, config, shard, find)
     fingerprints = _fingerprints(found.scans, ensemble, config)
@@ -225,17 +224,20 @@ def _find_scans(
     if not found.scans:
         raise DatasetError(_nothing_found(paths, found))
     everything = _chosen(found.scans, None, config)
-    return replace(found, scans=_chosen(found.scans, shard, config)), everything
+    mine = everything if shard is None else _chosen(found.scans, shard, config)
+    return replace(found, scans=mine), everything
 
 
-def _series_rules(dicom: DicomRequest | None) -> tuple[SeriesRule, ...]:
-    """Of the user's file, () where the models say; what an extra lacks is found before anything is begun."""
-    if dicom is None:
-        return ()
-    check_extra()
-    if dicom.fhir:
-        check_fhir_extra()
-    return read_series_rules(dicom.rules) if dicom.rules else ()
+def _open(
+    models: Sequence[Path], config: PredictConfig, dicom: DicomRequest | None
+) -> tuple[Ensemble, tuple[SeriesRule, ...]]:
+    """The models, and the rules of series; what an extra lacks is found before anything is begun."""
+    if dicom is not None:
+        check_extra()
+        if dicom.fhir:
+            check_fhir_extra()
+    ensemble = open_models(models, config)
+    return ensemble, rules_of(dicom.rules, ensemble) if dicom else ()
 
 
 def _dicom_out(
@@ -253,7 +255,7 @@ def _dicom_out(
     """
     if dicom is None:
         return None
-    plan = plan_studies(everything, rules or ensemble.bundles[0].spec.answered_series, config, scratch)
+    plan = plan_studies(everything, rules, config, scratch)
     return DicomOut(dicom.folder, plan, ensemble, config, scratch, dicom.picture, dicom.fhir)
 
 
@@ -290,7 +292,7 @@ def foresee(
         SsclfError: see `predict`.
     """
     ensemble = open_models(models, config)
-    chosen = read_series_rules(rules) if rules else ensemble.bundles[0].spec.answered_series
+    chosen = rules_of(rules, ensemble)
     found, everything = _find_scans(paths, ensemble, config, shard)
     return Foreseen(found, chosen, plan_studies(everything, chosen, config))
 
