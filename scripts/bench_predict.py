@@ -269,13 +269,44 @@ def make_bundle(folder: Path, model: str, crop: str, scan: Path) -> None:
     """
     import torch
 
-    from ssclf.config import PreprocessConfig
+    network = make_plain_bundle(folder, model, crop)
+    torch.save(network.state_dict(), folder / "weights.pt")
+    add_eight_bits(folder, network, model, scan)
+
+
+def add_eight_bits(folder: Path, network: Any, model: str, scan: Path) -> None:
+    """Add a network in 8 bits to a bundle, with ranges from one scan without its skull."""
     from ssclf.domain.eight_bits import EightBits
+    from ssclf.domain.model_spec import ModelSpec
+    from ssclf.io.models.checksums import write_checksums
+    from ssclf.learning.quantising import Quantiser
+
+    spec = ModelSpec.from_json((folder / "spec.json").read_text("utf-8"), folder.name)
+    volume = prepared(scan, folder)[None]
+    eight = EightBits(
+        temperature=1.0, fitted_on=None, part="train", volumes=1, largest_difference=0.0, changed=0
+    )
+    described = dataclasses.replace(spec, int8=eight).to_json()
+    with tempfile.TemporaryDirectory() as work:
+        quantiser = Quantiser(network, model, 1, Path(work), lambda: iter([volume]))
+        (folder / "model.int8.onnx").write_bytes(quantiser.quantise((), {"spec.json": described}))
+    (folder / "spec.json").write_text(described, "utf-8")
+    write_checksums(folder)
+
+
+def make_plain_bundle(folder: Path, model: str, crop: str) -> Any:
+    """An untrained network as `ssclf export` would write it, by whatever version of ssclf is imported.
+
+    Returns:
+        the network.
+    """
+    import torch
+
+    from ssclf.config import PreprocessConfig
     from ssclf.domain.model_spec import ModelSpec
     from ssclf.io.models.checksums import write_checksums
     from ssclf.learning.exporting import export_onnx
     from ssclf.learning.networks import build_network
-    from ssclf.learning.quantising import Quantiser
 
     folder.mkdir()
     torch.manual_seed(0)
@@ -290,18 +321,8 @@ def make_bundle(folder: Path, model: str, crop: str, scan: Path) -> None:
     )
     (folder / "spec.json").write_text(spec.to_json(), "utf-8")
     export_onnx(network, 1, folder / "model.onnx", {"spec.json": spec.to_json()})
-    torch.save(network.state_dict(), folder / "weights.pt")
     write_checksums(folder)
-    volume = prepared(scan, folder)[None]
-    eight = EightBits(
-        temperature=1.0, fitted_on=None, part="train", volumes=1, largest_difference=0.0, changed=0
-    )
-    described = dataclasses.replace(spec, int8=eight).to_json()
-    with tempfile.TemporaryDirectory() as work:
-        quantiser = Quantiser(network, model, 1, Path(work), lambda: iter([volume]))
-        (folder / "model.int8.onnx").write_bytes(quantiser.quantise((), {"spec.json": described}))
-    (folder / "spec.json").write_text(described, "utf-8")
-    write_checksums(folder)
+    return network
 
 
 def undisturbed(run: Callable[[], Result], tries: int = 2) -> Result:

@@ -1,0 +1,164 @@
+"""Whole heads through the whole of `ssclf predict`: an older checkout against this one, and 8 bits, in one run.
+
+    python scripts/bench_predict_heads.py HEAD_OR_FOLDER... --against OTHER_CHECKOUT [--model mc3] [--rounds 3]
+
+Heads are found in folders as *_T1.nii.gz, and taken in turn up to `--sequence`. Each side exports a bundle for itself
+(untrained weights, the brain's box, deepbet's networks in it) and predicts with it: brain extraction, preprocessing,
+network, table. Every round starts a process for each side, in turn, so that a machine that slows down slows both.
+"s a head" runs from the first row of the sequence to the last; "one head" is a whole process with one head, its start
+included. Ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench_predict import add_eight_bits, cpu_kind, make_plain_bundle, undisturbed
+
+BEFORE, NOW, INT8 = "before", "now", "now int8"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", type=Path, help="heads with their skull, or folders of them")
+    parser.add_argument("--against", type=Path, help="an older checkout of ssclf")
+    parser.add_argument("--model", default="mc3")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sequence", type=int, default=20, help="heads in a row")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=(BEFORE, NOW, INT8), help=argparse.SUPPRESS)
+    parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.make:
+        make(arguments.make, arguments.model, arguments.paths[0] if arguments.paths else None)
+    elif arguments.run:
+        run(arguments.bundle, arguments.paths, arguments.threads, eight_bits=arguments.run == INT8)
+    elif arguments.against and arguments.paths:
+        compare(arguments)
+    else:
+        parser.error("expected heads, and --against another checkout")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    found = [
+        head.resolve()
+        for path in arguments.paths
+        for head in (sorted(path.rglob("*_T1.nii.gz")) if path.is_dir() else [path])
+    ]
+    heads = list(itertools.islice(itertools.cycle(found), arguments.sequence))
+    here = Path(__file__).parents[1]
+    checkouts = {BEFORE: arguments.against.resolve(), NOW: here, INT8: here}
+    in_a_row: dict[str, list[float]] = {side: [] for side in checkouts}
+    latency: dict[str, list[float]] = {side: [] for side in checkouts}
+    with tempfile.TemporaryDirectory() as folder:
+        scans = Path(folder, "scans")
+        scans.mkdir()
+        for number, head in enumerate(heads):
+            (scans / f"{number}-{head.name}").symlink_to(head)
+        bundles = {side: Path(folder, "old" if side == BEFORE else "new") for side in checkouts}
+        call(checkouts[BEFORE], "--make", str(bundles[BEFORE]), "--model", arguments.model)
+        call(checkouts[NOW], str(heads[0]), "--make", str(bundles[NOW]), "--model", arguments.model)
+        print(cpu_kind(), f"\n{arguments.model}, brain's box, {arguments.threads} threads", flush=True)
+        for _, side in itertools.product(range(arguments.rounds), checkouts):
+            words = ["--run", side, "--bundle", str(bundles[side]), "--threads", str(arguments.threads)]
+
+            def several(side: str = side, words: list[str] = words) -> float:
+                return float(json.loads(call(checkouts[side], str(scans), *words)))
+
+            def one(side: str = side, words: list[str] = words) -> float:
+                begin = time.perf_counter()
+                call(checkouts[side], str(heads[0]), *words)
+                return time.perf_counter() - begin
+
+            in_a_row[side].append(undisturbed(several))
+            latency[side].append(undisturbed(one))
+            print(
+                f"  {side}: {in_a_row[side][-1]:.2f}, {latency[side][-1]:.2f} s", file=sys.stderr, flush=True
+            )
+    print(f"| side | s a head over {len(heads)} | before ÷ it | one head, whole process, s | before ÷ it |")
+    print("|---|---|---|---|---|")
+    for side in checkouts:
+        print(f"| {side} | {cells(in_a_row, side)} | {cells(latency, side)} |")
+
+
+def cells(seconds: dict[str, list[float]], side: str) -> str:
+    own = seconds[side]
+    ratios = [before / mine for before, mine in zip(seconds[BEFORE], own, strict=True)]
+    return (
+        f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f}) | "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def call(checkout: Path, *words: str) -> str:
+    """The last line that this script prints when it imports ssclf from a checkout."""
+    done = subprocess.run(
+        [sys.executable, __file__, *words],
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{checkout.name} failed:\n{done.stderr}")
+    return done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+def make(folder: Path, model: str, head: Path | None) -> None:
+    """A bundle with brain extraction; `head` gives the ranges of 8 bits, None makes none."""
+    from ssclf.io.models.checksums import write_checksums
+    from ssclf.learning.extraction_export import export_brain_extraction
+
+    network = make_plain_bundle(folder, model, "brain")
+    export_brain_extraction(folder)
+    if head:
+        add_eight_bits(folder, network, model, brain_of(head, folder))
+    write_checksums(folder)
+
+
+def brain_of(head: Path, bundle: Path) -> Path:
+    """The head without its skull, written beside the bundle."""
+    from ssclf.domain.geometry import reorient
+    from ssclf.domain.volume import Volume
+    from ssclf.io.extraction.deepbet import BrainExtractor
+    from ssclf.io.volumes.nifti import write_nifti
+    from ssclf.io.volumes.read import read_volume
+
+    turned = reorient(read_volume(head), "RAS")
+    mask = BrainExtractor(sorted(bundle.glob("brain-*.onnx"))).extract(turned.data[0])
+    path = bundle.with_name("brain.nii.gz")
+    write_nifti(Volume(turned.data * mask, turned.affine), path)
+    return path
+
+
+def run(bundle: Path, paths: list[Path], threads: int, *, eight_bits: bool) -> None:
+    """Predict; print seconds a head from the first row to the last, 0 for one head."""
+    from ssclf.config import PredictConfig
+    from ssclf.workflows.predict import predict
+
+    finished: list[float] = []
+    settings = {"precision": "int8"} if eight_bits else {}  # which an older checkout does not know
+    with tempfile.TemporaryDirectory() as out:
+        summary = predict(
+            paths,
+            Path(out) / "results.csv",
+            [bundle],
+            PredictConfig(workers=threads, threads=threads, device="cpu", **settings),  # type: ignore[arg-type]
+            on_row=lambda row: finished.append(time.perf_counter()),
+        )
+    assert not summary.failed, [row.error for row in summary.rows]
+    print((finished[-1] - finished[0]) / max(len(finished) - 1, 1))
+
+
+if __name__ == "__main__":
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    main()
