@@ -34,6 +34,7 @@ from ssclf.learning.datasets import Batch, EpochSampler, VolumeDataset
 from ssclf.learning.loader import VolumeLoader
 from ssclf.learning.losses import class_weights, weighted_cross_entropy
 from ssclf.learning.networks import VolumeNetwork
+from ssclf.learning.shallow import keep_shallow_maps_in_32_bits
 
 #: At most so many volumes tell what batch normalisation is to expect.
 _SETTLE_ON = 256
@@ -167,6 +168,8 @@ class Trainer:
         self._memory_format = torch.channels_last_3d if config.channels_last else torch.contiguous_format
         network.to(fabric.device)
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # missing in torch's types
+        if config.precision == "bf16-mixed-cpu" and fabric.device.type == "cpu":
+            keep_shallow_maps_in_32_bits(network)
         network.freeze(config.freeze)
         free = [parameter for parameter in network.parameters() if parameter.requires_grad]
         kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]

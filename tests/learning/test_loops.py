@@ -24,6 +24,7 @@ from ssclf.learning.datasets import EpochSampler, VolumeDataset, collate
 from ssclf.learning.loops import Trainer, make_scheduler, start_fabric
 from ssclf.learning.losses import class_weights
 from ssclf.learning.networks import VolumeNetwork, build_network
+from ssclf.learning.shallow import keep_shallow_maps_in_32_bits
 
 CONFIG = TrainConfig(epochs=2, learning_rate=1e-3, precision="32-true", augmentation="none", seed=1)
 
@@ -251,6 +252,24 @@ def test_a_cpu_mixes_precisions_only_where_that_is_meant(preprocessed: Callable[
     assert losses["bf16-mixed"] == losses["16-mixed"] == losses["32-true"]
     assert losses["bf16-mixed-cpu"] != losses["32-true"]
     assert losses["bf16-mixed-cpu"] == pytest.approx(losses["32-true"], abs=0.05)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 3, 3), (3, 7, 7)])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_gradients_of_shallow_maps_are_right_in_mixed_precision(
+    kernel: tuple[int, int, int], depth: int
+) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    convolution = nn.Conv3d(16, 16, kernel, padding=padding)
+    volumes = torch.rand(4, 16, depth, 6, 5, generator=torch.Generator().manual_seed(1))
+    (exact,) = torch.autograd.grad(convolution(volumes).square().sum(), convolution.weight)
+    keep_shallow_maps_in_32_bits(convolution)
+    for _ in range(3):
+        torch.full((1 << 18,), 1e4, dtype=torch.bfloat16)  # what the memory holds that nobody has written
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = convolution(volumes).float().square().sum()
+        (mixed,) = torch.autograd.grad(loss, convolution.weight)
+        assert (mixed - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_cuda_is_never_replaced_silently() -> None:

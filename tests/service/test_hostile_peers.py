@@ -121,11 +121,9 @@ def test_half_an_object_leaves_nothing(service: Service, tmp_path: Path) -> None
     assert service.metrics()["ssclf_objects_received_total"] <= before + 4
 
 
-def test_an_object_beyond_the_limit_is_dropped_while_it_comes(service: Service) -> None:
-    """64 MB for a spool of 20 MB: neither memory nor disk holds it."""
-    ds = WrittenSeries(brain(44)).slices()[0]
-    ds.Rows, ds.Columns = 4096, 8192
-    ds.PixelData = bytes(2 * 4096 * 8192)
+def test_an_object_beyond_the_limit_is_dropped_while_it_comes(service: Service, tmp_path: Path) -> None:
+    """2 GB for a spool of 20 MB: neither memory nor disk holds it."""
+    path = write_hollow(tmp_path / "big.dcm", 1 << 31)
     memory, largest, done = service.memory(), 0, threading.Event()
 
     def look() -> None:
@@ -136,14 +134,25 @@ def test_an_object_beyond_the_limit_is_dropped_while_it_comes(service: Service) 
 
     looking = threading.Thread(target=look)
     looking.start()
-    assoc = associate(service)
-    status = assoc.send_c_store(_whole(ds)).Status
-    assoc.release()
+    words = [sender(), "-v", "-aet", "SENDER", "-aec", "SSCLF", "127.0.0.1", str(service.port), str(path)]
+    sent = subprocess.run(words, capture_output=True, text=True)
     done.set()
     looking.join()
-    assert status == 0xA700
+    assert "Refused: OutOfResources" in sent.stdout + sent.stderr
     assert largest < 24e6
     assert service.memory() - memory < 24e6
+
+
+def write_hollow(path: Path, length: int) -> Path:
+    """A DICOM object whose image is `length` bytes of nothing, of which the disk holds none."""
+    ds = _whole(WrittenSeries(brain(44)).slices()[0])
+    del ds.PixelData
+    ds.Rows = ds.Columns = 32768
+    ds.save_as(path, enforce_file_format=True)
+    with path.open("ab") as file:
+        file.write(struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, length))
+        file.truncate(file.tell() + length)
+    return path
 
 
 def test_a_length_that_a_peer_states_takes_no_memory(service: Service) -> None:
