@@ -57,8 +57,8 @@ def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
 
 #: At 2 mm a cell has 2 x 32 x 32 mm, and across slices it draws on its neighbours.
 USUAL: Method = ([], 2, [32, 32, 12])
-#: Cubes of 32 mm, whatever the cells (8 x 128 x 128 mm); the volume and its mirror image.
-HIDDEN: Method = (["--map-method", "occlusion", "--flip"], 8, [32, 32, 32])
+#: Cubes of 32 mm, whatever the cells (16 x 256 x 256 mm); the volume and its mirror image.
+HIDDEN: Method = (["--map-method", "occlusion", "--flip"], 16, [32, 32, 32])
 
 
 @pytest.mark.parametrize(
