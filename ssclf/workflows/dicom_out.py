@@ -287,15 +287,14 @@ class DicomOut:
         for row in rows:
             choice = self.plan.choices.get(row.key)
             if row.key in self.plan.unread:
-                said["DICOM series cannot be read or state no study: no report"] += 1
+                said["DICOM series without a report (cannot be read or state no study)"] += 1
             elif choice and "problem" in row.extra.get(OBJECTS, {}):
-                said["studies have no DICOM report; the log says why"] += 1
+                said["studies without a DICOM report (the log says why)"] += 1
             elif choice:
-                said["studies have a DICOM report" if choice.rule else _NONE_ANSWERED] += 1
-        lines = [f"{count} {what}" for what, count in said.items()]
+                said["studies with a DICOM report" if choice.rule else _NONE_ANSWERED] += 1
         if self.plan.no_series:
-            lines.append(f"{self.plan.no_series} volumes are no DICOM series: no report")
-        return lines
+            said["volumes without a report (no DICOM series)"] = self.plan.no_series
+        return [f"{what}: {count}" for what, count in said.items()]
 
     def remove_stale(self, earlier: Iterable[ResultRow], kept: Iterable[ResultRow]) -> None:
         """Remove what runs before have written with rows that are gone or were made anew."""
@@ -321,7 +320,7 @@ class DicomOut:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_NONE_ANSWERED = "studies have a DICOM report without a class: no series meets a rule"
+_NONE_ANSWERED = "studies with a DICOM report without a class (no series meets a rule)"
 
 
 def _names(row: ResultRow) -> list[str]:

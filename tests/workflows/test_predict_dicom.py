@@ -103,8 +103,8 @@ def test_a_report_of_every_study_and_no_patient_elsewhere(
     assert code == 0, output
     found = objects(out)
     assert sorted(found) == ["MAP", "SR"] and [len(found[kind]) for kind in ("MAP", "SR")] == [1, 2]
-    assert "1 volumes are no DICOM series: no report" in output
-    assert "1 studies have a DICOM report" in output and "without a class" in output
+    assert "volumes without a report (no DICOM series): 1" in output
+    assert "studies with a DICOM report: 1" in output and "without a class" in output
     reports = {ds.StudyInstanceUID: text_of(ds) for ds in found["SR"]}
     assert "Probability" in reports[answered] and "Probability" not in reports[unanswered]
     assert reports[answered].count("Reason why the series is not answered") == 2

@@ -82,7 +82,8 @@ def structured_report(
     for text in report.sentences:  # before the measurements: readers show what comes first
         root.insert(len(root) - 1, _text(CodedConcept(*_COMMENT), text))
     if report.rule:
-        root.append(_text(CodedConcept(*said.RULE), report.rule))
+        # some readers show values without their names
+        root.append(_text(CodedConcept(*said.RULE), f"Series chosen by the rule: {report.rule}"))
     if report.withheld:
         root.append(_text(CodedConcept(*said.REASON), report.withheld))
     if report.others:
