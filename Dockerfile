@@ -39,8 +39,10 @@ RUN /opt/tools/bin/pip wheel --quiet --no-build-isolation --no-deps -w dist . \
 # A package of its own, in the environment and never at /model: who mounts no model is told so, and given no other.
 COPY reference reference
 ARG REFERENCE=yes
+# Weights to start a training from are of no use without torch.
 RUN if [ "$REFERENCE" = yes ] && [ -f reference/ssclf_reference/model/spec.json ]; then \
-      /opt/tools/bin/pip wheel --quiet --no-build-isolation --no-deps -w reference-dist ./reference \
+      rm -rf reference/ssclf_reference/weights \
+   && /opt/tools/bin/pip wheel --quiet --no-build-isolation --no-deps -w reference-dist ./reference \
    && /opt/tools/bin/pip --python /opt/venv/bin/python install --quiet --no-deps reference-dist/*.whl \
    && /opt/venv/bin/ssclf doctor --model reference; fi \
  && /opt/tools/bin/cyclonedx-py environment --output-reproducible --output-format JSON \

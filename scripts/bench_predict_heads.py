@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def compare(arguments: argparse.Namespace) -> None:
         scans = Path(folder, "scans")
         scans.mkdir()
         for number, head in enumerate(heads):
-            (scans / f"{number}-{head.name}").symlink_to(head)
+            shutil.copyfile(head, scans / f"{number}-{head.name}")  # a link out of the folder is not followed
         bundles = {side: Path(folder, "old" if side == BEFORE else "new") for side in checkouts}
         call(checkouts[BEFORE], "--make", str(bundles[BEFORE]), "--model", arguments.model)
         call(checkouts[NOW], str(heads[0]), "--make", str(bundles[NOW]), "--model", arguments.model)

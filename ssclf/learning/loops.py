@@ -38,6 +38,8 @@ from ssclf.learning.shallow import keep_shallow_maps_in_32_bits
 
 #: At most so many volumes tell what batch normalisation is to expect.
 _SETTLE_ON = 256
+#: What torch says of a batch whose last maps hold one value.
+_SINGLE_VALUE = "more than 1 value per channel"
 log = logging.getLogger(__name__)
 
 
@@ -341,23 +343,33 @@ class Trainer:
         if not self.config.settle or not norms:
             return
         rates = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-            norm.train()
-        sampler = EpochSampler(len(self._settling), seed=self.config.seed, shuffle=True)
-        loader = VolumeLoader(
-            self._settling, sampler, batch_size=self.config.batch_size, workers=self._workers
-        )
-        with contextlib.closing(loader), torch.no_grad(), self.fabric.autocast():
-            for batch in loader.batches(stop):
-                if len(batch.targets) > 1 or self.config.batch_size == 1:
-                    self.network.features(self.fabric.to_device(batch.volumes))
+        # alone, as prediction sees them: a batch's background moves the averages of networks whose last maps are few
+        for size in (1, self.config.batch_size):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over the batches
+                norm.train()
+            try:
+                self._see_training_volumes(size, stop)
+            except ValueError as exc:
+                if size == 1 and _SINGLE_VALUE in str(exc):
+                    continue  # so few that a volume has one value a channel, which has no variance
+                raise
+            break
         for norm, rate in zip(norms, rates, strict=True):
             norm.momentum = rate
             norm.eval()
         if stop():
             raise Stopped
+
+    def _see_training_volumes(self, batch_size: int, stop: Callable[[], bool]) -> None:
+        """Let volumes pass that are not augmented; one that is left over of the batches is left out."""
+        sampler = EpochSampler(len(self._settling), seed=self.config.seed, shuffle=True)
+        loader = VolumeLoader(self._settling, sampler, batch_size=batch_size, workers=self._workers)
+        with contextlib.closing(loader), torch.no_grad(), self.fabric.autocast():
+            for batch in loader.batches(stop):
+                if len(batch.targets) > 1 or batch_size == 1:
+                    self.network.features(self.fabric.to_device(batch.volumes))
 
     def close(self) -> None:
         """End the processes that read volumes, and any other that was started meanwhile and would keep this one from
@@ -477,7 +489,7 @@ class Trainer:
         try:
             return cast(Tensor, self._module(volumes))
         except ValueError as exc:
-            if "more than 1 value per channel" not in str(exc):
+            if _SINGLE_VALUE not in str(exc):
                 raise
             raise DatasetError(
                 f"a batch of shape {tuple(volumes.shape)} is too small to train on: the last layers are left "

@@ -20,6 +20,7 @@ from torch import nn
 from ssclf.config import TrainConfig
 from ssclf.errors import ConfigError, ModelError
 from ssclf.io.records.preprocessed import PreparedCohort, read_prepared_cohort
+from ssclf.io.volumes.nifti import read_written
 from ssclf.learning.datasets import EpochSampler, VolumeDataset, collate
 from ssclf.learning.loops import Trainer, make_scheduler, start_fabric
 from ssclf.learning.losses import class_weights
@@ -99,19 +100,20 @@ def test_predictions_are_those_of_the_network_in_eval_mode(preprocessed: Callabl
     assert first.targets.tolist() == [cohort.class_names.index(s.label) for s in samples]
 
 
-def test_settled_averages_are_those_of_the_volumes_as_they_are(preprocessed: Callable[..., Path]) -> None:
-    """Those that ran along are of other weights, and of volumes that were turned."""
-    cohort = read_prepared_cohort(preprocessed(per_class=4))
+def test_settled_averages_are_those_of_the_volumes_as_they_are(
+    preprocessed: Callable[..., Path], larger: Path
+) -> None:
+    """Those that ran along are of other weights, of volumes that were turned, and of the background of batches."""
+    cohort = read_prepared_cohort([preprocessed(per_class=2), larger])
     config = dataclasses.replace(CONFIG, augmentation="light", batch_size=4, settle=True)
     trainer, network = make_trainer(cohort, config)
     trainer.train_epoch()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     trainer.settle()
-    dataset = VolumeDataset(cohort.samples, cohort.class_names, augmentation="none", seed=0)
-    order = [index for _, index in EpochSampler(12, seed=config.seed, shuffle=True)]
-    batches = [collate([dataset[0, i] for i in order[k : k + 4]]).volumes for k in (0, 4, 8)]
+    volumes = [torch.from_numpy(read_written(sample.path).data)[None] for sample in cohort.samples]
+    assert len({volume.shape for volume in volumes}) == 2
     with torch.no_grad():
-        found = [network.stem[0](volumes).transpose(0, 1).flatten(1) for volumes in batches]
+        found = [network.stem[0](volume).transpose(0, 1).flatten(1) for volume in volumes]
     norm = network.stem[1]
     torch.testing.assert_close(norm.running_mean, torch.stack([f.mean(dim=1) for f in found]).mean(dim=0))
     torch.testing.assert_close(norm.running_var, torch.stack([f.var(dim=1) for f in found]).mean(dim=0))
@@ -121,6 +123,28 @@ def test_settled_averages_are_those_of_the_volumes_as_they_are(preprocessed: Cal
     once = {key: value.clone() for key, value in network.state_dict().items()}
     trainer.settle()
     assert all(torch.equal(value, once[key]) for key, value in network.state_dict().items())
+
+
+@pytest.fixture
+def larger(preprocessed: Callable[..., Path]) -> Path:
+    """Volumes of other people and of another shape."""
+    folder = preprocessed(per_class=2, shape=(7, 23, 26), name="larger")
+    manifest = folder / "manifest.csv"
+    head, *rows = manifest.read_text("utf-8").splitlines()
+    others = [f"other-{row}".replace("0" * 20, "f" * 20) for row in rows]
+    manifest.write_text("\n".join([head, *others]) + "\n", "utf-8")
+    return folder
+
+
+def test_volumes_with_one_value_a_channel_settle_in_batches(preprocessed: Callable[..., Path]) -> None:
+    cohort = read_prepared_cohort(preprocessed(per_class=4, shape=(6, 14, 14)))
+    trainer, network = make_trainer(cohort, dataclasses.replace(CONFIG, batch_size=4, settle=True))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network.train()(torch.rand(1, 1, 6, 14, 14))
+    trainer.train_epoch()
+    trainer.settle()
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    assert network.eval()(torch.rand(1, 1, 6, 14, 14)).isfinite().all()
 
 
 @pytest.mark.parametrize("looks", [1, 15, 25, 45, 70])
