@@ -1,6 +1,6 @@
-"""Whole heads through the whole of `ssclf predict`: an older checkout against this one, and 8 bits, in one run.
+"""Whole heads through the whole of `ssclf predict`, in 32 and 8 bits, and of an older checkout, in one run.
 
-    python scripts/bench_predict_heads.py HEAD_OR_FOLDER... --against OTHER_CHECKOUT [--model mc3] [--rounds 3]
+    python scripts/bench_predict_heads.py HEAD_OR_FOLDER... [--against OTHER_CHECKOUT] [--model mc3] [--rounds 3]
 
 Heads are found in folders as *_T1.nii.gz, and taken in turn up to `--sequence`. Each side exports a bundle for itself
 (untrained weights, the brain's box, deepbet's networks in it) and predicts with it: brain extraction, preprocessing,
@@ -44,10 +44,10 @@ def main() -> None:
         make(arguments.make, arguments.model, arguments.paths[0] if arguments.paths else None)
     elif arguments.run:
         run(arguments.bundle, arguments.paths, arguments.threads, eight_bits=arguments.run == INT8)
-    elif arguments.against and arguments.paths:
+    elif arguments.paths:
         compare(arguments)
     else:
-        parser.error("expected heads, and --against another checkout")
+        parser.error("expected heads")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -58,7 +58,9 @@ def compare(arguments: argparse.Namespace) -> None:
     ]
     heads = list(itertools.islice(itertools.cycle(found), arguments.sequence))
     here = Path(__file__).parents[1]
-    checkouts = {BEFORE: arguments.against.resolve(), NOW: here, INT8: here}
+    checkouts = {NOW: here, INT8: here}
+    if arguments.against:
+        checkouts = {BEFORE: arguments.against.resolve(), **checkouts}
     in_a_row: dict[str, list[float]] = {side: [] for side in checkouts}
     latency: dict[str, list[float]] = {side: [] for side in checkouts}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +69,8 @@ def compare(arguments: argparse.Namespace) -> None:
         for number, head in enumerate(heads):
             shutil.copyfile(head, scans / f"{number}-{head.name}")  # a link out of the folder is not followed
         bundles = {side: Path(folder, "old" if side == BEFORE else "new") for side in checkouts}
-        call(checkouts[BEFORE], "--make", str(bundles[BEFORE]), "--model", arguments.model)
+        if arguments.against:
+            call(checkouts[BEFORE], "--make", str(bundles[BEFORE]), "--model", arguments.model)
         call(checkouts[NOW], str(heads[0]), "--make", str(bundles[NOW]), "--model", arguments.model)
         print(cpu_kind(), f"\n{arguments.model}, brain's box, {arguments.threads} threads", flush=True)
         for _, side in itertools.product(range(arguments.rounds), checkouts):
@@ -86,7 +89,8 @@ def compare(arguments: argparse.Namespace) -> None:
             print(
                 f"  {side}: {in_a_row[side][-1]:.2f}, {latency[side][-1]:.2f} s", file=sys.stderr, flush=True
             )
-    print(f"| side | s a head over {len(heads)} | before ÷ it | one head, whole process, s | before ÷ it |")
+    first = next(iter(checkouts))
+    print(f"| side | s a head over {len(heads)} | {first} ÷ it | one head, whole process, s | {first} ÷ it |")
     print("|---|---|---|---|---|")
     for side in checkouts:
         print(f"| {side} | {cells(in_a_row, side)} | {cells(latency, side)} |")
@@ -94,7 +98,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def cells(seconds: dict[str, list[float]], side: str) -> str:
     own = seconds[side]
-    ratios = [before / mine for before, mine in zip(seconds[BEFORE], own, strict=True)]
+    ratios = [first / mine for first, mine in zip(next(iter(seconds.values())), own, strict=True)]
     return (
         f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f}) | "
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
