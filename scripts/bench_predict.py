@@ -32,12 +32,9 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ssclf.config import PredictPrecision
 
 CONTESTANTS = (
     "ssclf", "ssclf int8", "ssclf crop=brain", "ssclf crop=brain int8", "engine", "MONAI", "MONAI frozen", "TorchIO",
@@ -119,7 +116,7 @@ def run_contestant(name: str, folder: Path, model: str, threads: int) -> None:
     scans = sorted((folder / "scans").iterdir())
     bundle = folder / f"{model}-{'brain' if 'brain' in name else 'none'}"
     if name.startswith("ssclf"):
-        finished = run_ssclf(folder, bundle, threads, "int8" if name.endswith("int8") else "fp32")
+        finished = run_ssclf([folder / "scans"], bundle, threads, eight_bits=name.endswith("int8"))
         shape = list(prepared(scans[0], bundle).shape)
     elif name == "engine":
         finished, shape = run_engine(scans, bundle, threads)
@@ -131,17 +128,19 @@ def run_contestant(name: str, folder: Path, model: str, threads: int) -> None:
     print(json.dumps({"seconds": seconds, "shape": shape}))
 
 
-def run_ssclf(folder: Path, bundle: Path, threads: int, precision: PredictPrecision) -> list[float]:
+def run_ssclf(paths: list[Path], bundle: Path, threads: int, *, eight_bits: bool) -> list[float]:
+    """When each row came."""
     from ssclf.config import PredictConfig
     from ssclf.workflows.predict import predict
 
     finished: list[float] = []
-    with tempfile.TemporaryDirectory(dir=folder) as out:
+    settings: dict[str, Any] = {"precision": "int8"} if eight_bits else {}  # unknown to an older checkout
+    with tempfile.TemporaryDirectory() as out:
         summary = predict(
-            [folder / "scans"],
+            paths,
             Path(out) / "results.csv",
             [bundle],
-            PredictConfig(workers=threads, threads=threads, device="cpu", precision=precision),
+            PredictConfig(workers=threads, threads=threads, device="cpu", **settings),
             on_row=lambda row: finished.append(time.perf_counter()),
         )
     assert not summary.failed, [row.error for row in summary.rows]

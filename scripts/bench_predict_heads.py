@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_predict import add_eight_bits, cpu_kind, make_plain_bundle, undisturbed
+from bench_predict import add_eight_bits, cpu_kind, make_plain_bundle, run_ssclf, undisturbed
 
 BEFORE, NOW, INT8 = "before", "now", "now int8"
 
@@ -43,7 +43,10 @@ def main() -> None:
     if arguments.make:
         make(arguments.make, arguments.model, arguments.paths[0] if arguments.paths else None)
     elif arguments.run:
-        run(arguments.bundle, arguments.paths, arguments.threads, eight_bits=arguments.run == INT8)
+        rows = run_ssclf(
+            arguments.paths, arguments.bundle, arguments.threads, eight_bits=arguments.run == INT8
+        )
+        print((rows[-1] - rows[0]) / max(len(rows) - 1, 1))  # seconds a head, 0 for a single one
     elif arguments.paths:
         compare(arguments)
     else:
@@ -143,25 +146,6 @@ def brain_of(head: Path, bundle: Path) -> Path:
     path = bundle.with_name("brain.nii.gz")
     write_nifti(Volume(turned.data * mask, turned.affine), path)
     return path
-
-
-def run(bundle: Path, paths: list[Path], threads: int, *, eight_bits: bool) -> None:
-    """Predict; print seconds a head from the first row to the last, 0 for one head."""
-    from ssclf.config import PredictConfig
-    from ssclf.workflows.predict import predict
-
-    finished: list[float] = []
-    settings = {"precision": "int8"} if eight_bits else {}  # which an older checkout does not know
-    with tempfile.TemporaryDirectory() as out:
-        summary = predict(
-            paths,
-            Path(out) / "results.csv",
-            [bundle],
-            PredictConfig(workers=threads, threads=threads, device="cpu", **settings),  # type: ignore[arg-type]
-            on_row=lambda row: finished.append(time.perf_counter()),
-        )
-    assert not summary.failed, [row.error for row in summary.rows]
-    print((finished[-1] - finished[0]) / max(len(finished) - 1, 1))
 
 
 if __name__ == "__main__":

@@ -197,6 +197,21 @@ def preprocessed(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def preprocessed_others(preprocessed: Callable[..., Path]) -> Callable[..., Path]:
+    """The same with other people and other voxels, to stand beside `preprocessed`."""
+
+    def write(*, per_class: int, shape: tuple[int, int, int]) -> Path:
+        folder = preprocessed(per_class=per_class, shape=shape, name="others")
+        manifest = folder / "manifest.csv"
+        head, *rows = manifest.read_text("utf-8").splitlines()
+        others = [f"other-{row}".replace("0" * 20, "f" * 20) for row in rows]
+        manifest.write_text("\n".join([head, *others]) + "\n", "utf-8")
+        return folder
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def storescu() -> None:
     """DCMTK's sender is there."""

@@ -343,27 +343,26 @@ class Trainer:
         if not self.config.settle or not norms:
             return
         rates = [norm.momentum for norm in norms]
-        # alone, as prediction sees them: a batch's background moves the averages of networks whose last maps are few
-        for size in (1, self.config.batch_size):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a plain mean over the batches
-                norm.train()
-            try:
-                self._see_training_volumes(size, stop)
-            except ValueError as exc:
-                if size == 1 and _SINGLE_VALUE in str(exc):
-                    continue  # so few that a volume has one value a channel, which has no variance
+        try:
+            # alone, as prediction sees them: the background of a batch moves averages where the last maps are few
+            self._average(norms, 1, stop)
+        except ValueError as exc:
+            if _SINGLE_VALUE not in str(exc):
                 raise
-            break
+            # so few that a volume has one value a channel, which has no variance
+            self._average(norms, self.config.batch_size, stop)
         for norm, rate in zip(norms, rates, strict=True):
             norm.momentum = rate
             norm.eval()
         if stop():
             raise Stopped
 
-    def _see_training_volumes(self, batch_size: int, stop: Callable[[], bool]) -> None:
-        """Let volumes pass that are not augmented; one that is left over of the batches is left out."""
+    def _average(self, norms: list[nn.BatchNorm3d], batch_size: int, stop: Callable[[], bool]) -> None:
+        """Give them the plain mean over batches of volumes as they are; one that is left over is left out."""
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
         sampler = EpochSampler(len(self._settling), seed=self.config.seed, shuffle=True)
         loader = VolumeLoader(self._settling, sampler, batch_size=batch_size, workers=self._workers)
         with contextlib.closing(loader), torch.no_grad(), self.fabric.autocast():

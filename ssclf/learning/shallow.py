@@ -21,8 +21,8 @@ def keep_shallow_maps_in_32_bits(network: nn.Module) -> None:
 
     oneDNN's kernel for CPUs with AVX-512 and without AMX (`jit_bf16:avx512_core_bf16`, seen with torch 2.13 on Zen 4)
     takes the weights' gradient of those from memory that nobody wrote: with a kernel 3 deep and maps 2 deep it was up
-    to 1e36 times as large as in 64 bits, another at each call, once a bus error. Of deeper
-    maps it was right to 0.4 %.
+    to 1e36 times as large as in 64 bits, another at each call, once a bus error. Of
+    deeper maps it was right to 0.4 %.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d):

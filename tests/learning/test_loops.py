@@ -101,9 +101,10 @@ def test_predictions_are_those_of_the_network_in_eval_mode(preprocessed: Callabl
 
 
 def test_settled_averages_are_those_of_the_volumes_as_they_are(
-    preprocessed: Callable[..., Path], larger: Path
+    preprocessed: Callable[..., Path], preprocessed_others: Callable[..., Path]
 ) -> None:
     """Those that ran along are of other weights, of volumes that were turned, and of the background of batches."""
+    larger = preprocessed_others(per_class=2, shape=(7, 23, 26))
     cohort = read_prepared_cohort([preprocessed(per_class=2), larger])
     config = dataclasses.replace(CONFIG, augmentation="light", batch_size=4, settle=True)
     trainer, network = make_trainer(cohort, config)
@@ -123,17 +124,6 @@ def test_settled_averages_are_those_of_the_volumes_as_they_are(
     once = {key: value.clone() for key, value in network.state_dict().items()}
     trainer.settle()
     assert all(torch.equal(value, once[key]) for key, value in network.state_dict().items())
-
-
-@pytest.fixture
-def larger(preprocessed: Callable[..., Path]) -> Path:
-    """Volumes of other people and of another shape."""
-    folder = preprocessed(per_class=2, shape=(7, 23, 26), name="larger")
-    manifest = folder / "manifest.csv"
-    head, *rows = manifest.read_text("utf-8").splitlines()
-    others = [f"other-{row}".replace("0" * 20, "f" * 20) for row in rows]
-    manifest.write_text("\n".join([head, *others]) + "\n", "utf-8")
-    return folder
 
 
 def test_volumes_with_one_value_a_channel_settle_in_batches(preprocessed: Callable[..., Path]) -> None:
