@@ -465,6 +465,7 @@ def evaluate(
     skull_strip: opt.SkullStrip = opt.PREDICT.skull_strip,
     device: opt.DeviceOption = opt.PREDICT.device,
     engine: opt.EngineOption = opt.PREDICT.engine,
+    precision: opt.PredictPrecisionOption = opt.PREDICT.precision,
     workers: opt.Workers = 0,
     quiet: opt.Quiet = False,
     log_level: opt.LogLevelOption = "info",
@@ -484,6 +485,7 @@ def evaluate(
         skull_strip=skull_strip,
         engine=engine,
         device=device,
+        precision=precision,
         workers=opt.cores(workers),
     )
     for line in evaluation_lines(result):

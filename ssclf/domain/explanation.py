@@ -7,7 +7,8 @@ all classes: positive speaks for it, negative for another, and what speaks for a
 
 A cell is coarse (32 mm at 2 mm voxels), and draws on much more than its own extent. Occlusion asks another question,
 and answers it more finely: how much of the evidence goes when a cube of the brain is hidden (Zeiler and Fergus,
-"Visualizing and Understanding Convolutional Networks", ECCV 2014).
+"Visualizing and Understanding Convolutional Networks", ECCV 2014). What hides it is the other side's tissue: a uniform
+cube would be a finding of its own.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ from ssclf.domain.volume import Mask, Volume
 _MAX_ASTRAY = 1e-3
 #: Share of a cube that must be brain to be worth hiding.
 _LEAST_BRAIN = 0.1
+#: How far the middle plane may lie from the middle of the brain's extent.
+_OFF_MIDDLE_MM = 12.0
 
 
 Cube = tuple[slice, slice, slice]
+
+#: Counts how maps of occlusion are made: with another number, those of before are made anew.
+OCCLUSION = 2
 
 
 @dataclass(frozen=True)
@@ -80,20 +86,46 @@ def occlusion_cubes(brain: Mask, spacing: tuple[float, float, float], width_mm: 
     return [cube for cube in cubes if brain[cube].mean() >= _LEAST_BRAIN]
 
 
-def without_structure(data: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A network's input (C, D, H, W) with each contrast's mean in all of the brain: what hidden parts show."""
-    flat = data.copy()
-    for channel in flat:
-        inside = channel > 0
-        channel[inside] = channel[inside].mean()
-    return flat
+def other_side(data: NDArray[np.float32], axis: int, spacing_mm: float) -> NDArray[np.float32]:
+    """A network's input with every voxel of the brain showing the opposite one: what hidden parts show.
+
+    The middle plane is where the mirror image is most like the brain, near the middle of the brain's extent. Where the
+    opposite voxel is background, the contrast's mean in all of the brain stands in.
+
+    Args:
+        data: (C, D, H, W).
+        axis: of (D, H, W), which runs from left to right.
+        spacing_mm: of voxels along it.
+    """
+    brain: Mask = np.any(data > 0, axis=0)
+    if not brain.any():
+        return data.copy()
+    turned = np.moveaxis(data, axis + 1, -1)
+    count = turned.shape[-1]
+    extent = np.flatnonzero(np.moveaxis(brain, axis, -1).any(axis=(0, 1)))
+    middle = int(extent[0] + extent[-1])  # as a sum of two opposite places, of which the middle plane is half
+    reach = round(2 * _OFF_MIDDLE_MM / spacing_mm)
+
+    def opposite(total: int) -> NDArray[np.float32]:
+        places = total - np.arange(count)
+        there = (places >= 0) & (places < count)
+        mirrored = np.zeros_like(turned)
+        mirrored[..., there] = turned[..., places[there]]
+        return mirrored
+
+    sums = sorted(range(middle - reach, middle + reach + 1), key=lambda total: abs(total - middle))
+    best = max(sums, key=lambda total: float((opposite(total) * turned).sum()))
+    mirrored = np.ascontiguousarray(np.moveaxis(opposite(best), -1, axis + 1)) * brain
+    for channel, original in zip(mirrored, data, strict=True):
+        channel[brain & (channel <= 0)] = original[brain].mean()
+    return mirrored
 
 
-def hide(data: NDArray[np.float32], flat: NDArray[np.float32], cube: Cube) -> NDArray[np.float32]:
-    """A copy of a network's input in which a cube shows what `without_structure` made of it."""
+def hide(data: NDArray[np.float32], other: NDArray[np.float32], cube: Cube) -> NDArray[np.float32]:
+    """A copy of a network's input in which a cube shows what `other_side` made of it."""
     where = (slice(None), *cube)
     hidden = data.copy()
-    hidden[where] = flat[where]
+    hidden[where] = other[where]
     return hidden
 
 

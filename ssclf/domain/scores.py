@@ -16,3 +16,11 @@ def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[n
     exponents = np.exp(scaled)
     probabilities: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return probabilities
+
+
+def log_odds(logits: NDArray[np.floating], target: int) -> NDArray[np.float64]:
+    """log(p / (1 - p)) of one class, (N,) or (); finite where p rounds to 1."""
+    values = np.asarray(logits, np.float64)
+    others = np.delete(values, target, axis=-1)
+    result: NDArray[np.float64] = values[..., target] - np.logaddexp.reduce(others, axis=-1)
+    return result

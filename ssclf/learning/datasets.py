@@ -89,22 +89,30 @@ class VolumeDataset(Dataset[Item]):
         """Raises:
         VolumeError: the file is missing or damaged, or cannot be augmented.
         """
-        epoch, index = key
-        path = self.samples[index].path
-        volume = self._decoded.read(path) if self._decoded else read_written(path)
-        if self._generator:
-            label: Any = self.samples[index].label
-            volume, _ = draw_brain(volume, label, (self._seed, epoch, index), self._generator)
+        index, volume = key[1], self.volume(key)
         try:
             data, transform = self._augment(volume, (self._seed, *key))
         except (RuntimeError, ValueError, TypeError) as exc:  # numpy's, TorchIO's and SimpleITK's
             if "memory" in str(exc):
                 raise
             raise VolumeError(
-                f"{path}: cannot be augmented ({' '.join(str(exc).split())[:200]}); look at it, or choose another "
-                "--augmentation."
+                f"{self.samples[index].path}: cannot be augmented ({' '.join(str(exc).split())[:200]}); look at it, "
+                "or choose another --augmentation."
             ) from exc
         return Item(data, self.targets[index], index, transform)
+
+    def volume(self, key: Key) -> Volume:
+        """What an item is before augmentation.
+
+        Raises:
+            VolumeError: the file is missing or damaged.
+        """
+        sample = self.samples[key[1]]
+        volume = self._decoded.read(sample.path) if self._decoded else read_written(sample.path)
+        if self._generator:
+            label: Any = sample.label
+            volume, _ = draw_brain(volume, label, (self._seed, *key), self._generator)
+        return volume
 
     def _augment(
         self, volume: Volume, key: tuple[int, int, int]

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ssclf.config import Augmentation, Device, TrainConfig
 from ssclf.domain.generator.settings import GeneratorSettings
+from ssclf.domain.volume import Volume
 from ssclf.errors import ConfigError, DatasetError, ModelError
 from ssclf.io.decoded import DecodedVolumes
 from ssclf.io.records.preprocessed import PreparedCohort, Sample
@@ -298,6 +299,15 @@ class Trainer:
         targets = torch.tensor(dataset.targets)
         loss = weighted_cross_entropy(logits, targets, self._weights.cpu())
         return Predictions(logits.numpy(), targets.numpy(), features.numpy(), float(loss))
+
+    def volumes(self, samples: list[Sample]) -> Iterator[Volume]:
+        """The volumes of which `predict` gives the logits.
+
+        Raises:
+            VolumeError: a file is missing or damaged.
+        """
+        dataset = self._dataset(samples)
+        return (dataset.volume((0, index)) for index in range(len(samples)))
 
     def _dataset(
         self, samples: list[Sample], augmentation: Augmentation = "none", seed: int = 0

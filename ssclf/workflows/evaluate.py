@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.config import Device, Engine, check_choice, config_to_dict
+from ssclf.config import Device, Engine, PredictConfig, PredictPrecision, check_choice, config_to_dict
 from ssclf.domain.comparison import FoldPredictions
 from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.labels import Labelled, joining_option, look
@@ -58,6 +58,7 @@ class Evaluation:
     reported: False where page, figures or tables could not be written.
     synthetic: whether the volumes are, or those that the model was trained on.
     reference_model: whether all that the model knows of disease are synthetic lesions in healthy brains.
+    precision: the numbers that the network computed in.
     """
 
     out: Path
@@ -71,6 +72,7 @@ class Evaluation:
     interrupted: int = 0
     reported: bool = True
     reference_model: bool = False
+    precision: str = "fp32"
 
     @property
     def exit_code(self) -> int:
@@ -87,6 +89,7 @@ def evaluate(
     skull_strip: str = "auto",
     engine: Engine = "auto",
     device: Device = "auto",
+    precision: PredictPrecision = "fp32",
     workers: int = 1,
     threads: int = 0,
     on_volume: Callable[[int, int], None] = lambda done, total: None,
@@ -101,16 +104,18 @@ def evaluate(
         seen: what to do where the model was trained on some of the volumes: refuse, or leave those out.
         skull_strip, workers: of preprocessing, see `preprocess_cohort`.
         engine, device, threads: see `open_classifier`.
+        precision: which of the bundle's networks is scored; see `PredictConfig`.
         on_volume: called after each volume with the number done and their number.
 
     Raises:
         LeakageError: the model was trained on volumes of this cohort.
         DatasetError: the cohort has classes that the model does not know, or other settings.
-        SsclfError: see `open_bundle` and `preprocess_cohort`.
+        SsclfError: see `open_bundle`, `Bundle.at`, `PredictConfig` and `preprocess_cohort`.
     """
     check_choice("seen", seen, Seen)
     check_output_folder("out", out)
-    model = open_bundle(bundle)
+    config = PredictConfig(engine=engine, device=device, precision=precision, threads=threads)
+    model = open_bundle(bundle).at(precision)
     folder, made = _preprocessed(data, out, model, skull_strip=skull_strip, workers=workers)
     failed = len(made.failures) if made else 0
     if made and made.interrupted:
@@ -118,7 +123,7 @@ def evaluate(
     cohort = read_prepared_cohort(folder, min_classes=1)
     _check(cohort, model, folder)
     samples, left_out = _unseen(cohort, model, seen)
-    classifier = open_classifier(model, engine=engine, device=device, threads=threads)
+    classifier = open_classifier(model, engine=engine, device=config.network_device, threads=threads)
     network = _network(model, samples, _classify(classifier, samples, on_volume))
     found = Evaluation(
         out=out,
@@ -131,6 +136,7 @@ def evaluate(
         # lesions in real brains are said to be what they are, and the volumes of a real cohort not to be synthetic
         synthetic=cohort.synthetic or (model.spec.synthetic and not model.spec.pretrained_on_lesions),
         reference_model=model.spec.pretrained_on_lesions,
+        precision=model.precision_with(engine),
     )
     reported = _write(found, network, replace(cohort, samples=tuple(samples)), model, classifier.device)
     return replace(found, reported=reported)
@@ -272,6 +278,7 @@ def _write_metrics(path: Path, found: Evaluation, model: Bundle, device: str) ->
     values = {
         "model": model.spec.name,
         "model_sha256": model.sha256,
+        "precision": found.precision,
         "synthetic": found.synthetic,
         "reference_model": found.reference_model,
         "volumes": found.volumes,
@@ -294,6 +301,7 @@ def _facts(found: Evaluation, model: Bundle, device: str) -> list[tuple[str, str
             f"{found.volumes} scored, {found.seen} left out as seen in training, {found.failed} failed",
         ),
         ("device", device),
+        ("precision", found.precision),
     ]
     if found.reference_model:
         facts.insert(1, (REFERENCE_MODEL, FLAGS[REFERENCE_MODEL]))

@@ -507,7 +507,7 @@ def _finish(
             np.savez_compressed(file, features=train.features, targets=train.targets)
         training = dataclasses.replace(
             _describe(trainer, progress, cohort, parts, calibration),
-            statistics=training_statistics(parts, found),
+            statistics=training_statistics(trainer.volumes(parts["train"]), found),
             scores={part: {kind: m.to_dict() for kind, m in kinds.items()} for part, kinds in scores.items()},
         )
         write_record(

@@ -19,8 +19,8 @@ from ssclf.domain.explanation import (
     lost_evidence,
     map_to_scan,
     occlusion_cubes,
+    other_side,
     place_map,
-    without_structure,
 )
 from ssclf.domain.geometry import reorient
 from ssclf.domain.intensity import foreground
@@ -203,27 +203,54 @@ def test_cubes_cover_the_brain(shape: tuple[int, int, int], spacing: tuple[float
     assert covered[brain].min() >= 1
 
 
-def test_what_is_hidden_is_the_brains_mean_and_the_background_stays() -> None:
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("aside", [-4, -1, 0, 3])
+def test_a_symmetric_brain_is_its_own_other_side_wherever_it_lies(axis: int, aside: int) -> None:
+    """Off the middle of the grid, and cut off there; what has no opposite voxel shows the mean."""
+    random = np.random.default_rng(0)
+    half = np.exp(
+        2 * random.standard_normal((2, 11, 12, 7), np.float32)
+    )  # much more texture than brains have
+    symmetric = np.concatenate([half, half[..., ::-1]], axis=-1)
+    brain = np.pad(symmetric, ((0, 0), (2, 2), (2, 2), (5 + aside, 5 - aside)))
+    data = np.ascontiguousarray(np.moveaxis(brain, -1, axis + 1))
+    np.testing.assert_array_equal(other_side(data, axis, 3.0), data)
+    cut = np.moveaxis(brain.copy(), -1, axis + 1)
+    gone = (slice(None),) * (axis + 1) + (slice(0, 5 + aside + 2),)
+    cut[gone] = 0
+    other = other_side(np.ascontiguousarray(cut), axis, 3.0)
+    np.testing.assert_array_equal(other > 0, cut > 0)
+    for channel, original in zip(other, cut, strict=True):
+        alone = (original > 0) & (np.flip(np.roll(original, -2 * aside, axis), axis) == 0)
+        assert alone.any()
+        np.testing.assert_allclose(channel[alone], original[original > 0].mean(), rtol=1e-6)
+
+
+def test_a_cube_hides_what_it_covers_and_nothing_else() -> None:
     data = np.random.default_rng(0).random((2, 6, 7, 8), np.float32) + 1
     data[:, :2] = 0
     before = data.copy()
     cube = (slice(1, 4), slice(0, 3), slice(5, 8))
-    hidden = hide(data, without_structure(data), cube)
+    hidden = hide(data, 2 * data, cube)
     np.testing.assert_array_equal(data, before)
-    for channel, original in zip(hidden, data, strict=True):
-        changed = channel != original
-        assert changed[cube][1:].all() and changed.sum() == 2 * 3 * 3
-        np.testing.assert_allclose(channel[cube][1:], original[2:].mean(), rtol=1e-6)
+    changed = hidden != data
+    assert changed[:, 2:4, 0:3, 5:8].all() and changed.sum() == 2 * 2 * 3 * 3
+    np.testing.assert_array_equal(hidden[changed], 2 * data[changed])
+
+
+def test_a_volume_without_brain_has_no_other_side() -> None:
+    empty = np.zeros((1, 4, 5, 6), np.float32)
+    np.testing.assert_array_equal(other_side(empty, 2, 2.0), empty)
 
 
 def test_evidence_of_a_sum_over_voxels_is_lost_where_it_lies() -> None:
-    """For a network that adds up weighted voxels, hiding costs the weights times what is above the mean."""
+    """For a network that adds up voxels, hiding costs what is above the other side."""
     shape = (20, 22, 24)
     data = np.ones((1, *shape), np.float32)
     data[0, 12:15, 4:7, 17:20] = 3
     cubes = occlusion_cubes(data[0] > 0, (1, 1, 1), 6)
-    flat = without_structure(data)
-    lost = lost_evidence([float((data - hide(data, flat, cube)).sum()) for cube in cubes], cubes, shape)
+    other = other_side(data, 2, 1.0)
+    lost = lost_evidence([float((data - hide(data, other, cube)).sum()) for cube in cubes], cubes, shape)
     peak = np.unravel_index(lost.argmax(), shape)
     assert (np.abs(np.subtract(peak, (13, 5, 18))) <= 3).all()
     assert lost[:5].max() < 0.1 * lost.max()

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from ssclf.config import PredictConfig, TrainConfig
+from ssclf.domain.generator.draw import draw_brain
+from ssclf.domain.trust import contrast_profiles
 from ssclf.domain.volume import Volume
 from ssclf.io.models.bundle import open_bundle
 from ssclf.io.records.preprocessed import read_prepared_cohort
@@ -15,6 +18,7 @@ from ssclf.io.volumes.nifti import read_written, write_nifti
 from ssclf.learning.loops import Predictions
 from ssclf.learning.statistics import training_statistics
 from ssclf.workflows.export import ExportConfig, export_run
+from ssclf.workflows.lesions import with_lesions
 from ssclf.workflows.predict import iterate, predict
 from ssclf.workflows.train import Machine, train
 
@@ -28,21 +32,39 @@ def test_held_out_volumes_set_the_limit(preprocessed: Callable[..., Path]) -> No
     cohort = read_prepared_cohort(preprocessed(per_class=8, contrasts=("t1", "t1ce")))
     rng = np.random.default_rng(0)
     draw = lambda n, spread: (spread * rng.standard_normal((n, 32))).astype(np.float32)  # noqa: E731
-    samples = list(cohort.samples)
-    parts = {"train": samples[:12], "validation": samples[12:16], "test": samples[16:]}
+    volumes = [read_written(sample.path) for sample in cohort.samples[:12]]
     found = {
         "train": predictions(draw(12, 1)),
         "validation": predictions(draw(4, 3)),
         "test": predictions(draw(8, 3)),
     }
-    with_held_out = training_statistics(parts, found)
-    without = training_statistics({"train": parts["train"]}, {"train": found["train"]})
+    with_held_out = training_statistics(volumes, found)
+    without = training_statistics(volumes, {"train": found["train"]})
     assert with_held_out["features"]["centre"] == without["features"]["centre"]
     assert with_held_out["features"]["limit"] > without["features"]["limit"]
     assert len(with_held_out["contrasts"]) == 2
     assert with_held_out["contrasts"][0] != with_held_out["contrasts"][1]
-    few = {"train": parts["train"][:5]}
-    assert training_statistics(few, {"train": predictions(draw(5, 1))}) == {}
+    assert training_statistics(volumes[:5], {"train": predictions(draw(5, 1))}) == {}
+
+
+def test_volumes_that_are_drawn_are_described_as_they_were_drawn(
+    preprocessed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Lesions and scanners are what such a network is trained on: the brains before say nothing of them."""
+    torch.set_num_threads(1)
+    data = preprocessed(labels=("healthy",), per_class=9)
+    config = TrainConfig.preset(
+        "default", architecture="small", epochs=1, lesions=True, holdout=0.0, augmentation="none"
+    )
+    run = train(data, tmp_path / "run", config, machine=Machine(device="cpu", workers=0)).run
+    told = json.loads((run / "provenance.json").read_text())["training"]["statistics"]["contrasts"]
+    cohort = with_lesions(read_prepared_cohort(data, min_classes=0))
+    profiles = []
+    for index, key in enumerate(json.loads((run / "split.json").read_text())["splits"][0]["train"]):
+        (sample,) = cohort.select([key])
+        volume, _ = draw_brain(read_written(sample.path), sample.label, (0, 0, index))  # type: ignore[arg-type]
+        profiles.append(contrast_profiles(volume.data, volume.affine)[0])
+    assert len(profiles) == 27 and told[0]["centre"] == pytest.approx(np.mean(profiles, axis=0), abs=1e-6)
 
 
 def test_statistics_reach_the_rows_of_predict(

@@ -84,7 +84,7 @@ def test_half_precision_is_half_the_size_and_close(
     rules = (SeriesRule("of the model", slices=9),)
     config = ExportConfig(formats=["onnx"], precision="fp16", brain_extraction=False, series_rules=rules)
     out = export_run(run, tmp_path / "half", config)
-    assert open_bundle(out).spec.answered_series == rules
+    assert open_bundle(out).spec.answered_series == rules and open_bundle(out).precision == "fp16"
     network, _ = read_run(run, name="model")
     weights = sum(parameter.numel() for parameter in network.parameters())
     assert 2 * weights < (out / "model.onnx").stat().st_size < 2.2 * weights
@@ -104,7 +104,7 @@ def test_weights_stored_in_half_compute_in_whole_numbers(
     onnx_only = ExportConfig(formats=["onnx"], precision="fp16-storage", brain_extraction=False)
     bundle = open_bundle(export_run(run, tmp_path / "stored", onnx_only))
     network, _ = read_run(run, name="model")
-    assert bundle.onnx
+    assert bundle.onnx and bundle.precision == "fp32"  # as rows say, what it computes in
     size, weights = bundle.onnx.stat().st_size, sum(p.numel() for p in network.parameters())
     assert 2 * weights < size < 2.2 * weights and size < 25e6
     volumes = np.random.default_rng(1).random((2, 1, 7, 33, 21), np.float32)

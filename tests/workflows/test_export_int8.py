@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import itertools
@@ -116,6 +117,35 @@ def test_default_rows_are_what_they_were_and_int8_makes_its_own(
         [scans / "0.nii.gz"], tmp_path / "two.csv", [both, both], hiding, maps=tmp_path / "hidden"
     )
     assert [(row.status, row.precision) for row in several.rows] == [("ok", "int8")]
+
+
+def test_evaluate_scores_the_network_in_8_bits_at_its_own_temperature(run: Path, tmp_path: Path) -> None:
+    """As `predict --precision int8` answers; volumes that trained it are left out for either precision."""
+    model = export_run(run, tmp_path / "model", INT8)
+    test = json.loads((run / "split.json").read_text())["splits"][0]["test"]
+    scored = {}
+    for precision in ("fp32", "int8"):
+        code, _ = invoke("evaluate", run.parent / "preprocessed", "--model", model, "--leave-out-seen",
+                         "--precision", precision, "--out", tmp_path / precision, "--quiet")  # fmt: skip
+        assert code == 0
+        with (tmp_path / precision / "predictions.csv").open(newline="") as file:
+            scored[precision] = {row["path"]: row for row in csv.DictReader(file)}
+        assert json.loads((tmp_path / precision / "metrics.json").read_text())["precision"] == precision
+        assert f"<dd>{precision}</dd>" in (tmp_path / precision / "report.html").read_text()
+    eight = open_bundle(model).at("int8")
+    assert scored["int8"].keys() == scored["fp32"].keys() == set(test)
+    assert [r["logit_HGG"] for r in scored["int8"].values()] != [
+        r["logit_HGG"] for r in scored["fp32"].values()
+    ]
+    for key, row in scored["int8"].items():
+        data = read_written(run.parent / "preprocessed" / key).data[None]
+        p = softmax(
+            open_classifier(eight, device="cpu", threads=1).classify(data).logits[0], eight.spec.temperature
+        )
+        assert [float(row[f"p_{name}"]) for name in eight.spec.class_names] == pytest.approx(p, abs=1e-5)
+    code, said = invoke("evaluate", run.parent / "preprocessed", "--model", model, "--leave-out-seen",
+                        "--precision", "int8", "--engine", "torchscript", "--out", tmp_path / "no")  # fmt: skip
+    assert code == 1 and "leave --engine torchscript" in said and not (tmp_path / "no").exists()
 
 
 def test_the_digest_of_default_rows_is_that_of_the_versions_before(tiny_bundle: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssclf.config import PredictPrecision
+from ssclf.config import Engine, PredictPrecision
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
 from ssclf.io.image_hints import image_hint
@@ -69,6 +69,10 @@ class Bundle:
         return replace(
             self, spec=spec, onnx=self.int8, torchscript=None, sha256=self.int8_sha256, precision="int8"
         )
+
+    def precision_with(self, engine: Engine) -> str:
+        """The numbers that its network computes in there."""
+        return "fp32" if engine == "torchscript" else self.precision
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 
 from ssclf.config import PredictConfig, PreprocessConfig
 from ssclf.domain.explanation import (
+    Cube,
     class_evidence,
     hide,
     lost_evidence,
     occlusion_cubes,
+    other_side,
     place_map,
-    without_structure,
 )
 from ssclf.domain.preprocessing import PreparedVolume
-from ssclf.domain.scores import softmax
+from ssclf.domain.scores import log_odds, softmax
 from ssclf.domain.volume import Mask, Volume
 from ssclf.errors import ModelError
 from ssclf.io.models.batches import Batches
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.runtime import ClassifierOutput, model_file, open_classifier
 
-#: Side of the cubes that occlusion hides, about a lesion's: on the bench of learning, cubes of 24 and of 36 mm found as
-#: many.
-CUBE_MM = 32.0
+#: Sides of the cubes that occlusion hides: small ones find small lesions, large ones those of which a part is enough.
+CUBES_MM = (36.0, 60.0, 84.0)
 #: Voxels of hidden copies that a network is given at once on a CPU: a single one where volumes are large.
 _AT_ONCE = 2**18
 
@@ -55,29 +55,36 @@ class View:
         return place_map(evidence, (d, h, w), self.affine, mirrored=self.mirrored)
 
     def occluded(self, network: Batches, target: int) -> Volume:
-        """What hiding a part of the brain costs a class: (1, D, H, W) in logits, on the grid of the input.
+        """What hiding a part of the brain costs a class: (1, D, H, W) in log-odds, on the grid of the input.
 
         Raises:
             VolumeError, ModelError: as `Classifier.classify`.
         """
         _, d, h, w = self.data.shape
-        placed = Volume(self.data, self.affine)
+        spacing = Volume(self.data, self.affine).spacing
+        side = left_right_axis(network.classifier.spec.preprocess)
+        other = other_side(self.data, side, spacing[side])
         brain: Mask = np.any(self.data > 0, axis=0)
-        cubes = occlusion_cubes(brain, placed.spacing, CUBE_MM)
-        flat = without_structure(self.data)
-        together = max(_AT_ONCE // (d * h * w), network.most)
-        lost: list[float] = []
+        whole = float(log_odds(self.output.logits[0], target))
+        result = np.zeros((d, h, w), np.float32)
+        for width in CUBES_MM:
+            cubes = occlusion_cubes(brain, spacing, width)
+            lost = [whole - float(log_odds(found, target)) for found in self._hidden(network, other, cubes)]
+            result += lost_evidence(lost, cubes, (d, h, w)) / np.float32(len(CUBES_MM))
+        turned = result if self.mirrored is None else np.flip(result, self.mirrored)
+        return Volume(turned[None], self.affine)
+
+    def _hidden(
+        self, network: Batches, other: NDArray[np.float32], cubes: Sequence[Cube]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits (K,) for each cube, hidden alone."""
+        together = max(_AT_ONCE // self.data[0].size, network.most)
         for first in range(0, len(cubes), together):
-            hidden = [hide(self.data, flat, cube) for cube in cubes[first : first + together]]
+            hidden = [hide(self.data, other, cube) for cube in cubes[first : first + together]]
             for answer in network.classify(hidden, together):
                 if isinstance(answer, Exception):
                     raise answer
-                logits = self.output.logits[0] - answer.logits[0]
-                lost.append(float(logits[target] - logits.mean()))
-        result = lost_evidence(lost, cubes, (d, h, w))
-        return Volume(
-            (result if self.mirrored is None else np.flip(result, self.mirrored))[None], self.affine
-        )
+                yield answer.logits[0]
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Ensemble:
         self.settings = tuple(dict.fromkeys(bundle.spec.preprocess for bundle in bundles))
         self._config = config
         #: The numbers that the networks compute in, model by model, and for all of them.
-        self.precisions = tuple("fp32" if self.engine == "torchscript" else b.precision for b in bundles)
+        self.precisions = tuple(bundle.precision_with(config.engine) for bundle in bundles)
         self.precision = "+".join(dict.fromkeys(self.precisions))
         self._networks: list[Batches] = []
 

@@ -32,7 +32,7 @@ MAX_NODES = 10_000
 _GRAPH, _METADATA, _TRAINING, _FUNCTIONS = 7, 14, 20, 25
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15
 _OP_TYPE, _ATTRIBUTE, _DOMAIN = 4, 5, 7
-_TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE_TENSORS = 5, 6, 10, 11, (22, 23)
+_INT, _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE_TENSORS = 3, 5, 6, 10, 11, (22, 23)
 _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
 #: Values of that type.
 _INT8, _FLOAT16 = 3, 10
@@ -44,17 +44,22 @@ class OnnxSummary:
     metadata: key-value pairs stored in the file.
     inputs, outputs: name → sizes, None where one is dynamic or unknown.
     types: of its weights, as TensorProto numbers them.
+    cast_to: types that anything is cast to.
     """
 
     metadata: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     outputs: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     types: set[int] = field(default_factory=set)
+    cast_to: set[int] = field(default_factory=set)
 
     @property
     def precision(self) -> str:
-        """The fewest bits that weights have: "int8", "fp16" or "fp32"."""
-        return "int8" if _INT8 in self.types else "fp16" if _FLOAT16 in self.types else "fp32"
+        """The numbers that it computes in: "int8", "fp16" or "fp32". What has weights alone in 16 bits, and casts them
+        to 32, computes in 32; a network in 16 bits casts its volume to them."""
+        if _INT8 in self.types:
+            return "int8"
+        return "fp16" if _FLOAT16 in self.types and _FLOAT16 in self.cast_to else "fp32"
 
 
 def read_onnx(content: bytes, name: str) -> OnnxSummary:
@@ -110,6 +115,7 @@ def _read_graph(graph: memoryview, summary: OnnxSummary) -> None:
 
 def _check_node(node: memoryview, summary: OnnxSummary) -> None:
     operator = domain = ""
+    whole: set[int] = set()
     for number, value in _fields(node):
         if number == _OP_TYPE:
             operator = _text(value)
@@ -121,6 +127,10 @@ def _check_node(node: memoryview, summary: OnnxSummary) -> None:
                     raise ModelError("a network inside an operator, or sparse weights")
                 if part in (_TENSOR, _TENSORS):
                     _check_tensor(_message(inner), summary)
+                if part == _INT and isinstance(inner, int):
+                    whole.add(inner)
+    if operator == "Cast":
+        summary.cast_to.update(whole)
     if domain not in _DOMAINS or operator not in OPERATORS:
         raise ModelError(f"the operator {f'{domain}.' if domain else ''}{operator}"[:80])
 
