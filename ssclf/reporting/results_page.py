@@ -38,7 +38,7 @@ def write_results_page(
     Args:
         rows: in the order of the page; `extra["thumbnail"]` is a picture as a data URI, where there is one.
         run_info: the "run" part of `results.json`. Read here, each where present: `models` (with `name`,
-            `sha256`, `synthetic`, `training`), `ssclf_version`, `device`, `seconds`, `finished`.
+            `sha256`, `synthetic`, `training`), `config`, `ssclf_version`, `device`, `seconds`, `finished`.
         max_pictures: where there are more, the flagged and then the least sure volumes keep theirs.
 
     Raises:
@@ -67,6 +67,7 @@ def write_results_page(
         pictures=(row.extra[THUMBNAIL] for row in pictured[:max_pictures]),
         for_colour=FOR_COLOUR,
         against_colour=AGAINST_COLOUR,
+        hidden=run_info.get("config", {}).get("map_method") == "occlusion",
     )
 
 

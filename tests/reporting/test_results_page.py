@@ -177,6 +177,15 @@ def test_what_a_clinician_has_to_know_is_there(page: Callable[..., Page]) -> Non
     assert "SYNTHETIC" not in text
 
 
+def test_the_colours_are_explained_by_the_method_that_made_them(page: Callable[..., Page]) -> None:
+    rows = [classified("a.nii", 0.2, 0.7, 0.1)]
+    cells, hidden = "sees in coarse cells", "hidden one by one behind the other side’s tissue"
+    usual = " ".join(page(rows).text.split())
+    assert cells in usual and hidden not in usual
+    other = " ".join(page(rows, {**RUN, "config": {"map_method": "occlusion"}}).text.split())
+    assert hidden in other and cells not in other
+
+
 def test_a_synthetic_model_is_named_so(page: Callable[..., Page]) -> None:
     run = {"models": [{"name": "demo", "sha256": "cd" * 32, "synthetic": True, "training": {}}]}
     text = " ".join(page([classified("a.nii", 0.2, 0.7, 0.1)], run).text.split())
