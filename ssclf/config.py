@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_arg
 
 from ssclf.errors import ConfigError
 
-MapMethod = Literal["cam", "occlusion"]
+MapMethod = Literal["cam", "occlusion", "mirror"]
 Plane = Literal["axial", "coronal", "sagittal"]
 Crop = Literal["none", "brain"]
 #: Of the paper, from torchvision.
@@ -553,8 +553,9 @@ class PredictConfig:
     map_method: Annotated[
         MapMethod,
         Option(
-            "How maps and pictures find the evidence: cam, at no cost, in the network's coarse cells; occlusion, "
-            "finer, by hiding part after part of the brain, which takes some hundred times as long as the network.",
+            "How maps and pictures find the evidence: cam, at no cost, in the network's coarse cells; finer, in some "
+            "hundred times the network's time, by hiding part after part of the brain: occlusion behind its mean, "
+            "mirror behind the other side's tissue.",
             "Results",
         ),
     ] = "cam"

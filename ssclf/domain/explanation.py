@@ -7,8 +7,8 @@ all classes: positive speaks for it, negative for another, and what speaks for a
 
 A cell is coarse (32 mm at 2 mm voxels), and draws on much more than its own extent. Occlusion asks another question,
 and answers it more finely: how much of the evidence goes when a cube of the brain is hidden (Zeiler and Fergus,
-"Visualizing and Understanding Convolutional Networks", ECCV 2014). What hides it is the other side's tissue: a uniform
-cube would be a finding of its own.
+"Visualizing and Understanding Convolutional Networks", ECCV 2014). What hides it is the brain's mean or, since a
+uniform cube can be a finding of its own, the other side's tissue: which finds more depends on the network.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ _OFF_MIDDLE_MM = 12.0
 
 
 Cube = tuple[slice, slice, slice]
-
-#: Counts how maps of occlusion are made: with another number, those of before are made anew.
-OCCLUSION = 2
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,17 @@ def occlusion_cubes(brain: Mask, spacing: tuple[float, float, float], width_mm: 
     return [cube for cube in cubes if brain[cube].mean() >= _LEAST_BRAIN]
 
 
+def without_structure(data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A network's input (C, D, H, W) with each contrast's mean in all of the brain: what hidden parts can show."""
+    flat = data.copy()
+    for channel in flat:
+        inside = channel > 0
+        channel[inside] = channel[inside].mean()
+    return flat
+
+
 def other_side(data: NDArray[np.float32], axis: int, spacing_mm: float) -> NDArray[np.float32]:
-    """A network's input with every voxel of the brain showing the opposite one: what hidden parts show.
+    """A network's input with every voxel of the brain showing the opposite one: what hidden parts can show.
 
     The middle plane is where the mirror image is most like the brain, near the middle of the brain's extent. Where the
     opposite voxel is background, the contrast's mean in all of the brain stands in.
@@ -122,7 +128,7 @@ def other_side(data: NDArray[np.float32], axis: int, spacing_mm: float) -> NDArr
 
 
 def hide(data: NDArray[np.float32], other: NDArray[np.float32], cube: Cube) -> NDArray[np.float32]:
-    """A copy of a network's input in which a cube shows what `other_side` made of it."""
+    """A copy of a network's input in which a cube shows what `without_structure` or `other_side` made of it."""
     where = (slice(None), *cube)
     hidden = data.copy()
     hidden[where] = other[where]

@@ -67,7 +67,7 @@ def write_results_page(
         pictures=(row.extra[THUMBNAIL] for row in pictured[:max_pictures]),
         for_colour=FOR_COLOUR,
         against_colour=AGAINST_COLOUR,
-        hidden=run_info.get("config", {}).get("map_method") == "occlusion",
+        map_method=run_info.get("config", {}).get("map_method"),
     )
 
 

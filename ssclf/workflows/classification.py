@@ -19,7 +19,7 @@ import numpy as np
 
 from ssclf import __version__
 from ssclf.config import PredictConfig, PreprocessConfig, SkullStrip, config_to_dict
-from ssclf.domain.explanation import OCCLUSION, BrainGrid, map_to_scan
+from ssclf.domain.explanation import BrainGrid, map_to_scan
 from ssclf.domain.flags import FLAGS, REFERENCE_MODEL
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.trust import trust_flags
@@ -399,8 +399,6 @@ def method_digest(ensemble: Ensemble, config: PredictConfig) -> bytes:
     settings = config_to_dict(relevant)
     if config.map_method == "cam":  # as when there was no other: rows of earlier versions stay
         del settings["map_method"]
-    else:
-        settings["occlusion"] = OCCLUSION
     if config.precision == "fp32":  # likewise; in 8 bits the checksum is another, too
         del settings["precision"]
     text = json.dumps([ensemble.sha256, specs, settings, *_model_flags(ensemble)])

@@ -41,7 +41,7 @@ def show_heads(
         [heads],
         out / RESULTS,
         [model],
-        PredictConfig(workers=workers, map_method="occlusion"),
+        PredictConfig(workers=workers, map_method="mirror"),
         report=out / PAGE,
         maps=out / MAPS,
         on_start=on_start,

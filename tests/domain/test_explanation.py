@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from ssclf.domain.explanation import (
     occlusion_cubes,
     other_side,
     place_map,
+    without_structure,
 )
 from ssclf.domain.geometry import reorient
 from ssclf.domain.intensity import foreground
@@ -226,6 +228,14 @@ def test_a_symmetric_brain_is_its_own_other_side_wherever_it_lies(axis: int, asi
         np.testing.assert_allclose(channel[alone], original[original > 0].mean(), rtol=1e-6)
 
 
+def test_without_structure_the_brain_shows_its_mean_and_the_background_stays() -> None:
+    data = np.random.default_rng(0).random((2, 6, 7, 8), np.float32) + 1
+    data[:, :2] = 0
+    for channel, original in zip(without_structure(data), data, strict=True):
+        assert (channel[:2] == 0).all()
+        np.testing.assert_allclose(channel[2:], original[2:].mean(), rtol=1e-6)
+
+
 def test_a_cube_hides_what_it_covers_and_nothing_else() -> None:
     data = np.random.default_rng(0).random((2, 6, 7, 8), np.float32) + 1
     data[:, :2] = 0
@@ -243,13 +253,16 @@ def test_a_volume_without_brain_has_no_other_side() -> None:
     np.testing.assert_array_equal(other_side(empty, 2, 2.0), empty)
 
 
-def test_evidence_of_a_sum_over_voxels_is_lost_where_it_lies() -> None:
-    """For a network that adds up voxels, hiding costs what is above the other side."""
+@pytest.mark.parametrize("behind", [without_structure, partial(other_side, axis=2, spacing_mm=1.0)])
+def test_evidence_of_a_sum_over_voxels_is_lost_where_it_lies(
+    behind: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> None:
+    """For a network that adds up voxels, hiding costs what is above what it shows instead."""
     shape = (20, 22, 24)
     data = np.ones((1, *shape), np.float32)
     data[0, 12:15, 4:7, 17:20] = 3
     cubes = occlusion_cubes(data[0] > 0, (1, 1, 1), 6)
-    other = other_side(data, 2, 1.0)
+    other = behind(data)
     lost = lost_evidence([float((data - hide(data, other, cube)).sum()) for cube in cubes], cubes, shape)
     peak = np.unravel_index(lost.argmax(), shape)
     assert (np.abs(np.subtract(peak, (13, 5, 18))) <= 3).all()

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssclf.config import PreprocessConfig
+from ssclf.config import MapMethod, PreprocessConfig
 from ssclf.domain.flags import FLAGS
 from ssclf.domain.preprocessing import PreparedVolume, preprocess
 from ssclf.domain.volume import Volume
@@ -179,11 +179,16 @@ def test_what_a_clinician_has_to_know_is_there(page: Callable[..., Page]) -> Non
 
 def test_the_colours_are_explained_by_the_method_that_made_them(page: Callable[..., Page]) -> None:
     rows = [classified("a.nii", 0.2, 0.7, 0.1)]
-    cells, hidden = "sees in coarse cells", "hidden one by one behind the other side’s tissue"
-    usual = " ".join(page(rows).text.split())
-    assert cells in usual and hidden not in usual
-    other = " ".join(page(rows, {**RUN, "config": {"map_method": "occlusion"}}).text.split())
-    assert hidden in other and cells not in other
+    words = {
+        "cam": "sees in coarse cells",
+        "occlusion": "Cubes of 32 mm were hidden one by one:",
+        "mirror": "hidden one by one behind the other side’s tissue",
+    }
+    assert words.keys() == set(get_args(MapMethod))
+    for method in words:
+        text = " ".join(page(rows, {**RUN, "config": {"map_method": method}}).text.split())
+        assert [name for name, told in words.items() if told in text] == [method]
+    assert words["cam"] in " ".join(page(rows).text.split())
 
 
 def test_a_synthetic_model_is_named_so(page: Callable[..., Page]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -61,13 +62,14 @@ def head(lesion: NDArray[np.float64] | None) -> nib.Nifti1Image:
 
 #: At 2 mm a cell has 2 x 32 x 32 mm, and across slices it draws on its neighbours.
 USUAL: Method = ([], 2, [32, 32, 12])
-#: Cubes of 36 mm and more, whatever the cells (16 x 256 x 256 mm); the volume and its mirror image.
+#: Cubes of 32 mm and more, whatever the cells (16 x 256 x 256 mm); the volume and its mirror image.
 HIDDEN: Method = (["--map-method", "occlusion", "--flip"], 16, [32, 32, 32])
+MIRROR: Method = (["--map-method", "mirror", "--flip"], 16, [32, 32, 32])
 
 
 @pytest.mark.parametrize(
     ("codes", "method"),
-    [("RAS", USUAL), ("LPI", USUAL), ("PSR", USUAL), ("LPI", HIDDEN)],
+    [("RAS", USUAL), ("LPI", USUAL), ("PSR", USUAL), ("LPI", HIDDEN), ("PIR", MIRROR)],
 )
 def test_a_lesion_moves_the_map_where_it_lies(
     codes: str, method: Method, bundle_at: BundleAt, tmp_path: Path
@@ -97,9 +99,8 @@ def test_a_lesion_moves_the_map_where_it_lies(
     assert nib.aff2axcodes(with_.affine) == tuple(codes)
     change = with_.get_fdata() - without.get_fdata()
     peak = nib.affines.apply_affine(with_.affine, np.unravel_index(np.abs(change).argmax(), change.shape))
-    if (
-        method is HIDDEN
-    ):  # the other side is hidden by the lesion's mirror image, which counts as much, the other way
+    if method is MIRROR:
+        # the other side is hidden behind the lesion's mirror image, which counts as much, the other way
         opposite = np.array([2 * MIDDLE[0] - peak[0], *peak[1:]])
         there, here = (
             change[tuple(np.round(nib.affines.apply_affine(np.linalg.inv(with_.affine), place)).astype(int))]
@@ -129,8 +130,8 @@ def test_another_method_makes_the_maps_anew_and_the_usual_one_keeps_them(
         (path,) = (tmp_path / "maps").rglob("*.nii.gz")
         return np.asarray(nib.Nifti1Image.from_filename(path).get_fdata(), np.float64)
 
-    usual, hidden = maps(), maps("--map-method", "occlusion")
-    assert not np.array_equal(usual, hidden)
+    usual, *hidden = maps(), maps("--map-method", "occlusion"), maps("--map-method", "mirror")
+    assert not any(np.array_equal(one, other) for one, other in itertools.combinations([usual, *hidden], 2))
     np.testing.assert_array_equal(maps(), usual)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssclf.config import PredictConfig, PreprocessConfig
+from ssclf.config import MapMethod, PredictConfig, PreprocessConfig
 from ssclf.domain.explanation import (
     Cube,
     class_evidence,
@@ -18,6 +18,7 @@ from ssclf.domain.explanation import (
     occlusion_cubes,
     other_side,
     place_map,
+    without_structure,
 )
 from ssclf.domain.preprocessing import PreparedVolume
 from ssclf.domain.scores import log_odds, softmax
@@ -27,8 +28,10 @@ from ssclf.io.models.batches import Batches
 from ssclf.io.models.bundle import Bundle
 from ssclf.io.models.runtime import ClassifierOutput, model_file, open_classifier
 
-#: Sides of the cubes that occlusion hides: small ones find small lesions, large ones those of which a part is enough.
-CUBES_MM = (36.0, 60.0, 84.0)
+#: Sides of the cubes that are hidden behind the brain's mean; about a lesion's.
+OCCLUSION_MM: tuple[float, ...] = (32.0,)
+#: And behind the other side: small ones find small lesions, large ones those of which a part is enough.
+MIRROR_MM: tuple[float, ...] = (36.0, 60.0, 84.0)
 #: Voxels of hidden copies that a network is given at once on a CPU: a single one where volumes are large.
 _AT_ONCE = 2**18
 
@@ -54,33 +57,41 @@ class View:
         evidence = class_evidence(self.output.cam[0], target)
         return place_map(evidence, (d, h, w), self.affine, mirrored=self.mirrored)
 
-    def occluded(self, network: Batches, target: int) -> Volume:
-        """What hiding a part of the brain costs a class: (1, D, H, W) in log-odds, on the grid of the input.
+    def occluded(self, network: Batches, target: int, method: MapMethod) -> Volume:
+        """What hiding a part of the brain costs a class: (1, D, H, W) in logits, on the grid of the input.
+
+        Args:
+            method: "occlusion" hides behind the brain's mean, and counts the class's logit less the mean of all;
+                "mirror" hides behind the other side, and counts the class's log-odds.
 
         Raises:
             VolumeError, ModelError: as `Classifier.classify`.
         """
         _, d, h, w = self.data.shape
         spacing = Volume(self.data, self.affine).spacing
-        side = left_right_axis(network.classifier.spec.preprocess)
-        other = other_side(self.data, side, spacing[side])
+        evidence: Callable[[NDArray[np.float32], int], NDArray[np.floating]]
+        if method == "mirror":
+            side = left_right_axis(network.classifier.spec.preprocess)
+            behind, widths, evidence = other_side(self.data, side, spacing[side]), MIRROR_MM, log_odds
+        else:
+            behind, widths, evidence = without_structure(self.data), OCCLUSION_MM, class_evidence
         brain: Mask = np.any(self.data > 0, axis=0)
-        whole = float(log_odds(self.output.logits[0], target))
+        whole = float(evidence(self.output.logits[0], target))
         result = np.zeros((d, h, w), np.float32)
-        for width in CUBES_MM:
+        for width in widths:
             cubes = occlusion_cubes(brain, spacing, width)
-            lost = [whole - float(log_odds(found, target)) for found in self._hidden(network, other, cubes)]
-            result += lost_evidence(lost, cubes, (d, h, w)) / np.float32(len(CUBES_MM))
+            lost = [whole - float(evidence(found, target)) for found in self._hidden(network, behind, cubes)]
+            result += lost_evidence(lost, cubes, (d, h, w)) / np.float32(len(widths))
         turned = result if self.mirrored is None else np.flip(result, self.mirrored)
         return Volume(turned[None], self.affine)
 
     def _hidden(
-        self, network: Batches, other: NDArray[np.float32], cubes: Sequence[Cube]
+        self, network: Batches, behind: NDArray[np.float32], cubes: Sequence[Cube]
     ) -> Iterator[NDArray[np.float32]]:
         """Logits (K,) for each cube, hidden alone."""
         together = max(_AT_ONCE // self.data[0].size, network.most)
         for first in range(0, len(cubes), together):
-            hidden = [hide(self.data, other, cube) for cube in cubes[first : first + together]]
+            hidden = [hide(self.data, behind, cube) for cube in cubes[first : first + together]]
             for answer in network.classify(hidden, together):
                 if isinstance(answer, Exception):
                     raise answer
@@ -221,7 +232,7 @@ class Ensemble:
         return [
             view.evidence(verdict.best)
             if self._config.map_method == "cam"
-            else view.occluded(network, verdict.best)
+            else view.occluded(network, verdict.best, self._config.map_method)
             for network, views in zip(self._networks, verdict.views, strict=True)
             for view in views
         ]
