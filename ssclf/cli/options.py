@@ -354,7 +354,7 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="BUNDLE",
-        help="Folder that ssclf export wrote; several are averaged. Default: "
+        help="Folder that ssclf export wrote, or the name reference; several are averaged. Default: "
         "$SSCLF_MODEL, else the only one under exported/.",
     ),
 ]

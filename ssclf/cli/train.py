@@ -68,7 +68,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="FOLDER",
-        help="Bundle or run to go on from (fine-tuning), on this data.",
+        help="Bundle or run to go on from (fine-tuning), on this data; or the name reference.",
         rich_help_panel="Network",
     ),
 ]

@@ -32,6 +32,8 @@ from ssclf.io.memory import limit_memory
 
 #: Starts of new workers, one after the other, with which no item was finished.
 _MOST_RENEWALS = 10
+#: Python looks for no module in the folder where it was started.
+_SAFE_PATH = "PYTHONSAFEPATH"
 #: How long no worker may take an item before they are taken for stuck: longer than any of them needs to start.
 _STUCK_S = 300.0
 #: How long to wait for an outcome until the processes are looked at.
@@ -267,7 +269,7 @@ def _start_pool(workers: int, memory: int | None) -> ProcessPool:
     # Forked from a small server that has imported what workers need: as clean as spawn, as quick as fork.
     context = _Context()
     context.set_forkserver_preload(["ssclf.io.preparation"])
-    with _one_thread_each():
+    with _as_workers_need_it():
         forkserver.ensure_running()
     try:
         context.Lock()
@@ -277,16 +279,19 @@ def _start_pool(workers: int, memory: int | None) -> ProcessPool:
             "a container needs a writable /dev/shm (a few kilobytes are enough)."
         ) from exc
     # the server keeps the environment that it was started in
-    ours = {name: value for name, value in os.environ.items() if name.startswith("SSCLF_")}
+    ours = {
+        name: value for name, value in os.environ.items() if name.startswith("SSCLF_") or name == _SAFE_PATH
+    }
     return ProcessPool(
         max_workers=workers, context=context, initializer=_start_worker, initargs=(memory, ours)
     )
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers inherit their server's environment: a thread each for numpy, or they fight over the cores."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+def _as_workers_need_it() -> Iterator[None]:
+    """Workers inherit their server's environment: a thread each for numpy, or they fight over the cores; and what lies
+    where we were started, such as a clone of ssclf, is no module (Python 3.11 and later)."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", _SAFE_PATH)
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
@@ -301,6 +306,7 @@ def _one_thread_each() -> Iterator[None]:
 
 def _start_worker(memory: int | None, environment: Mapping[str, str]) -> None:
     """Signals to the terminal's process group are for the parent, which decides; its death ends us."""
+    os.environ.pop(_SAFE_PATH, None)  # programs that we start are their own
     os.environ.update(environment)
     if memory is not None:
         limit_memory(memory)

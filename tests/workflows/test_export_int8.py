@@ -131,7 +131,8 @@ def test_evaluate_scores_the_network_in_8_bits_at_its_own_temperature(run: Path,
         with (tmp_path / precision / "predictions.csv").open(newline="") as file:
             scored[precision] = {row["path"]: row for row in csv.DictReader(file)}
         assert json.loads((tmp_path / precision / "metrics.json").read_text())["precision"] == precision
-        assert f"<dd>{precision}</dd>" in (tmp_path / precision / "report.html").read_text()
+        page = (tmp_path / precision / "report.html").read_text()
+        assert f'<th scope="row">precision</th><td class="wrap">{precision}</td>' in page
     eight = open_bundle(model).at("int8")
     assert scored["int8"].keys() == scored["fp32"].keys() == set(test)
     assert [r["logit_HGG"] for r in scored["int8"].values()] != [

@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -207,3 +208,37 @@ def test_brackets_in_names_are_text(tiny_bundle: Path, scans: Path, tmp_path: Pa
     scans.rename(folder)
     code, output = run(tiny_bundle, folder / "r[red].csv", folder)
     assert code == 0 and "[b]x[/red]:brain:/r[red].csv" in output.replace(" ", "")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="older ones look for modules where they are started")
+def test_what_lies_where_it_is_started_is_no_program(
+    tiny_bundle: Path, make_volume: Callable[..., Volume], tmp_path: Path
+) -> None:
+    """A clone, and a file that is named as a library: neither is imported by any process."""
+    write_nifti(make_volume(), tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "ssclf" / "ssclf").mkdir(parents=True)
+    for name in ("numpy.py", "ssclf.py", "nibabel.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
+    command = Path(sys.executable).with_name(
+        "ssclf"
+    )  # as people start it; `python -c` would look here itself
+    if not command.is_file():
+        pytest.skip("ssclf is not installed beside this Python")
+    words = [
+        "predict",
+        "scans",
+        "--model",
+        tiny_bundle,
+        "--assume-stripped",
+        "--out",
+        "r.csv",
+        "--workers",
+        2,
+    ]
+    found = subprocess.run(
+        [command, *map(str, words)], cwd=tmp_path, capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert [row["status"] for row in rows(tmp_path / "r.csv")] == ["ok"]
+    assert not (tmp_path / "imported").exists()

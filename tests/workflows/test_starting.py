@@ -101,6 +101,23 @@ def test_it_goes_on_after_a_kill_without_the_first(preprocessed: Callable[..., P
     assert training["started_from"]["sha256"] == start.sha256
 
 
+def test_weights_of_another_grid_are_told(
+    preprocessed: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = preprocessed()
+    start = open_start(run(data, tmp_path / "first", TINY).run)
+    caplog.clear()
+    run(data, tmp_path / "same", TINY, start=start)
+    assert "was trained on volumes of" not in caplog.text
+    coarse = dataclasses.replace(start.spec.preprocess, spacing=(6.0, 6.0, 6.0), contrasts=("t1",))
+    other = dataclasses.replace(start, spec=dataclasses.replace(start.spec, preprocess=coarse))
+    run(data, tmp_path / "other", TINY, start=other)
+    (told,) = (r.getMessage() for r in caplog.records if "was trained on volumes of" in r.getMessage())
+    assert (
+        "spacing [6.0, 6.0, 6.0], and these have spacing [8.0, 7.0, 7.0]" in told and "contrasts" not in told
+    )
+
+
 def test_what_does_not_fit_is_explained(
     preprocessed: Callable[..., Path], tiny_bundle: Path, tmp_path: Path
 ) -> None:

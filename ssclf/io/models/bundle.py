@@ -62,8 +62,8 @@ class Bundle:
             return replace(self, spec=spec)
         if self.int8 is None or self.spec.int8 is None:
             raise ModelError(
-                f"{self.path.name}: expected {INT8} for --precision int8, found none in the bundle; make it with "
-                "`ssclf export RUN --int8 --replace`, or leave --precision int8 out."
+                f"{self.spec.name}: expected {INT8} for --precision int8, found none in the bundle; make it with "
+                "`ssclf export RUN --int8 --replace` where you have the run, or leave --precision int8 out."
             )
         spec = replace(spec, temperature=self.spec.int8.temperature)
         return replace(
