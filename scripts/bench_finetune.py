@@ -20,11 +20,11 @@ import csv
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from bench_learning import draw_cohort, head_of
+from bench_learning import draw_cohort, go_on, head_of
 from bench_reference import auc_with_interval, stripped
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from train_reference import Parts, find_heads
@@ -38,10 +38,9 @@ from ssclf.io.discovery.cohorts import CohortQuery
 from ssclf.io.files import whole_file
 from ssclf.io.records.preprocessed import PreparedCohort, is_prepared, read_prepared_cohort
 from ssclf.io.records.tables import write_table
-from ssclf.io.records.training_run import CONFIG, is_finished, read_predictions
+from ssclf.io.records.training_run import read_predictions
 from ssclf.workflows.export import open_start
 from ssclf.workflows.preprocess import preprocess_cohort
-from ssclf.workflows.train import Machine, train
 
 COUNTS = (10, 20, 40)
 #: The way to begin, and how many stages keep the weights that it brings.
@@ -106,21 +105,13 @@ def learn(
     freeze = WAYS[way]
     found = run.with_suffix(".json")
     if not found.is_file():
-        given = {
-            "architecture": "small", "holdout": 0.0, "precision": "bf16-mixed-cpu", "channels_last": True, "seed": seed,
-            "freeze": freeze or 0, "batch_size": 12,
-        }  # fmt: skip
-        epochs = -(-steps // -(-len(split.train) // 12))
-        config = TrainConfig.preset("default", epochs=epochs, **given)
+        config = TrainConfig.preset(
+            "default", architecture="small", holdout=0.0, precision="bf16-mixed-cpu", channels_last=True, seed=seed,
+            freeze=freeze or 0,
+        )  # fmt: skip
+        config = replace(config, epochs=-(-steps // -(-len(split.train) // config.batch_size)))
         start = None if freeze is None else open_start(Path("reference"))
-        begun = (run / CONFIG).is_file()
-        if not (begun and is_finished(run)):
-            result = train(
-                cohort.folders, run, config, split=split, resume=begun, start=start,
-                machine=Machine(device="cpu", workers=0),
-            )  # fmt: skip
-            if result.interrupted:
-                raise SystemExit(f"{run}: saved; the same command goes on")
+        go_on(run, cohort, split, lambda: config, workers=0, start=start)
         rows = [row for row in read_predictions(run, cohort.class_names) if row.part == "test"]
         with whole_file(found) as file:
             json.dump([(row.path, row.subject, row.label, row.logits) for row in rows], file)

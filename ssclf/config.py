@@ -122,6 +122,12 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
+def differing_fields(one: PreprocessConfig, other: PreprocessConfig) -> list[str]:
+    """Names of the settings that are not the same in both."""
+    ours, theirs = config_to_dict(one), config_to_dict(other)
+    return [name for name, value in ours.items() if theirs[name] != value]
+
+
 def config_from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """The inverse of `config_to_dict`.
 

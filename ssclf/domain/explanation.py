@@ -59,7 +59,7 @@ class BrainGrid:
 
 
 def class_evidence(cam: NDArray[np.float32], target: int) -> NDArray[np.float32]:
-    """What speaks for one class against the mean of all: maps (K, d, h, w) to one map (d, h, w), in logits."""
+    """What speaks for one class against the mean of all: maps (K, d, h, w) to one map (d, h, w), logits (K,) to one."""
     return cam[target] - cam.mean(axis=0)
 
 

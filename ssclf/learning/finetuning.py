@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssclf.config import Architecture
+from ssclf.config import Architecture, PreprocessConfig, config_to_dict, differing_fields
 from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.model_spec import ModelSpec
 from ssclf.errors import ModelError
@@ -114,4 +114,18 @@ def adopt_weights(
     if new:
         log.info(
             "classes that %s does not know start from random weights: %s", start.spec.name, ", ".join(new)
+        )
+
+
+def tell_other_preprocessing(start: Start, ours: PreprocessConfig) -> None:
+    """Weights fit any grid, but know only the one that they were learnt on. Names of contrasts are anyone's."""
+    theirs, mine = config_to_dict(start.spec.preprocess), config_to_dict(ours)
+    other = [name for name in differing_fields(ours, start.spec.preprocess) if name != "contrasts"]
+    if other:
+        log.warning(
+            "%s was trained on volumes of %s, and these have %s: it knows little of them; preprocess them as it was, "
+            "unless you mean to change that.",
+            start.spec.name,
+            ", ".join(f"{name} {theirs[name]}" for name in other),
+            ", ".join(f"{name} {mine[name]}" for name in other),
         )

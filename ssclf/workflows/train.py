@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ssclf import __version__
-from ssclf.config import Device, PreprocessConfig, TrackerName, TrainConfig, config_to_dict
+from ssclf.config import Device, TrackerName, TrainConfig, config_to_dict
 from ssclf.domain.likeness import SeenVolumes
 from ssclf.domain.metrics import Metrics, fit_temperature, score_predictions
 from ssclf.domain.provenance import Calibration, Provenance
@@ -68,7 +68,7 @@ from ssclf.io.records.training_run import (
 from ssclf.learning.abandoning import Stopped
 from ssclf.learning.checkpoints import load_checkpoint, save_checkpoint
 from ssclf.learning.failures import resource_errors
-from ssclf.learning.finetuning import Start, adopt_weights
+from ssclf.learning.finetuning import Start, adopt_weights, tell_other_preprocessing
 from ssclf.learning.loops import Predictions, Trainer, seed_everything, start_fabric
 from ssclf.learning.networks import VolumeNetwork, build_network
 from ssclf.learning.pretrained import load_pretrained
@@ -290,7 +290,7 @@ def _build(
         network.random = tuple(state.get("progress", {}).get("random", ()))
     elif start:
         adopt_weights(network, config.architecture, start, cohort.class_names)
-        _tell_other_grid(start, cohort.preprocess)
+        tell_other_preprocessing(start, cohort.preprocess)
         progress.started_from, progress.seen = start.describe(), start.seen.texts
     elif config.pretrained:
         found = load_pretrained(network, config.architecture, stem=config.stem, path=weights)
@@ -403,20 +403,6 @@ def _run_epochs(
             saved = time.monotonic()
         if signals:
             break
-
-
-def _tell_other_grid(start: Start, ours: PreprocessConfig) -> None:
-    """Weights fit any grid, but know only the one that they were learnt on. Names of contrasts are anyone's."""
-    theirs, mine = config_to_dict(start.spec.preprocess), config_to_dict(ours)
-    other = [name for name in mine if name != "contrasts" and mine[name] != theirs.get(name)]
-    if other:
-        log.warning(
-            "%s was trained on volumes of %s, and these have %s: it knows little of them; preprocess them as it was, "
-            "unless you mean to change that.",
-            start.spec.name,
-            ", ".join(f"{name} {theirs.get(name)}" for name in other),
-            ", ".join(f"{name} {mine[name]}" for name in other),
-        )
 
 
 def _train_epoch(

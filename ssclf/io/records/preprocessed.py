@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ssclf import __version__
-from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict
+from ssclf.config import PreprocessConfig, config_from_dict, config_to_dict, differing_fields
 from ssclf.domain.equal_volumes import Known, check_labels, equal_pairs
 from ssclf.domain.labels import Labelled, check_look_alikes, clean_text, is_missing, read_label
 from ssclf.domain.likeness import describe_likeness, is_readable
@@ -267,7 +267,8 @@ def read_prepared_cohort(data: Folders, *, min_classes: int = 2) -> PreparedCoho
         if other.preprocess.hash != first.preprocess.hash:
             raise DatasetError(
                 f"{other.folders[0]}: expected the settings of {first.folders[0]}, found others for "
-                f"{', '.join(_different(first.preprocess, other.preprocess))}; preprocess both alike to join them."
+                f"{', '.join(differing_fields(first.preprocess, other.preprocess))}; preprocess both alike to join "
+                "them."
             )
     samples = first.samples if len(read) == 1 else _joined([s for part in read for s in part.samples])
     _check_contradictions(samples)
@@ -310,11 +311,6 @@ def _read_folder(folder: Path) -> PreparedCohort:
             sorted(samples, key=lambda sample: place[sample.key])
         )  # somebody may have sorted them
     return PreparedCohort(samples, (), settings.config, settings.synthetic, (folder,))
-
-
-def _different(one: PreprocessConfig, other: PreprocessConfig) -> list[str]:
-    ours, theirs = config_to_dict(one), config_to_dict(other)
-    return [name for name, value in ours.items() if theirs[name] != value]
 
 
 def _joined(samples: Sequence[Sample]) -> tuple[Sample, ...]:
